@@ -1,0 +1,241 @@
+"""l2 attacks: the upper bounds that keep certificates honest.
+
+Each attack takes every other class as its target, in float64, and reports what it found, never
+what it did not: a failed attack proves nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from crcbook.checks import as_classes, as_inputs, as_radius
+from crcbook.networks import Network, read_network
+
+_CHUNK_VALUES = 2**22
+_BISECTIONS = 120
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What an attack found.
+
+    Attributes:
+        point: ``(batch, n)`` float64, the worst (or closest adversarial) point found; NaN where
+            a search for the closest one found none.
+        margin: ``(batch,)`` float64, the label's smallest margin over the other classes there.
+        success: ``(batch,)`` bool: the margin is not positive.
+        distance: ``(batch,)`` float64 l2 distance of the point; infinity where there is none.
+    """
+
+    point: Tensor
+    margin: Tensor
+    success: Tensor
+    distance: Tensor
+
+
+def attack(
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    radius: float | None = None,
+    steps: int = 20,
+    restarts: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Attack:
+    r"""Attack every input towards every other class.
+
+    With a radius, a margin is minimised over the ball: each step goes to where its linearisation
+    is smallest in the ball, damped where that stops helping. Without one, steps towards the
+    nearest point of the linearised boundary, and bisections back to it, look for the smallest
+    distance.
+
+    Args:
+        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        x: ``(batch, *input_shape)`` inputs.
+        y: ``(batch,)`` int64 labels.
+        radius: the l2 radius of the ball; None to look for the smallest distance.
+        steps: the number of gradients for each class and start.
+        restarts: how many searches for each class; the first starts at the input, the others at
+            random points.
+        seed: the seed of the random starts.
+        progress: show a progress bar.
+
+    Returns:
+        The points found. A misclassified input is its own adversarial point, at distance 0.
+
+    Raises:
+        TypeError: for a model or tensors of the wrong kind.
+        ValueError: for a layer crcbook does not know, a wrong shape or range, NaN or infinity.
+    """
+    network = read_network(model)
+    x = as_inputs(x, network)
+    y = as_classes("y", y, network, batch=len(x))
+    if radius is not None:
+        radius = as_radius(radius)
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
+    generator = torch.Generator().manual_seed(seed)
+    size = max(1, _CHUNK_VALUES // (network.classes * _width(network)))
+    parts = [
+        _attack(network, x[start : start + size], y[start : start + size], radius, steps, noise)
+        for start in tqdm(range(0, len(x), size), desc="attack", disable=not progress)
+        for noise in [_starts(x[start : start + size], restarts, generator)]
+    ]
+    point = torch.cat(parts)
+    margin = smallest_margin(network, point, y)
+    distance = (point - x).norm(dim=1).nan_to_num(nan=torch.inf)
+    return Attack(point, margin, margin <= 0, distance)
+
+
+def smallest_margin(network: Network, x: Tensor, y: Tensor) -> Tensor:
+    """The label's logit less the largest other one.
+
+    Args:
+        network: the network.
+        x: ``(batch, n)``.
+        y: ``(batch,)`` labels.
+
+    Returns:
+        ``(batch,)``; negative where another class wins.
+    """
+    logits = network.logits(x)
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def boundary_points(
+    network: Network,
+    x: Tensor,
+    label: Tensor,
+    target: Tensor,
+    start: Tensor | None = None,
+    steps: int = 30,
+) -> Tensor:
+    r"""Points where a target overtakes the label, as close to the inputs as the search gets.
+
+    Each step goes towards :math:`x_0 - \nabla f \, (f + \nabla f \cdot (x_0 - c))/\|\nabla f\|^2`,
+    the nearest point of the boundary of the margin linearised at c. Every direction tried is
+    followed out to the boundary by bisection at the end.
+
+    Args:
+        network: a float64 network.
+        x: ``(pairs, n)`` inputs.
+        label: ``(pairs,)`` their classes.
+        target: ``(pairs,)`` the classes to reach.
+        start: ``(pairs, n)`` first points; the inputs where None.
+        steps: the number of gradients.
+
+    Returns:
+        ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
+    """
+    point = x if start is None else start
+    best = torch.full_like(x, torch.nan)
+    shortest = torch.full_like(x[:, 0], torch.inf)
+    damping = torch.ones_like(shortest)
+    for _ in range(steps):
+        margin, gradient = network.margin_and_gradient(point, label, target)
+        distance = (point - x).norm(dim=1)
+        hit = (margin <= 0) & (distance < shortest)
+        best[hit], shortest[hit] = point[hit], distance[hit]
+        step = (margin + (gradient * (x - point)).sum(1)) / gradient.square().sum(1)
+        move = x - step.clamp(min=0)[:, None] * gradient - point
+        # Beyond the best point found there is nothing to look for: shorten what overshoots.
+        damping = torch.where(distance > 1.5 * shortest, damping / 2, damping)
+        point = torch.where(
+            move.isfinite().all(1, keepdim=True), point + damping[:, None] * move, point
+        )
+    for last in (point, best):
+        candidate = _retreat(network, x, last, label, target)
+        distance = (candidate - x).norm(dim=1)
+        closer = distance < shortest
+        best[closer], shortest[closer] = candidate[closer], distance[closer]
+    return best
+
+
+def _retreat(network: Network, x, point, label, target) -> Tensor:
+    """The boundary on the ray through a point, by bisection; NaN where the ray has none."""
+    ray = point - x
+    inner, outer = torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], torch.nan)
+    for reach in (1.0, 1.0 + 1e-9, 1.0 + 1e-7, 1.0 + 1e-5, 1.001, 1.03, 1.3, 2.0, 4.0):
+        beyond = _margin(network, x + reach * ray, label, target) <= 0
+        outer = torch.where(outer.isnan() & beyond, reach, outer)
+        inner = torch.where(outer.isnan(), reach, inner)
+    for _ in range(_BISECTIONS):
+        middle = (inner + outer) / 2
+        beyond = _margin(network, x + middle[:, None] * ray, label, target) <= 0
+        outer = torch.where(beyond, middle, outer)
+        inner = torch.where(beyond, inner, middle)
+        if not (outer - inner > 1e-15 * outer).any():
+            break
+    return x + outer[:, None] * ray
+
+
+def _margin(network: Network, x, label, target) -> Tensor:
+    logits = network.logits(x)
+    return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
+
+
+def _attack(network, x, y, radius, steps, starts) -> Tensor:
+    """The worst point of each input over all classes and starts."""
+    image = torch.arange(len(x), device=x.device).repeat_interleave(network.classes - 1)
+    classes = torch.arange(network.classes, device=x.device).expand(len(x), -1)
+    target = classes[classes != y[:, None]]
+    clean = smallest_margin(network, x, y)
+    best, score = x, clean
+    if radius is None:
+        best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
+    for start in starts:
+        begin = x[image] + start[image] * (1.0 if radius is None else radius)
+        if radius is None:
+            point = boundary_points(network, x[image], y[image], target, begin, steps)
+            value = (point - x[image]).norm(dim=1).nan_to_num(nan=torch.inf)
+        else:
+            point, value = _descend(network, x[image], y[image], target, radius, begin, steps)
+        value, column = value.reshape(len(x), -1).min(dim=1)
+        rows = torch.arange(len(x), device=x.device)
+        chosen = point.reshape(len(x), -1, x.shape[1])[rows, column]
+        better = value < score
+        best = torch.where(better[:, None], chosen, best)
+        score = torch.where(better, value, score)
+    return torch.where((clean <= 0)[:, None], x, best)
+
+
+def _descend(network, x, label, target, radius: float, point, steps: int):
+    """Minimise margins over balls; returns the points and the margins there."""
+    best, lowest = x.clone(), torch.full_like(x[:, 0], torch.inf)
+    damping = torch.ones_like(lowest)
+    for _ in range(steps):
+        margin, gradient = network.margin_and_gradient(point, label, target)
+        improved = margin < lowest
+        best = torch.where(improved[:, None], point, best)
+        damping = torch.where(improved, damping, damping / 2)
+        lowest = torch.minimum(lowest, margin)
+        goal = x - radius * torch.nn.functional.normalize(gradient, dim=1)
+        point = _into_ball(x, point + damping[:, None] * (goal - point), radius)
+    margin = _margin(network, point, label, target)
+    best = torch.where((margin < lowest)[:, None], point, best)
+    return best, torch.minimum(lowest, margin)
+
+
+def _into_ball(x: Tensor, point: Tensor, radius: float) -> Tensor:
+    """Project onto the ball, a rounding error inside it."""
+    away = point - x
+    length = away.norm(dim=1, keepdim=True)
+    return torch.where(length > radius, x + away * (radius * (1 - 1e-15) / length), point)
+
+
+def _starts(x: Tensor, restarts: int, generator: torch.Generator) -> list[Tensor]:
+    """Displacements to start from: none, then random ones of at most unit length."""
+    starts = [torch.zeros_like(x)]
+    for _ in range(restarts - 1):
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
+        length = torch.rand(len(x), 1, generator=generator, dtype=x.dtype).to(x)
+        starts.append(torch.nn.functional.normalize(noise, dim=1) * length)
+    return starts
+
+
+def _width(network: Network) -> int:
+    return max(max(layer.weight.shape) for layer in network.layers)

@@ -1,0 +1,133 @@
+"""Models and training states as safetensors files: data, never code.
+
+Every file is written beside its place and moved there in one step, so that what is found under a
+name is whole.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from crcbook.activations import ACTIVATIONS
+from crcbook.networks import mlp, read_network
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        path: where to; its folder is created.
+        content: the bytes.
+
+    Raises:
+        RuntimeError: where the folder or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise RuntimeError(f"cannot write {path}: {error}") from error
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+    """Write named tensors and a few JSON facts about them.
+
+    Args:
+        path: where to.
+        tensors: the tensors.
+        facts: anything JSON can hold.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(whole, metadata={"crcbook": json.dumps(facts)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read what :func:`save_tensors` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors and the facts.
+
+    Raises:
+        RuntimeError: where the file is missing or is not one of crcbook's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["crcbook"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(f"cannot read {path} as a crcbook file: {error}") from error
+
+
+def save_model(path: Path | str, model: nn.Sequential) -> None:
+    """Write an :func:`crcbook.mlp` with what is needed to build it again.
+
+    Args:
+        path: where to, ``.safetensors`` by custom.
+        model: the network, with one of the table's activations in its default setting.
+
+    Raises:
+        ValueError: for a model ``mlp`` would not build.
+        RuntimeError: where the file cannot be written.
+    """
+    save_tensors(Path(path), model.state_dict(), architecture(model))
+
+
+def load_model(path: Path | str) -> nn.Sequential:
+    """Read a network that :func:`save_model` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network, on the CPU.
+
+    Raises:
+        RuntimeError: where the file is missing, damaged or none of crcbook's.
+    """
+    tensors, facts = load_tensors(Path(path))
+    try:
+        model = mlp(facts["sizes"], facts["activation"])
+        model.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RuntimeError(f"{path} holds no crcbook model: {error}") from error
+    return model
+
+
+def architecture(model: nn.Sequential) -> dict:
+    """The widths and the activation of an :func:`crcbook.mlp`.
+
+    Args:
+        model: the network.
+
+    Returns:
+        ``{"sizes": [...], "activation": name}``.
+
+    Raises:
+        ValueError: for a model ``mlp`` would not build.
+    """
+    layers = read_network(model).layers
+    sizes = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
+    rows = {layer.activation.name: layer.activation for layer in layers[:-1]}
+    name = next(iter(rows), "softplus")
+    twin = mlp(sizes, name) if name in ACTIVATIONS else None
+    if len(rows) > 1 or twin is None or repr(twin) != repr(model):
+        raise ValueError(f"only networks that crcbook.mlp builds can be saved; got {model}")
+    return {"sizes": sizes, "activation": name}

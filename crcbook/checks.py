@@ -1,0 +1,88 @@
+"""What the public functions accept, checked once at the door."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from crcbook.networks import Network
+
+
+def as_inputs(x, network: Network) -> Tensor:
+    """Check inputs and flatten them.
+
+    Args:
+        x: ``(batch, *input_shape)``, real and finite.
+        network: the network they are for.
+
+    Returns:
+        ``(batch, n)`` float64 on the network's device.
+
+    Raises:
+        TypeError: where ``x`` is no floating-point tensor.
+        ValueError: for an empty batch, a wrong shape, NaN or infinity.
+    """
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor; got {kind}")
+    if x.dim() < 2 or len(x) == 0 or x[0].numel() != network.inputs:
+        raise ValueError(
+            f"x must be (batch, *input_shape) with at least one item and {network.inputs} values "
+            f"an item; got {tuple(x.shape)}"
+        )
+    if not x.isfinite().all():
+        raise ValueError(f"x must be finite; {int((~x.isfinite()).sum())} of its values are not")
+    return x.detach().flatten(1).to(network.device, torch.float64)
+
+
+def as_classes(name: str, classes, network: Network, batch: int | None = None) -> Tensor:
+    """Check class indices.
+
+    Args:
+        name: the argument's name, for the message.
+        classes: an integer, or a tensor of them.
+        network: the network they are for.
+        batch: the length they must have; None for any.
+
+    Returns:
+        int64 classes on the network's device.
+
+    Raises:
+        TypeError: for anything but integers.
+        ValueError: for a wrong shape or a class the model lacks.
+    """
+    classes = torch.as_tensor(classes)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers; got {classes.dtype}")
+    if batch is not None and tuple(classes.shape) != (batch,):
+        raise ValueError(
+            f"{name} must be ({batch},), one class an item; got {tuple(classes.shape)}"
+        )
+    if classes.numel() and not ((classes >= 0) & (classes < network.classes)).all():
+        raise ValueError(
+            f"{name} must be in 0..{network.classes - 1}; got values from {int(classes.min())} "
+            f"to {int(classes.max())}"
+        )
+    return classes.to(network.device, torch.int64)
+
+
+def as_radius(radius) -> float:
+    """Check a radius.
+
+    Args:
+        radius: an l2 distance.
+
+    Returns:
+        The radius.
+
+    Raises:
+        TypeError: where it is no real number.
+        ValueError: where it is not positive and finite.
+    """
+    try:
+        value = float(radius)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"radius must be a real number; got {type(radius).__name__}") from error
+    if not 0 < value < math.inf:
+        raise ValueError(f"radius must be positive and finite; got {value:g}")
+    return value

@@ -1,0 +1,319 @@
+"""Certified radii on a grid of the plane, and the figure that lets a reader walk through them."""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from string import Template
+
+import contourpy
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from crcbook.attacks import attack
+from crcbook.certificate import certify
+from crcbook.networks import read_network
+from crcbook.plots import PALETTE
+
+_BOUNDARY_POINTS = 161
+_RESTARTS = 4
+
+
+@dataclass(frozen=True)
+class RadiusField:
+    """The certificate at every point of a grid; the label is the class predicted there.
+
+    Attributes:
+        xs: ``(columns,)`` float64, increasing.
+        ys: ``(rows,)`` float64, increasing.
+        predicted: ``(rows, columns)`` int64.
+        radius: ``(rows, columns)`` float64 certified l2 radii, infinity where no adversary exists.
+        target: ``(rows, columns)`` int64, the class whose boundary limits the radius.
+        exact: ``(rows, columns)`` bool: the radius is the distance to the boundary.
+        nearest: ``(rows, columns, 2)`` the closest adversarial point that the certificate or an
+            attack found, NaN where none was.
+        boundary: the decision boundary as polylines ``(points, 2)``; a drawing, not a proof.
+        classes: the number of classes.
+    """
+
+    xs: np.ndarray
+    ys: np.ndarray
+    predicted: np.ndarray
+    radius: np.ndarray
+    target: np.ndarray
+    exact: np.ndarray
+    nearest: np.ndarray
+    boundary: tuple[np.ndarray, ...]
+    classes: int
+
+    @property
+    def distance(self) -> np.ndarray:
+        """``(rows, columns)`` l2 distance to ``nearest``; NaN where there is none."""
+        points = np.stack(np.meshgrid(self.xs, self.ys), axis=-1)
+        return np.linalg.norm(self.nearest - points, axis=-1)
+
+
+def radius_field(
+    model: nn.Sequential, xs: Sequence[float], ys: Sequence[float], **options
+) -> RadiusField:
+    """Certify the class predicted at every point of a grid.
+
+    Args:
+        model: a classifier of points in the plane, as :func:`crcbook.certify` takes it.
+        xs: ``(columns,)`` increasing, finite coordinates.
+        ys: ``(rows,)`` increasing, finite coordinates.
+        **options: passed on to :func:`crcbook.certify`.
+
+    Returns:
+        The field.
+
+    Raises:
+        ValueError: where the coordinates are not increasing and finite, or where the model does
+            not take two inputs.
+    """
+    xs, ys = _coordinates("xs", xs), _coordinates("ys", ys)
+    network = read_network(model)
+    if network.inputs != 2:
+        raise ValueError(f"model must take points in the plane; it takes {network.inputs} inputs")
+    points = _grid(xs, ys)
+    predicted = network.logits(points.to(network.device)).argmax(1)
+    certificate = certify(model, points, predicted, **options)
+    nearest = _nearest(model, points, predicted, certificate.nearest)
+    columns = (predicted, certificate.radius, certificate.target, certificate.exact)
+    return RadiusField(
+        xs,
+        ys,
+        *(column.cpu().numpy().reshape(len(ys), len(xs)) for column in columns),
+        nearest.cpu().numpy().reshape(len(ys), len(xs), 2),
+        _boundary(network, xs, ys),
+        network.classes,
+    )
+
+
+def explorer(
+    fields: RadiusField | Mapping[str, RadiusField],
+    data: tuple[Tensor, Tensor] | None = None,
+    start: tuple[float, float] = (0.0, 0.0),
+    classes: Sequence[str] | None = None,
+    names: tuple[str, str] = ("x₁", "x₂"),
+    alt: str = "Decision regions; the colour is stronger where the certified radius is larger.",
+) -> HTML:
+    """A figure in which sliders and pointer move a point, and its certified ball follows.
+
+    Everything shown was computed by :func:`radius_field`; the figure's JavaScript only looks it
+    up. The point snaps to the grid, radii are rounded down and distances up, so that every number
+    shown is proved. It needs neither a kernel nor a network.
+
+    Args:
+        fields: one field, or several by name to choose among; all on the same evenly spaced grid.
+        data: points ``(items, 2)`` and their classes ``(items,)``, drawn into the figure.
+        start: the point shown first; the nearest grid point is taken.
+        classes: what to call the classes; ``class 0``, ``class 1``, ... where missing.
+        names: what to call the axes.
+        alt: what the picture shows, for readers who do not see it.
+
+    Returns:
+        Self-contained HTML, about 20 bytes per grid point and field.
+
+    Raises:
+        ValueError: for no field, different grids, an uneven grid, or a wrong number of names.
+    """
+    fields = {"": fields} if isinstance(fields, RadiusField) else dict(fields)
+    _check_fields(fields)
+    payload = _payload(fields, data, start, classes, names)
+    template = Template(files("crcbook").joinpath("explorer.html").read_text("utf-8"))
+    return HTML(
+        template.substitute(
+            alt=html.escape(alt),
+            x_name=html.escape(names[0]),
+            y_name=html.escape(names[1]),
+            # No text inside may close the script element.
+            data=json.dumps(payload, separators=(",", ":"), allow_nan=False).replace(
+                "<", "\\u003c"
+            ),
+            script=files("crcbook").joinpath("explorer.js").read_text("utf-8"),
+        )
+    )
+
+
+def draw_field(axes: Axes, field: RadiusField) -> None:
+    """Draw decision regions, coloured more strongly where the certified radius is larger.
+
+    Args:
+        axes: matplotlib axes; they get equal scales.
+        field: at least two points in each direction, evenly spaced.
+    """
+    colours = np.array([_rgb(colour) for colour in PALETTE]) / 255
+    strength = field.radius / _largest([field])
+    opacity = 0.06 + 0.84 * np.minimum(strength, 1.0)
+    step_x, step_y = field.xs[1] - field.xs[0], field.ys[1] - field.ys[0]
+    extent = (
+        *(field.xs[[0, -1]] + (-step_x / 2, step_x / 2)),
+        *(field.ys[[0, -1]] + (-step_y / 2, step_y / 2)),
+    )
+    image = np.concatenate([colours[field.predicted], opacity[..., None]], axis=-1)
+    axes.imshow(image, origin="lower", extent=extent, interpolation="bilinear")
+    for line in field.boundary:
+        axes.plot(*line.T, color=plt.rcParams["text.color"])
+
+
+def draw_ball(axes: Axes, field: RadiusField, row: int = 0, column: int = 0) -> None:
+    """Draw one point of a field, its certified ball and its nearest adversarial point.
+
+    Args:
+        axes: matplotlib axes.
+        field: the field.
+        row: the point's index in ``field.ys``.
+        column: the point's index in ``field.xs``.
+    """
+    ink = plt.rcParams["text.color"]
+    centre = (field.xs[column], field.ys[row])
+    # An infinite ball is drawn as one that covers the axes.
+    radius = min(field.radius[row, column], np.ptp(axes.axis()))
+    axes.add_patch(plt.Circle(centre, radius, facecolor=(0.5, 0.5, 0.5, 0.25), edgecolor=ink, lw=2))
+    axes.plot(*zip(centre, field.nearest[row, column], strict=True), "--", color=ink, lw=1.5)
+    axes.plot(*field.nearest[row, column], "x", color=ink, markersize=9, markeredgewidth=2.5)
+    axes.plot(*centre, "o", color=ink)
+
+
+def draw_data(axes: Axes, data: tuple[Tensor, Tensor]) -> None:
+    """Draw labelled points, each class in its colour and shape.
+
+    Args:
+        axes: matplotlib axes.
+        data: points ``(items, 2)`` and their classes ``(items,)``.
+    """
+    points, labels = (np.asarray(part) for part in data)
+    for label in np.unique(labels):
+        axes.scatter(
+            *points[labels == label].T,
+            s=14,
+            marker="os^D"[label % 4],
+            color=PALETTE[label],
+            edgecolors=plt.rcParams["text.color"],
+            linewidths=0.7,
+        )
+
+
+def _coordinates(name: str, values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers in one dimension; got {values}")
+    if not (np.diff(values) > 0).all():
+        raise ValueError(f"{name} must increase; got {values}")
+    return values
+
+
+def _grid(xs: np.ndarray, ys: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2))
+
+
+def _nearest(model: nn.Sequential, points: Tensor, predicted: Tensor, known: Tensor) -> Tensor:
+    """The closer of the adversarial points that the certificate and an attack found."""
+    found = attack(model, points, predicted, restarts=_RESTARTS)
+    distance = (known - points.to(known)).norm(dim=1).nan_to_num(nan=torch.inf)
+    return torch.where((found.distance < distance)[:, None], found.point, known)
+
+
+def _boundary(network, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where a class and the best of the others tie, from a finer grid than the radii's."""
+    if len(xs) < 2 or len(ys) < 2:
+        return ()
+    fine_xs = np.linspace(xs[0], xs[-1], _BOUNDARY_POINTS)
+    fine_ys = np.linspace(ys[0], ys[-1], _BOUNDARY_POINTS)
+    logits = network.logits(_grid(fine_xs, fine_ys).to(network.device)).cpu()
+    lines = []
+    # Two classes share their one boundary; with more, two classes draw each piece, which hides
+    # nothing.
+    for label in range(1 if network.classes == 2 else network.classes):
+        others = logits.clone()
+        others[:, label] = -torch.inf
+        margin = (logits[:, label] - others.max(1).values).reshape(len(fine_ys), -1)
+        lines += contourpy.contour_generator(fine_xs, fine_ys, margin.numpy()).lines(0.0)
+    return tuple(lines)
+
+
+def _check_fields(fields: Mapping[str, RadiusField]) -> None:
+    if not fields:
+        raise ValueError("fields must hold at least one field; got none")
+    first = next(iter(fields.values()))
+    for field in fields.values():
+        if not (np.array_equal(field.xs, first.xs) and np.array_equal(field.ys, first.ys)):
+            raise ValueError("fields must all have the same grid")
+        if field.classes != first.classes:
+            raise ValueError("fields must all have the same number of classes")
+    for name, values in (("xs", first.xs), ("ys", first.ys)):
+        steps = np.diff(values)
+        if len(steps) < 1 or not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+            raise ValueError(f"the explorer needs at least two evenly spaced {name}")
+    if first.classes > len(PALETTE):
+        raise ValueError(f"the explorer has colours for {len(PALETTE)} classes, not more")
+
+
+def _payload(fields, data, start, classes, names) -> dict:
+    first = next(iter(fields.values()))
+    classes = list(classes or (f"class {label}" for label in range(first.classes)))
+    if len(classes) != first.classes:
+        raise ValueError(f"classes must name {first.classes} classes; got {len(classes)}")
+    points, labels = ([], []) if data is None else data
+    largest = _largest(fields.values())
+    return {
+        "xs": first.xs.tolist(),
+        "ys": first.ys.tolist(),
+        "names": list(names),
+        "classes": classes,
+        "colours": [_rgb(colour) for colour in PALETTE[: first.classes]],
+        "largest": largest,
+        "start": [int(abs(first.xs - start[0]).argmin()), int(abs(first.ys - start[1]).argmin())],
+        "points": np.asarray(points, dtype=np.float64).round(3).tolist(),
+        "labels": np.asarray(labels, dtype=np.int64).tolist(),
+        "fields": [_field_payload(name, field, largest) for name, field in fields.items()],
+    }
+
+
+def _field_payload(name: str, field: RadiusField, largest: float) -> dict:
+    distance = field.distance
+    return {
+        "name": name,
+        "radius": _base64(_towards(field.radius, 0.0)),
+        "distance": _base64(_towards(distance, np.inf)),
+        "nearest": _base64(field.nearest.astype("<f4")),
+        "predicted": _base64(field.predicted.astype(np.uint8)),
+        "exact": _base64(field.exact.astype(np.uint8)),
+        "boundary": [line.round(4).tolist() for line in field.boundary],
+        "contours": [line.round(3).tolist() for line in _contours(field, largest)],
+    }
+
+
+def _largest(fields: Iterable[RadiusField]) -> float:
+    """The largest finite radius, or 1 where none is positive: the full strength of a colour."""
+    radii = np.concatenate([field.radius[np.isfinite(field.radius)] for field in fields])
+    return float(radii.max(initial=0.0)) or 1.0
+
+
+def _towards(values: np.ndarray, limit: float) -> np.ndarray:
+    """Round to float32 in the direction of ``limit``: 0 for a promise, infinity for an attack."""
+    rounded = values.astype("<f4")
+    wrong = rounded > values if limit == 0.0 else rounded < values
+    return np.where(wrong, np.nextafter(rounded, np.float32(limit)), rounded).astype("<f4")
+
+
+def _contours(field: RadiusField, largest: float) -> list[np.ndarray]:
+    """Lines of equal radius, five levels up to the largest; they guide the eye only."""
+    finite = np.where(np.isfinite(field.radius), field.radius, largest)
+    generator = contourpy.contour_generator(field.xs, field.ys, finite)
+    return [line for level in np.arange(1, 6) * largest / 6 for line in generator.lines(level)]
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[start : start + 2], 16) for start in (1, 3, 5)]

@@ -1,0 +1,246 @@
+r"""Fully connected networks, and reading them out of a ``torch.nn.Sequential``.
+
+A network is :math:`a^{(0)} = x`, :math:`z^{(I)} = W_I a^{(I-1)} + b_I`,
+:math:`a^{(I)} = \sigma(z^{(I)})`, with logits :math:`z^{(L)}`. The margin of class y over class t
+is :math:`f(x) = z^{(L)}_y(x) - z^{(L)}_t(x)`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from crcbook.activations import ACTIVATIONS, IDENTITY, Activation, activation_module, activation_of
+
+
+def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn.Sequential:
+    """A fully connected classifier with torch's default initialisation.
+
+    Args:
+        sizes: the widths, from the number of inputs to the number of classes.
+        activation: a name from the table of activations.
+        seed: the seed of the initialisation; the global generator is left untouched.
+
+    Returns:
+        ``Flatten, Linear, activation, ..., Linear``; it takes ``(batch, *input_shape)``.
+
+    Raises:
+        ValueError: for fewer than two widths, a width below 1, fewer than two classes, or an
+            unknown activation.
+    """
+    sizes = list(sizes)
+    if len(sizes) < 2 or min(sizes) < 1 or sizes[-1] < 2:
+        raise ValueError(
+            f"sizes must be at least two positive widths, the last one at least 2; got {sizes}"
+        )
+    activation_module(activation)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linears = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
+    modules: list[nn.Module] = [nn.Flatten()]
+    for linear in linears[:-1]:
+        modules += [linear, activation_module(activation)]
+    return nn.Sequential(*modules, linears[-1])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear map followed by an activation.
+
+    Attributes:
+        weight: ``(outputs, inputs)``.
+        bias: ``(outputs,)``.
+        activation: the row of the table; the identity for the logits.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers of a classifier, in the order data flows through them.
+
+    Attributes:
+        layers: at least one; the last one gives the logits.
+        key: a hash of every weight and activation, so that an edited model is another network.
+    """
+
+    layers: tuple[Layer, ...]
+    key: str
+
+    @property
+    def inputs(self) -> int:
+        """The number of input coordinates."""
+        return self.layers[0].weight.shape[1]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.layers[-1].weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.layers[0].weight.device
+
+    def to(self, dtype: torch.dtype) -> "Network":
+        """The same network with rounded weights, for searches that need no proof.
+
+        Args:
+            dtype: a floating-point dtype.
+
+        Returns:
+            A network with the same key.
+        """
+        layers = (
+            Layer(layer.weight.to(dtype), layer.bias.to(dtype), layer.activation)
+            for layer in self.layers
+        )
+        return Network(tuple(layers), self.key)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            ``(batch, classes)``.
+        """
+        for layer in self.layers:
+            x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
+        return x
+
+    def margin_weights(self, label: Tensor, target: Tensor) -> Tensor:
+        """The last layer's row of ``label`` minus that of ``target``.
+
+        Args:
+            label: ``(batch,)`` classes.
+            target: ``(batch,)`` classes.
+
+        Returns:
+            ``(batch, width of the last hidden layer)``.
+        """
+        return self.layers[-1].weight[label] - self.layers[-1].weight[target]
+
+    def margin_and_gradient(self, x: Tensor, label: Tensor, target: Tensor):
+        """The margin f of ``label`` over ``target`` and its gradient.
+
+        Args:
+            x: ``(batch, n)``.
+            label: ``(batch,)`` classes.
+            target: ``(batch,)`` classes.
+
+        Returns:
+            ``f`` as ``(batch,)`` and its gradient as ``(batch, n)``.
+        """
+        slopes = []
+        for layer in self.layers[:-1]:
+            z = torch.addmm(layer.bias, x, layer.weight.T)
+            slopes.append(layer.activation.slope(z))
+            x = layer.activation.value(z)
+        gradient = self.margin_weights(label, target)
+        offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
+        margin = (gradient * x).sum(1) + offset
+        for layer, slope in zip(self.layers[-2::-1], reversed(slopes), strict=True):
+            gradient = (gradient * slope) @ layer.weight
+        return margin, gradient
+
+
+def read_network(model: nn.Sequential) -> Network:
+    """Read a Sequential of Flatten, Linear and activations as a float64 network.
+
+    Args:
+        model: any Sequential (nested ones too) of ``Flatten``, ``Linear`` and the activations of
+            the table, in any float dtype, on any device.
+
+    Returns:
+        The network with float64 copies of the weights, on the model's device.
+
+    Raises:
+        TypeError: where the model is no Sequential.
+        ValueError: for a layer, an order of layers or weights that cannot be certified.
+    """
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"model must be a torch.nn.Sequential; got {type(model).__name__}")
+    layers: list[Layer] = []
+    for module in _flat(model):
+        if type(module) is nn.Flatten:
+            _check_flatten(module)
+        elif type(module) is nn.Linear:
+            layers.append(_linear(module, len(layers)))
+        else:
+            layers = _activated(layers, module)
+    _check_shapes(layers)
+    return Network(tuple(layers), _key(layers))
+
+
+def _flat(model: nn.Sequential) -> Iterable[nn.Module]:
+    for module in model:
+        if isinstance(module, nn.Sequential):
+            yield from _flat(module)
+        else:
+            yield module
+
+
+def _check_flatten(module: nn.Flatten) -> None:
+    if (module.start_dim, module.end_dim) != (1, -1):
+        raise ValueError(f"Flatten must flatten all but the batch; got {module}")
+
+
+def _linear(module: nn.Linear, position: int) -> Layer:
+    weight = module.weight.detach()
+    if not weight.is_floating_point():
+        raise ValueError(f"Linear layer {position} must have real weights; got {weight.dtype}")
+    if weight.device.type == "mps":  # has no float64
+        weight = weight.cpu()
+    weight = weight.double()
+    bias = weight.new_zeros(weight.shape[0])
+    if module.bias is not None:
+        bias = module.bias.detach().to(weight)
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise ValueError(f"Linear layer {position} must have finite weights; got NaN or infinity")
+    return Layer(weight, bias, IDENTITY)
+
+
+def _activated(layers: list[Layer], module: nn.Module) -> list[Layer]:
+    activation = activation_of(module)
+    if activation is None:
+        supported = ", ".join(["Flatten", "Linear", *ACTIVATIONS])
+        raise ValueError(
+            f"cannot certify the layer {module}: expected one of {supported} "
+            "(a certificate by curvature needs a smooth activation)"
+        )
+    if activation is IDENTITY:
+        return layers
+    if not layers or layers[-1].activation is not IDENTITY:
+        raise ValueError(f"expected a Linear layer before {module}")
+    return [*layers[:-1], Layer(layers[-1].weight, layers[-1].bias, activation)]
+
+
+def _check_shapes(layers: list[Layer]) -> None:
+    if not layers or layers[-1].activation is not IDENTITY:
+        raise ValueError("the model must end in a Linear layer that gives the logits")
+    for first, second in pairwise(layers):
+        if first.weight.shape[0] != second.weight.shape[1]:
+            raise ValueError(
+                f"a Linear layer with {second.weight.shape[1]} inputs follows one "
+                f"with {first.weight.shape[0]} outputs"
+            )
+    if layers[-1].weight.shape[0] < 2:
+        raise ValueError("the model must have at least two classes; its last layer has one output")
+
+
+def _key(layers: list[Layer]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for layer in layers:
+        row = layer.activation
+        digest.update(f"{row.name} {row.deviation} {tuple(layer.weight.shape)}".encode())
+        digest.update(layer.weight.cpu().numpy().tobytes())
+        digest.update(layer.bias.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,133 @@
+"""Figures that read well on a light page and on a dark one, in the book and in a live notebook."""
+
+import html
+import io
+import os
+
+import matplotlib.pyplot as plt
+import plotly.graph_objects as go
+from cycler import cycler
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, which colour-blind readers tell apart; its black would vanish on a dark
+# page, and the two mid-light hues that stand out on both pages come first.
+PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
+
+# Legible on white and on black. In inline SVG it gives way to the page's own text colour.
+_INK = "#777777"
+
+_MATPLOTLIB = {
+    "figure.figsize": (6.4, 4.0),
+    "figure.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "font.size": 11,
+}
+
+_AXIS = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)"}
+_SCENE_AXIS = {**_AXIS, "showbackground": False}
+_PLOTLY = go.layout.Template(
+    layout={
+        "colorway": PALETTE,
+        "font": {"color": _INK, "size": 14},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 50, "r": 20, "t": 40, "b": 50},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "scene": {"xaxis": _SCENE_AXIS, "yaxis": _SCENE_AXIS, "zaxis": _SCENE_AXIS},
+        "sliderdefaults": {"bgcolor": "rgba(128,128,128,0.3)", "activebgcolor": PALETTE[0]},
+        "updatemenudefaults": {"bgcolor": "rgba(128,128,128,0.15)"},
+    }
+)
+
+# Plotly writes the ink into every text; the page's own colour must win over it.
+_FOLLOW_THE_PAGE = (
+    "<style>.crc-figure{margin:1rem 0}"
+    ".crc-figure .main-svg>g:not(.hoverlayer) text{fill:currentColor!important}</style>"
+)
+
+
+def use_style() -> None:
+    """Draw matplotlib figures in the book's style from here on: transparent, in its colours."""
+    plt.rcParams.update(_MATPLOTLIB)
+
+
+def show(figure: go.Figure | Figure, alt: str) -> None:
+    """Display a figure wherever this runs: on a page of the book, or in a live notebook.
+
+    Args:
+        figure: a plotly or a matplotlib figure; plotly's is shown in the book's style,
+            matplotlib's wants :func:`use_style` before it is drawn. It is not changed.
+        alt: what the figure shows, for readers who do not see it.
+
+    Raises:
+        TypeError: for any other kind of figure.
+        ValueError: where ``alt`` is empty.
+    """
+    if not alt.strip():
+        raise ValueError("alt must say what the figure shows; got nothing")
+    if isinstance(figure, Figure):
+        display(HTML(svg(figure, alt)))
+        plt.close(figure)  # or a notebook would draw it a second time
+    elif isinstance(figure, go.Figure):
+        styled = go.Figure(figure).update_layout(template=_PLOTLY)
+        # Live notebooks know how to draw a plotly figure; the book's builder skips it.
+        display(HTML(_plotly_html(styled, alt)) if _building_the_book() else styled)
+    else:
+        raise TypeError(
+            f"figure must be a plotly or a matplotlib figure; got {type(figure).__name__}"
+        )
+
+
+def svg(figure: Figure, alt: str) -> str:
+    """A matplotlib figure as inline SVG whose lines and text take the page's text colour.
+
+    Args:
+        figure: the figure, drawn after :func:`use_style`.
+        alt: what it shows, for readers who do not see it.
+
+    Returns:
+        An HTML ``figure`` that is never wider than its page.
+    """
+    buffer = io.StringIO()
+    # The salt names the drawing's parts; two figures of a page must not share names.
+    with plt.rc_context({"svg.hashsalt": alt}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
+    drawing = drawing.replace("<svg", '<svg style="max-width:100%;height:auto"', 1)
+    return (
+        f'<figure class="crc-figure" role="img" aria-label="{html.escape(alt)}">{drawing}</figure>'
+    )
+
+
+def _building_the_book() -> bool:
+    return os.environ.get("CRCBOOK_BUILD") == "1"
+
+
+def _plotly_html(figure: go.Figure, alt: str) -> str:
+    """A plotly figure for a page that has loaded plotly.js already."""
+    drawing = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        include_mathjax=False,
+        config={"responsive": True, "displayModeBar": False},
+    )
+    return (
+        f'{_FOLLOW_THE_PAGE}<figure class="crc-figure" aria-label="{html.escape(alt)}">'
+        f"{drawing}</figure>"
+    )

@@ -1,0 +1,129 @@
+r"""How far a float64 evaluation of a network can be from its value in real arithmetic.
+
+With unit roundoff :math:`u = 2^{-53}` and :math:`\gamma_k = ku/(1-ku)`, a computed inner product of
+length k errs by at most :math:`\gamma_k \sum|a_i b_i|` in any order of summation, underflow aside
+(Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1). Everything here follows
+from that and from the table of activations being evaluated within ``ROUNDING``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crcbook.activations import ROUNDING
+from crcbook.networks import Network
+from crcbook.spectral import spectral_norm_bound
+
+UNIT = 2.0**-53
+# The error bounds are themselves computed in float64, from a few dozen positive terms.
+OUTWARD = 1 + 2.0**-40
+
+
+def gamma(terms: int) -> float:
+    r""":math:`\gamma_k = ku/(1-ku)`, the relative error of a sum of ``terms`` rounded terms.
+
+    Args:
+        terms: the number of roundings k.
+
+    Returns:
+        The bound.
+    """
+    return terms * UNIT / (1 - terms * UNIT)
+
+
+@dataclass(frozen=True)
+class RoundingModel:
+    r"""Error bounds of :meth:`Network.margin_and_gradient` in float64.
+
+    A vector of norms is carried through the layers. If :math:`\hat a` is within
+    :math:`\epsilon` of :math:`a`, the computed :math:`\hat z` is within
+    :math:`e_z = \|W\|\epsilon + \gamma_{n+2}(\|W\|_F\|\hat a\| + \|b\|)` of z, and the computed
+    activation within :math:`g e_z + \tau(g\|z\| + \sqrt{h}|\sigma(0)|)` of its own, where
+    :math:`\tau` is ``ROUNDING``. Backwards, a vector v within :math:`\eta` of its true value
+    becomes :math:`v \odot \sigma'(\hat z)` within :math:`g\eta + \|v\|(h e_z + \tau g)`, and the
+    product with :math:`W^T` adds :math:`\gamma_{h+2}\|W\|_F` times its norm.
+
+    Attributes:
+        network: the float64 network.
+        norms: a proved bound of each weight's spectral norm.
+        frobenius: each weight's Frobenius norm, rounded upward.
+    """
+
+    network: Network
+    norms: tuple[float, ...]
+    frobenius: tuple[float, ...]
+
+    @classmethod
+    def of(cls, network: Network) -> "RoundingModel":
+        """Prepare the bounds of a network.
+
+        Args:
+            network: the float64 network.
+
+        Returns:
+            The model.
+        """
+        weights = [layer.weight for layer in network.layers[:-1]]
+        frobenius = (float(weight.norm()) * (1 + gamma(weight.numel() + 2)) for weight in weights)
+        return cls(network, tuple(map(spectral_norm_bound, weights)), tuple(frobenius))
+
+    def deviation(self, weights: Tensor) -> Tensor:
+        r"""How far the margin torch evaluates can be from the one of the table, anywhere.
+
+        Args:
+            weights: ``(pairs, width)`` rows of the last layer's differences.
+
+        Returns:
+            ``(pairs,)`` float64: 0 unless a softplus jumps to the identity above its threshold.
+        """
+        error = 0.0
+        for layer, norm in zip(self.network.layers[:-1], self.norms, strict=True):
+            row = layer.activation
+            error = row.max_slope * norm * error + len(layer.bias) ** 0.5 * row.deviation
+        return weights.norm(dim=1) * error * OUTWARD
+
+    def errors(self, x_norm: Tensor, weights: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the errors of a margin and of its gradient.
+
+        Args:
+            x_norm: ``(pairs,)`` norms of the points evaluated.
+            weights: ``(pairs, width)`` rows of the last layer's differences.
+            offset: ``(pairs,)`` differences of the last layer's biases.
+
+        Returns:
+            ``(pairs,)`` bounds of ``|f - computed f|`` and of the gradient error's l2 norm.
+        """
+        size, error, steps = x_norm, torch.zeros_like(x_norm), []
+        for layer, norm, frobenius in self._hidden():
+            row, width = layer.activation, len(layer.bias) ** 0.5
+            bias = float(layer.bias.norm())
+            at_zero = abs(float(row.value(layer.bias.new_zeros(1))))
+            computed = size + error
+            error = norm * error + gamma(layer.weight.shape[1] + 2) * (frobenius * computed + bias)
+            steps.append(error)
+            z_norm = norm * size + bias
+            error = row.max_slope * error + ROUNDING * (row.max_slope * z_norm + width * at_zero)
+            size = row.max_slope * z_norm + width * at_zero
+        weight_norm = weights.norm(dim=1)
+        terms = gamma(weights.shape[1] + 4)
+        value = weight_norm * error + terms * (weight_norm * (size + error) + 2 * offset.abs())
+        return value * OUTWARD, self._gradient_error(weight_norm, steps) * OUTWARD
+
+    def _hidden(self):
+        return zip(self.network.layers[:-1], self.norms, self.frobenius, strict=True)
+
+    def _gradient_error(self, weight_norm: Tensor, steps: list[Tensor]) -> Tensor:
+        size, error = weight_norm, 2 * UNIT * weight_norm
+        for (layer, norm, frobenius), z_error in zip(
+            reversed(list(self._hidden())), reversed(steps), strict=True
+        ):
+            row = layer.activation
+            error = row.max_slope * error + (size + error) * (
+                row.max_bend * z_error + 2 * ROUNDING * row.max_slope
+            )
+            size = row.max_slope * size
+            terms = gamma(layer.weight.shape[0] + 2)
+            error = norm * error + terms * frobenius * (size + error)
+            size = norm * size
+        return error

@@ -1,0 +1,160 @@
+"""The table of activations, proved from derivatives and high precision."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from crcbook.activations import (
+    ACTIVATIONS,
+    ROUNDING,
+    Arctan,
+    activation_module,
+    activation_of,
+    softplus,
+)
+
+ROWS = {**ACTIVATIONS, "softplus(4)": softplus(4.0), "softplus(0.1)": softplus(0.1)}
+EXACT = {
+    "softplus": lambda z: mpmath.log1p(mpmath.exp(z)),
+    "softplus(4)": lambda z: mpmath.log1p(mpmath.exp(4 * z)) / 4,
+    "softplus(0.1)": lambda z: mpmath.log1p(mpmath.exp(z * mpmath.mpf(0.1))) / mpmath.mpf(0.1),
+    "sigmoid": lambda z: 1 / (1 + mpmath.exp(-z)),
+    "tanh": mpmath.tanh,
+    "silu": lambda z: z / (1 + mpmath.exp(-z)),
+    "gelu": lambda z: z * mpmath.ncdf(z),
+    "arctan": mpmath.atan,
+}
+GRID = torch.linspace(-60, 60, 40_001, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_slope_and_bend_are_the_derivatives(name):
+    row = ROWS[name]
+    z = GRID.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(row.value(z).sum(), z, create_graph=True)
+    torch.testing.assert_close(row.slope(GRID), slope.detach(), rtol=1e-9, atol=1e-12)
+    z = GRID.clone().requires_grad_()
+    (bend,) = torch.autograd.grad(row.slope(z).sum(), z)
+    torch.testing.assert_close(row.bend(GRID), bend, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_float64_is_within_rounding_of_the_truth(name):
+    row, exact = ROWS[name], EXACT[name]
+    points = [-40.0, -12.3, -3.7, -1.0, -1e-3, 0.0, 1e-8, 0.4, 2.2, 7.9, 19.9, 35.0]
+    z = torch.tensor(points, dtype=torch.float64)
+    at_zero = abs(float(row.value(z[5:6])))
+    with mpmath.workdps(60):
+        for order, function, scale in [
+            (0, row.value, lambda z: row.max_slope * abs(z) + at_zero),
+            (1, row.slope, lambda z: row.max_slope),
+            (2, row.bend, lambda z: row.max_bend),
+        ]:
+            for point, computed in zip(points, function(z).tolist(), strict=True):
+                truth = mpmath.diff(exact, mpmath.mpf(point), order)
+                assert abs(computed - truth) <= ROUNDING * scale(point)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("function", ["slope", "bend"])
+def test_extrema_are_stationary_and_complete(name, function):
+    row = ROWS[name]
+    grid = GRID[GRID.abs() < 7]  # further out, the functions are flat to within rounding
+    values = getattr(row, function)(grid)
+    turning = grid[1:-1][values.diff().sign().diff().abs() == 2]
+    extrema = torch.tensor(getattr(row, f"{function}_extrema"), dtype=torch.float64)
+    for point in extrema:
+        z = point.clone().requires_grad_()
+        (derivative,) = torch.autograd.grad(getattr(row, function)(z), z)
+        assert abs(float(derivative)) < 1e-8
+    spacing = float(grid[1] - grid[0])
+    assert len(turning) >= len(extrema)
+    for point in turning:  # every turn on a fine grid is one the table lists
+        assert (extrema - point).abs().min() <= 1.5 * spacing
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_line_ranges_are_sound_and_tight(name):
+    row = ROWS[name]
+    for function, (lowest, highest) in [
+        (row.slope, row.slope_range),
+        (row.bend, row.bend_range),
+        (row.value, row.value_range),
+    ]:
+        values = function(GRID)
+        assert lowest <= values.min() and values.max() <= highest
+    for function, (lowest, highest) in [(row.slope, row.slope_range), (row.bend, row.bend_range)]:
+        values = function(torch.linspace(-999, 999, 2_000_001, dtype=torch.float64))
+        torch.testing.assert_close(
+            values.min(), torch.tensor(lowest, dtype=torch.float64), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            values.max(), torch.tensor(highest, dtype=torch.float64), atol=1e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "slope", "bend"),
+    [
+        ("softplus", 1.0, 1 / 4),
+        ("sigmoid", 1 / 4, 1 / (6 * math.sqrt(3))),
+        ("tanh", 1.0, 4 / (3 * math.sqrt(3))),
+        ("arctan", 1.0, 3 * math.sqrt(3) / 8),
+        ("silu", None, 1 / 2),
+        ("gelu", None, 2 / math.sqrt(2 * math.pi)),
+    ],
+)
+def test_constants_have_their_closed_forms(name, slope, bend):
+    row = ACTIVATIONS[name]
+    assert row.max_bend == pytest.approx(bend, rel=1e-14)
+    if slope is not None:
+        assert row.max_slope == pytest.approx(slope, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@given(center=st.floats(-8, 8), width=st.floats(0, 10))
+def test_interval_ranges_contain_and_touch_every_value(name, center, width):
+    row = ROWS[name]
+    lower, upper = torch.tensor([[center], [center + width]], dtype=torch.float64)
+    inside = torch.linspace(center, center + width, 2001, dtype=torch.float64)
+    for function, interval in [(row.slope, row.slope_interval), (row.bend, row.bend_interval)]:
+        values = function(inside)
+        lowest, highest = interval(lower, upper)
+        assert lowest <= values.min() and values.max() <= highest
+        fineness = 20 * (width / 2000) ** 2 + 1e-12  # what lies between grid points near a peak
+        assert lowest >= values.min() - 5 * fineness and highest <= values.max() + 5 * fineness
+
+
+def test_softplus_deviation_covers_torchs_threshold():
+    for beta in (0.5, 1.0, 3.0):
+        row = softplus(beta)
+        z = torch.linspace(-30, 30, 200_001, dtype=torch.float64) / beta
+        gap = (nn.Softplus(beta)(z) - row.value(z)).abs().max()
+        assert 0.9 * row.deviation < gap <= row.deviation
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_module_and_row_agree(name):
+    module = activation_module(name)
+    row = activation_of(module)
+    assert row.name == name
+    z = torch.linspace(-15, 15, 1001, dtype=torch.float64)
+    torch.testing.assert_close(module(z), row.value(z), rtol=1e-12, atol=1e-14)
+
+
+def test_settings_without_a_proof_are_refused():
+    with pytest.raises(ValueError, match="threshold of 20"):
+        activation_of(nn.Softplus(threshold=10))
+    with pytest.raises(ValueError, match="positive, finite beta"):
+        activation_of(nn.Softplus(beta=-1))
+    with pytest.raises(ValueError, match="exact"):
+        activation_of(nn.GELU(approximate="tanh"))
+    with pytest.raises(ValueError, match="one of softplus"):
+        activation_module("relu")
+    assert activation_of(nn.ReLU()) is None
+    assert isinstance(activation_module("arctan"), Arctan)

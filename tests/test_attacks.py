@@ -1,0 +1,78 @@
+"""Attacks find what is there to be found, and stay where they may search."""
+
+import pytest
+import torch
+from conftest import random_networks
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crcbook as crc
+
+
+@given(random_networks(), st.sampled_from([0.1, 1.0, 10.0]))
+def test_points_lie_in_the_ball_and_margins_are_true(case, radius):
+    model, generator = case
+    x = torch.randn(4, model[1].in_features, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    attacked = crc.attack(model, x, y, radius=radius, restarts=2)
+    assert (attacked.distance <= radius).all()
+    torch.testing.assert_close(attacked.distance, (attacked.point - x).norm(dim=1))
+    logits = model(attacked.point).detach()
+    own = logits.gather(1, y[:, None])[:, 0]
+    margin = own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    torch.testing.assert_close(attacked.margin, margin, rtol=1e-6, atol=1e-6)
+    assert torch.equal(attacked.success, attacked.margin <= 0)
+    clean = model(x).detach()
+    start = clean.gather(1, y[:, None])[:, 0] - clean.scatter(1, y[:, None], -torch.inf).amax(1)
+    assert (attacked.margin <= start + 1e-7).all()
+
+
+def test_the_distance_to_a_hyperplane_is_found_exactly():
+    model = crc.mlp([8, 5], seed=2).double()
+    x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = model(x).argmax(1)
+    exact = crc.certify(model, x, y).radius
+    attacked = crc.attack(model, x, y)
+    torch.testing.assert_close(attacked.distance, exact, rtol=1e-6, atol=0)
+    assert attacked.success.all()
+    assert crc.attack(model, x, y, radius=exact.max().item() * 1.01).success.all()
+    assert not crc.attack(model, x, y, radius=exact.min().item() * 0.99).success.any()
+
+
+def test_a_misclassified_input_is_its_own_adversary():
+    model = crc.mlp([3, 4, 2], seed=0).double()
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wrong = model(x).argmin(1)
+    for attacked in (crc.attack(model, x, wrong), crc.attack(model, x, wrong, radius=0.1)):
+        assert attacked.success.all() and torch.equal(attacked.point, x)
+        assert (attacked.distance == 0).all()
+
+
+def test_nothing_is_found_where_nothing_is():
+    model = crc.mlp([3, 4, 2], "tanh", seed=0).double()
+    with torch.no_grad():
+        model[3].bias.copy_(torch.tensor([50.0, 0.0]))
+    attacked = crc.attack(model, torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
+    assert not attacked.success.any()
+    assert attacked.point.isnan().all() and (attacked.distance == torch.inf).all()
+
+
+def test_more_restarts_never_hurt(digits, digits_model):
+    x, y = digits.test.x[:60], digits.test.y[:60]
+    few = crc.attack(digits_model, x, y, radius=0.7, steps=3)
+    many = crc.attack(digits_model, x, y, radius=0.7, steps=3, restarts=3)
+    assert (many.margin <= few.margin + 1e-12).all()
+
+
+def test_attacks_are_reproducible(digits, digits_model):
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    first, second = (crc.attack(digits_model, x, y, restarts=2, seed=1) for _ in range(2))
+    assert torch.equal(first.point, second.point)
+
+
+def test_bad_settings_are_refused():
+    model, x, y = crc.mlp([3, 4, 2]), torch.zeros(1, 3), torch.tensor([0])
+    with pytest.raises(ValueError, match="steps and restarts"):
+        crc.attack(model, x, y, steps=0)
+    with pytest.raises(ValueError, match="radius must be positive"):
+        crc.attack(model, x, y, radius=0)

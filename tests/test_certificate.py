@@ -1,0 +1,345 @@
+"""Certificates: sound against attacks, tight where the distance is known, clear about bad input."""
+
+import math
+
+import pytest
+import torch
+from conftest import SMOOTH, random_networks
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import brentq, minimize, minimize_scalar
+from torch import nn
+
+import crcbook as crc
+from crcbook.attacks import smallest_margin
+from crcbook.networks import read_network
+
+
+def with_parameters(model, *values):
+    """Overwrite a model's parameters."""
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.copy_(torch.as_tensor(value, dtype=parameter.dtype))
+    return model
+
+
+def inputs_and_predictions(model, generator, count=4):
+    x = torch.randn(count, model[1].in_features, generator=generator, dtype=torch.float64)
+    return x, model(x).argmax(1)
+
+
+@given(random_networks())
+def test_no_attack_beats_a_certificate(case):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    certificate = crc.certify(model, x, y)
+    attacked = crc.attack(model, x, y, restarts=3)
+    assert (attacked.distance >= certificate.radius).all()
+    inside = certificate.radius.clamp(max=1e6)[:, None] * (1 - 1e-9)
+    for _ in range(50):
+        direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        point = x + inside * nn.functional.normalize(direction, dim=1)
+        assert (smallest_margin(read_network(model), point, y) > -1e-9).all()
+
+
+@given(random_networks(), st.sampled_from([0.05, 0.5, 2.0]))
+def test_no_attack_beats_a_verdict(case, radius):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    verdict = crc.verify(model, x, y, radius)
+    attacked = crc.attack(model, x, y, radius=radius, restarts=3)
+    assert not (verdict.robust & attacked.success).any()
+    assert (verdict.margin <= attacked.margin).all()
+    assert torch.equal(verdict.robust, verdict.margin > 0)
+
+
+@given(random_networks())
+def test_exact_radii_have_an_adversary_at_that_distance(case):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator, count=8)
+    certificate = crc.certify(model, x, y)
+    distance = (certificate.nearest - x).norm(dim=1)
+    margin = smallest_margin(read_network(model), certificate.nearest, y)
+    exact = certificate.exact
+    assert (distance[exact] <= certificate.radius[exact] * (1 + 1e-6)).all()
+    found = ~certificate.nearest.isnan().any(1)
+    assert found[exact].all() and (margin[found] <= 0).all()
+    assert (distance[found] >= certificate.radius[found]).all()
+
+
+@given(random_networks())
+def test_runner_up_is_never_below_all(case):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    every, runner_up = (crc.certify(model, x, y, targets=t) for t in ("all", "runner-up"))
+    assert (runner_up.radius >= every.radius).all()
+    assert (every.targets, runner_up.targets) == ("all", "runner-up")
+
+
+def test_linear_networks_get_their_exact_distance():
+    model = crc.mlp([6, 4], seed=0).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0), count=20)
+    weight, logits = model[1].weight.detach(), model(x).detach()
+    gap = logits.gather(1, y[:, None]) - logits
+    distance = gap / (weight[y][:, None] - weight).norm(dim=2)
+    distance[gap == 0] = torch.inf
+    certificate = crc.certify(model, x, y)
+    torch.testing.assert_close(certificate.radius, distance.amin(1), rtol=1e-9, atol=0)
+    assert torch.equal(certificate.target, distance.argmin(1))
+    assert certificate.exact.all()
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_one_dimension_matches_root_finding(activation):
+    model = crc.mlp([1, 6, 2], activation, seed=5).double()
+    with torch.no_grad():
+        model[1].weight.mul_(0.6)
+    grid = torch.linspace(-30, 30, 6001, dtype=torch.float64)[:, None]
+    network = read_network(model)
+
+    def margin(point):
+        logits = network.logits(torch.tensor([[point]], dtype=torch.float64))[0]
+        return (logits[0] - logits[1]).item()
+
+    values = network.logits(grid) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+    crossings = (values[:-1] * values[1:] < 0).nonzero().flatten().tolist()
+    roots = [brentq(margin, grid[i].item(), grid[i + 1].item(), xtol=1e-13) for i in crossings]
+    x = torch.linspace(-3, 3, 31, dtype=torch.float64)[:, None]
+    certificate = crc.certify(model, x, model(x).argmax(1))
+    for point, radius, exact in zip(x, certificate.radius, certificate.exact, strict=True):
+        distance = min((abs(point.item() - root) for root in roots), default=math.inf)
+        assert radius <= distance * (1 + 1e-9)
+        if exact:
+            assert radius.item() == pytest.approx(distance, rel=2e-6)
+
+
+def dual_radius(model, x, label, target):
+    """The paper's dual, solved by scipy: max over eta of min_x |x - x0|^2 / 2 + eta f(x)."""
+    network = read_network(model)
+    m = crc.curvature_bounds(model, label, target)[0].item()
+    label, target = torch.tensor([label]), torch.tensor([target])
+
+    def inner(eta):
+        def objective(point):
+            point = torch.tensor(point)[None]
+            f, g = network.margin_and_gradient(point, label, target)
+            away = point - x
+            value = (away**2).sum() / 2 + eta * f[0]
+            return value.item(), (away + eta * g)[0].numpy()
+
+        start = x.numpy().ravel()
+        return minimize(objective, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15}).fun
+
+    best = minimize_scalar(lambda eta: -inner(eta), bounds=(0, 1 / -m), method="bounded",
+                           options={"xatol": 1e-10 / -m})  # fmt: skip
+    return math.sqrt(2 * max(0.0, -best.fun))
+
+
+@pytest.mark.parametrize("activation", ["softplus", "sigmoid", "tanh"])
+@pytest.mark.parametrize("scale", [0.7, 1.5, 3.0])
+def test_radius_matches_an_independent_dual_solver(activation, scale):
+    model = crc.mlp([4, 10, 2], activation, seed=8).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(2), count=6)
+    certificate = crc.certify(model, x, y)
+    for point, label, radius in zip(x, y, certificate.radius, strict=True):
+        if radius < math.inf:
+            reference = dual_radius(model, point[None], int(label), 1 - int(label))
+            assert radius.item() == pytest.approx(reference, rel=1e-3)
+
+
+def test_radius_is_at_least_the_closed_form(digits, digits_model):
+    x, y = digits.test.x[:100], digits.test.y[:100]
+    certificate = crc.certify(digits_model, x, y)
+    network = read_network(digits_model)
+    closed = torch.full((100,), torch.inf, dtype=torch.float64)
+    for target in range(10):
+        targets = torch.full_like(y, target)
+        f, g = network.margin_and_gradient(x.flatten(1).double(), y, targets)
+        k = -crc.curvature_bounds(digits_model, y, targets)[0]
+        radius = 2 * f / (g.norm(dim=1) + (g.square().sum(1) + 2 * k * f).sqrt())
+        closed = torch.where(y == target, closed, torch.minimum(closed, radius))
+    assert (certificate.radius >= closed.nan_to_num(0).clamp(min=0) * (1 - 1e-9)).all()
+
+
+def test_trained_digits_are_nearly_all_exact(digits, digits_model):
+    x, y = digits.test.x, digits.test.y
+    certificate = crc.certify(digits_model, x, y)
+    attacked = crc.attack(digits_model, x, y)
+    assert certificate.exact.double().mean() > 0.9
+    assert (attacked.distance >= certificate.radius).all()
+    reached = certificate.exact & (certificate.radius > 0)
+    ratio = attacked.distance[reached] / certificate.radius[reached]
+    assert ratio.max() < 1.25 and ratio.median() < 1.001
+    robust = crc.verify(digits_model, x, y, 0.5).robust
+    assert (robust == (certificate.radius > 0.5)).double().mean() > 0.995
+
+
+def test_a_third_class_can_be_closer_than_the_runner_up():
+    # Logits 1, 0.9 and -2 + 10 x_2: the runner-up's boundary is at x_1 = -1, the third class's
+    # at x_2 = 0.3.
+    model = with_parameters(
+        crc.mlp([2, 3]).double(), [[0.1, 0.0], [0.0, 0.0], [0.0, 10.0]], [1.0, 0.9, -2.0]
+    )
+    x, y = torch.zeros(1, 2), torch.tensor([0])
+    every, runner_up = (crc.certify(model, x, y, targets=t) for t in ("all", "runner-up"))
+    assert runner_up.radius.item() == pytest.approx(1.0) and runner_up.target == 1
+    assert every.radius.item() == pytest.approx(0.3, rel=1e-3) and every.target == 2
+
+
+def test_misclassified_and_tied_images_have_radius_zero():
+    model = with_parameters(crc.mlp([2, 3]).double(), torch.zeros(3, 2), [0.0, 0.0, -1.0])
+    x, y = torch.zeros(2, 2), torch.tensor([0, 2])
+    certificate = crc.certify(model, x, y)
+    assert certificate.radius.tolist() == [0, 0]
+    assert certificate.target.tolist() == [1, 0]
+    assert certificate.exact.all() and torch.equal(certificate.nearest, x.double())
+    assert not crc.verify(model, x, y, 0.1).robust.any()
+
+
+def test_radius_is_infinite_where_no_adversary_exists():
+    constant = with_parameters(crc.mlp([2, 2]).double(), torch.zeros(2, 2), [1.0, 0.0])
+    bounded = crc.mlp([2, 4, 2], "tanh", seed=0).double()
+    with torch.no_grad():
+        bounded[3].bias.copy_(torch.tensor([100.0, 0.0]))
+    for model in (constant, bounded):
+        certificate = crc.certify(model, torch.randn(3, 2), torch.zeros(3, dtype=torch.int64))
+        assert (certificate.radius == torch.inf).all()
+        assert not certificate.exact.any() and certificate.nearest.isnan().all()
+        assert crc.verify(
+            model, torch.randn(3, 2), torch.zeros(3, dtype=torch.int64), 5
+        ).robust.all()
+
+
+def test_duplicate_classes_tie_everywhere():
+    model = crc.mlp([3, 6, 3], seed=1).double()
+    with torch.no_grad():
+        model[3].weight[1], model[3].bias[1] = model[3].weight[0], model[3].bias[0]
+    x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    certificate = crc.certify(model, x, torch.zeros(20, dtype=torch.int64))
+    assert (certificate.radius == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_extreme_scales_stay_sound(scale, dtype, activation):
+    model = crc.mlp([5, 9, 3], activation, seed=6).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    x = torch.randn(10, 5, generator=torch.Generator().manual_seed(3), dtype=dtype)
+    y = read_network(model).logits(x.double()).argmax(1)
+    certificate = crc.certify(model, x, y)
+    attacked = crc.attack(model, x, y, restarts=3)
+    assert not certificate.radius.isnan().any()
+    assert (attacked.distance >= certificate.radius).all()
+
+
+def test_radii_scale_with_the_inputs():
+    model = crc.mlp([4, 9, 3], seed=3).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(1))
+    shrunk = crc.mlp([4, 9, 3], seed=3).double()
+    with torch.no_grad():
+        shrunk[1].weight.mul_(8)  # a power of two: the same network on x / 8, exactly
+    radius, small = crc.certify(model, x, y).radius, crc.certify(shrunk, x / 8, y).radius
+    torch.testing.assert_close(small * 8, radius, rtol=1e-5, atol=0)
+
+
+def test_an_overflowing_image_leaves_the_others_alone():
+    model = crc.mlp([3, 8, 3], seed=0).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
+    alone = crc.certify(model, x, y)
+    x[1] = 1e308
+    together = crc.certify(model, x, y)
+    assert together.radius[1] == 0
+    others = [0, 2, 3]
+    torch.testing.assert_close(together.radius[others], alone.radius[others], rtol=1e-9, atol=0)
+
+
+def test_order_and_company_of_images_do_not_matter(digits, digits_model):
+    x, y = digits.test.x[:40], digits.test.y[:40]
+    radius = crc.certify(digits_model, x, y).radius
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    shuffled = crc.certify(digits_model, x[order], y[order]).radius
+    torch.testing.assert_close(shuffled, radius[order], rtol=1e-7, atol=0)
+    for index in range(5):
+        alone = crc.certify(digits_model, x[index : index + 1], y[index : index + 1]).radius
+        torch.testing.assert_close(alone[0], radius[index], rtol=1e-7, atol=0)
+
+
+def test_a_saturated_plateau_is_no_certificate_of_safety():
+    # sigmoid(40 (x - 1)): at x = 0 value and gradient have all but vanished, the boundary is at 1.
+    model = with_parameters(
+        crc.mlp([1, 1, 2], "sigmoid").double(), [[40.0]], [-40.0], [[0.0], [1.0]], [0.5, 0.0]
+    )
+    certificate = crc.certify(model, torch.zeros(1, 1), torch.tensor([0]))
+    assert 0 < certificate.radius.item() <= 1
+    assert certificate.nearest.item() == pytest.approx(1, rel=1e-6)
+
+
+def test_an_edited_model_is_certified_again():
+    model = crc.mlp([4, 8, 3], seed=0).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
+    before = crc.certify(model, x, y).radius
+    with torch.no_grad():
+        model[1].weight.mul_(2)
+        model[1].bias.mul_(2)
+    after = crc.certify(model, x, model(x).argmax(1)).radius
+    fresh = crc.certify(crc.mlp([4, 8, 3]).double(), x, y).radius  # unrelated: fills the cache
+    assert len(fresh) == 4 and not torch.allclose(before, after)
+    attacked = crc.attack(model, x, model(x).argmax(1), restarts=3)
+    assert (attacked.distance >= after).all()
+
+
+def test_images_in_any_shape_are_flattened(digits, digits_model):
+    x, y = digits.test.x[:5], digits.test.y[:5]
+    assert x.shape == (5, 8, 8)
+    flat = crc.certify(digits_model, x.flatten(1), y)
+    assert torch.equal(crc.certify(digits_model, x, y).radius, flat.radius)
+    assert flat.nearest.shape == (5, 64) and flat.radius.dtype == torch.float64
+
+
+GOOD_X, GOOD_Y = torch.zeros(2, 4), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("call", [crc.certify, lambda *a: crc.verify(*a, 0.5), crc.attack])
+@pytest.mark.parametrize(
+    ("x", "y", "error", "message"),
+    [
+        (torch.full((2, 4), torch.nan), GOOD_Y, ValueError, "x must be finite"),
+        (torch.full((2, 4), torch.inf), GOOD_Y, ValueError, "x must be finite"),
+        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), ValueError, "at least one item"),
+        (torch.zeros(2, 5), GOOD_Y, ValueError, r"got \(2, 5\)"),
+        (torch.zeros(4), GOOD_Y, ValueError, r"x must be \(batch"),
+        (torch.zeros(2, 4, dtype=torch.int64), GOOD_Y, TypeError, "floating-point"),
+        ([[0.0] * 4] * 2, GOOD_Y, TypeError, "x must be a floating-point tensor; got list"),
+        (GOOD_X, torch.tensor([0, 3]), ValueError, r"y must be in 0\.\.2"),
+        (GOOD_X, torch.tensor([0, -1]), ValueError, r"y must be in 0\.\.2"),
+        (GOOD_X, torch.tensor([0, 1, 1]), ValueError, r"y must be \(2,\)"),
+        (GOOD_X, torch.tensor([0.0, 1.0]), TypeError, "y must hold integers"),
+    ],
+)
+def test_bad_input_is_refused(call, x, y, error, message):
+    with pytest.raises(error, match=message):
+        call(crc.mlp([4, 8, 3]), x, y)
+
+
+def test_bad_options_are_refused():
+    model = crc.mlp([4, 8, 3])
+    with pytest.raises(ValueError, match="targets must be 'all' or 'runner-up'"):
+        crc.certify(model, GOOD_X, GOOD_Y, targets="second")
+    for radius in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="radius must be positive"):
+            crc.verify(model, GOOD_X, GOOD_Y, radius)
+    with pytest.raises(TypeError, match="radius must be a real number"):
+        crc.verify(model, GOOD_X, GOOD_Y, "wide")
+    relu = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="smooth activation"):
+        crc.certify(relu, GOOD_X, GOOD_Y)
+    with pytest.raises(TypeError, match="Sequential"):
+        crc.certify(nn.Linear(4, 3), GOOD_X, GOOD_Y)
+    with pytest.raises(ValueError, match="one hidden layer"):
+        crc.certify(crc.mlp([4, 8, 8, 3]), GOOD_X, GOOD_Y)

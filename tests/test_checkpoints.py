@@ -1,0 +1,60 @@
+"""Files come back as they were written, and nothing else is taken for one."""
+
+import pytest
+import torch
+from torch import nn
+
+import crcbook as crc
+from crcbook.checkpoints import write_atomically
+
+
+@pytest.mark.parametrize("activation", sorted(crc.ACTIVATIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_comes_back_bit_for_bit(tmp_path, activation, dtype):
+    model = crc.mlp([5, 7, 4, 3], activation, seed=2).to(dtype)
+    crc.save_model(tmp_path / "deep" / "model.safetensors", model)
+    loaded = crc.load_model(tmp_path / "deep" / "model.safetensors")
+    assert repr(loaded) == repr(model)
+    for first, second in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(first, second) and first.dtype == second.dtype
+
+
+def test_what_mlp_would_not_build_is_not_saved(tmp_path):
+    for model in (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.Softplus(2.0), nn.Linear(4, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"crcbook\.mlp builds"):
+            crc.save_model(tmp_path / "model.safetensors", model)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(RuntimeError, match="cannot read"):
+        crc.load_model(path)
+    path.write_bytes(b"not a model")
+    with pytest.raises(RuntimeError, match="cannot read"):
+        crc.load_model(path)
+    crc.save_model(path, crc.mlp([3, 4, 2]))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(RuntimeError, match="cannot read"):
+        crc.load_model(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "figures.json"
+    write_atomically(path, b"old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(RuntimeError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RuntimeError, match="cannot write"):
+        crc.save_model(tmp_path / "file" / "model.safetensors", crc.mlp([3, 2]))

@@ -1,0 +1,82 @@
+"""Curvature bounds hold every Hessian, and are attained where theory says so."""
+
+import pytest
+import torch
+from conftest import SMOOTH, margin_hessian, random_networks
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crcbook as crc
+
+
+@given(random_networks(), st.sampled_from([0.1, 1.0, 5.0]))
+def test_every_hessian_lies_between_the_bounds(case, spread):
+    model, generator = case
+    inputs = model[1].in_features
+    low, high = crc.curvature_bounds(model, 0, 1)
+    assert low <= 0 <= high
+    for _ in range(8):
+        x = spread * torch.randn(inputs, generator=generator, dtype=torch.float64)
+        eigenvalues = torch.linalg.eigvalsh(margin_hessian(model, x, 0, 1))
+        slack = 1e-12 * (1 + high - low)  # the rounding of the reference
+        assert low - slack <= eigenvalues[0] and eigenvalues[-1] <= high + slack
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_bounds_are_the_extreme_eigenvalues_of_the_bounding_matrices(activation):
+    model = crc.mlp([7, 20, 3], activation, seed=2).double()
+    weight = model[1].weight.detach()
+    w = (model[3].weight[2] - model[3].weight[0]).detach()
+    z = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    bend = crc.ACTIVATIONS[activation].bend(z)
+    ends = torch.stack([w * bend.min(), w * bend.max()])
+    below, above = (weight.T @ (d[:, None] * weight) for d in (ends.amin(0), ends.amax(0)))
+    low, high = crc.curvature_bounds(model, 2, 0)
+    assert low.item() == pytest.approx(torch.linalg.eigvalsh(below)[0].item(), rel=1e-6)
+    assert high.item() == pytest.approx(torch.linalg.eigvalsh(above)[-1].item(), rel=1e-6)
+
+
+def test_one_softplus_unit_attains_its_bound():
+    model = crc.mlp([1, 1, 2], "softplus").double()
+    with torch.no_grad():
+        for parameter, value in zip(
+            model.parameters(), (3.0, 0.0, [[2.0], [0.0]], 0.0), strict=True
+        ):
+            parameter.copy_(torch.tensor(value, dtype=torch.float64))
+    low, high = crc.curvature_bounds(model, 0, 1)  # f = 2 softplus(3x), f'' <= 2 * 9 / 4 at 0
+    assert low == 0
+    assert high.item() == pytest.approx(4.5, rel=1e-12)
+    assert margin_hessian(model, torch.zeros(1), 0, 1).item() == pytest.approx(4.5, rel=1e-12)
+
+
+def test_bounds_of_opposite_pairs_mirror_each_other():
+    model = crc.mlp([5, 9, 4], "tanh", seed=1)
+    low, high = crc.curvature_bounds(model, torch.tensor([0, 2]), torch.tensor([3, 1]))
+    mirrored_low, mirrored_high = crc.curvature_bounds(
+        model, torch.tensor([3, 1]), torch.tensor([0, 2])
+    )
+    assert torch.equal(low, -mirrored_high) and torch.equal(high, -mirrored_low)
+
+
+def test_linear_networks_and_equal_classes_have_no_curvature():
+    assert crc.curvature_bounds(crc.mlp([4, 3]), 0, 2) == (0, 0)
+    assert crc.curvature_bounds(crc.mlp([4, 8, 3]), 1, 1) == (0, 0)
+
+
+def test_an_edited_model_is_bounded_again():
+    model = crc.mlp([4, 8, 3], seed=0)
+    _, before = crc.curvature_bounds(model, 0, 1)
+    with torch.no_grad():
+        model[1].weight.mul_(2)
+    _, after = crc.curvature_bounds(model, 0, 1)
+    assert after.item() == pytest.approx(4 * before.item(), rel=1e-6)
+
+
+def test_bad_classes_are_refused():
+    model = crc.mlp([4, 8, 3])
+    with pytest.raises(ValueError, match=r"target must be in 0\.\.2"):
+        crc.curvature_bounds(model, 0, 3)
+    with pytest.raises(TypeError, match="label must hold integers"):
+        crc.curvature_bounds(model, 0.5, 1)
+    with pytest.raises(ValueError, match="one hidden layer"):
+        crc.curvature_bounds(crc.mlp([4, 8, 8, 3]), 0, 1)

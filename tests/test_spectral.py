@@ -1,0 +1,89 @@
+"""Proved norms are never too small, and hardly ever too large."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crcbook.spectral import scaled_norm_bound, spectral_norm_bound, top_eigenvalue_estimate
+
+
+def svd_norm(matrix):
+    return float(torch.linalg.svdvals(matrix)[0])
+
+
+@given(
+    rows=st.integers(1, 30),
+    columns=st.integers(1, 30),
+    scale=st.sampled_from([1e-150, 1e-3, 1.0, 1e3, 1e150]),
+    seed=st.integers(0, 10**6),
+)
+def test_bound_is_above_and_close_to_the_norm(rows, columns, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    norm = svd_norm(matrix)
+    bound = spectral_norm_bound(matrix * scale) / scale
+    assert norm * (1 - 1e-14) <= bound <= norm * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.eye(20).double(),
+        torch.ones(7, 30).double(),
+        torch.diag(torch.tensor([1.0, 1 - 1e-9, 0.5])).double(),
+        torch.ones(1, 1).double(),
+    ],
+)
+def test_bound_is_tight_at_known_norms(matrix):
+    assert spectral_norm_bound(matrix) == pytest.approx(svd_norm(matrix), rel=1e-7)
+
+
+def test_zero_matrices_and_zero_scales_have_norm_zero():
+    assert spectral_norm_bound(torch.zeros(4, 5).double()) == 0
+    bounds = scaled_norm_bound(
+        torch.eye(3).double(), torch.tensor([[0.0, 0, 0], [0, 2, 1]]).double()
+    )
+    assert bounds[0] == 0 and bounds[1] == pytest.approx(2, rel=1e-7)
+
+
+def test_scales_that_are_not_finite_bound_nothing():
+    scales = torch.tensor([[torch.inf, 1], [torch.nan, 1]]).double()
+    assert not (scaled_norm_bound(torch.eye(2).double(), scales) < torch.inf).any()
+
+
+def test_many_scales_equal_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(40, 25, generator=generator, dtype=torch.float64)
+    scales = torch.rand(15, 40, generator=generator, dtype=torch.float64)
+    together = scaled_norm_bound(weight, scales)
+    for bound, scale in zip(together, scales, strict=True):
+        norm = svd_norm(scale[:, None] * weight)
+        assert norm * (1 - 1e-14) <= bound <= norm * (1 + 1e-4)
+
+
+def test_bound_holds_where_ten_power_steps_fall_five_percent_short():
+    generator = torch.Generator().manual_seed(3)
+    left = torch.linalg.qr(torch.randn(300, 300, generator=generator).double())[0]
+    singular = torch.cat([torch.tensor([1.0]), torch.linspace(0.94, 0.9, 299)]).double()
+    matrix = left * singular
+    start = torch.randn(1, 300, generator=generator, dtype=torch.float64)
+    ones = torch.ones(1, 300, dtype=torch.float64)
+    estimate, _ = top_eigenvalue_estimate(matrix, ones, start / start.norm(), steps=10)
+    assert float(estimate.sqrt()) < 0.95
+    assert 1 <= spectral_norm_bound(matrix) < 1 + 1e-4
+
+
+def test_estimate_converges_from_below_and_is_differentiable():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    diagonal = torch.rand(2, 12, generator=generator, dtype=torch.float64)
+    start = torch.nn.functional.normalize(torch.ones(2, 6).double(), dim=1)
+    fixed = weight.detach()
+    truth = [torch.linalg.eigvalsh(fixed.T @ (d[:, None] * fixed))[-1].item() for d in diagonal]
+    estimate, _ = top_eigenvalue_estimate(weight, diagonal, start, steps=500)
+    assert estimate.tolist() == pytest.approx(truth, rel=1e-9)
+    early, _ = top_eigenvalue_estimate(weight, diagonal, start, steps=2)
+    assert (early <= estimate * (1 + 1e-12)).all()
+    (gradient,) = torch.autograd.grad(estimate.sum(), weight)
+    assert gradient.abs().sum() > 0
