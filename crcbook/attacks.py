@@ -224,7 +224,7 @@ def _into_ball(x: Tensor, point: Tensor, radius: float) -> Tensor:
     """Project onto the ball, a rounding error inside it."""
     away = point - x
     length = away.norm(dim=1, keepdim=True)
-    return torch.where(length > radius, x + away * (radius * (1 - 1e-15) / length), point)
+    return torch.where(length > radius, x + away * (radius * (1 - 1e-14) / length), point)
 
 
 def _starts(x: Tensor, restarts: int, generator: torch.Generator) -> list[Tensor]:

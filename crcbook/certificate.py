@@ -29,7 +29,10 @@ from crcbook.rounding import OUTWARD, UNIT, RoundingModel, gamma
 
 MAX_STEPS = 100
 EXACT = 1e-6
-_STALLED = 1e-9
+_STALLED = 1e-9  # a smaller relative gain counts as none
+_PATIENCE = 10  # steps without a gain
+_SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
+_SHORTEST = 0.01
 _CHUNK_VALUES = 2**19
 
 
@@ -156,6 +159,7 @@ class _Minorant:
 
     value: Tensor
     slope: Tensor
+    direction: Tensor  # s itself: where the bound falls fastest
     curvature: Tensor
 
     def radius(self) -> Tensor:
@@ -199,21 +203,21 @@ class _Problem:
         order, correct = self._targets(x, y)
         radius = torch.zeros_like(x[:, 0])
         target = order[:, 0].clone()
-        points = x.clone()
+        directions = torch.zeros_like(x)
         rows = correct.nonzero().squeeze(1)
         # The runner-up comes first and alone, so that "all" can only lower its radius.
-        bound, point = self._maximise(self._pairs(x, y, rows, order[rows, 0]))
-        radius[rows], points[rows] = bound, point
+        bound, direction = self._maximise(self._pairs(x, y, rows, order[rows, 0]))
+        radius[rows], directions[rows] = bound, direction
         if self.targets == "all" and order.shape[1] > 1:
             image = rows.repeat_interleave(order.shape[1] - 1)
             other = order[rows, 1:].reshape(-1)
-            bound, point = self._maximise(self._pairs(x, y, image, other), limit=radius[image])
-            bound, column = bound.reshape(len(rows), -1).min(dim=1)
+            bound, direction = self._maximise(self._pairs(x, y, image, other), limit=radius[image])
+            bound, column = bound.reshape(len(rows), order.shape[1] - 1).min(dim=1)
             chosen = column + torch.arange(len(rows), device=x.device) * (order.shape[1] - 1)
             lower = bound < radius[rows]
             radius[rows[lower]], target[rows[lower]] = bound[lower], other[chosen[lower]]
-            points[rows[lower]] = point[chosen[lower]]
-        exact, nearest = self._nearest(x, y, target, radius, points, correct)
+            directions[rows[lower]] = direction[chosen[lower]]
+        exact, nearest = self._nearest(x, y, target, radius, directions, correct)
         return radius, target, exact, nearest
 
     def verify(self, chunk: slice, radius: float):
@@ -251,7 +255,7 @@ class _Problem:
         best[floor > 0] = torch.inf if radius is None else floor[floor > 0]
         if radius is not None:
             limit = torch.zeros_like(best)
-        points = pairs.x0.clone()
+        directions = torch.zeros_like(pairs.x0)
         active = (floor <= 0).nonzero().squeeze(1)
         state = _Search.start(pairs.take(active))
         for _ in range(MAX_STEPS):
@@ -263,14 +267,14 @@ class _Problem:
             gain = bound - best[active]
             better = gain > 0
             best[active[better]] = bound[better]
-            points[active[better]] = state.point[better]
+            directions[active[better]] = minorant.direction[better]
             keep = state.advance(margin, gradient, gain > _STALLED * bound.abs(), radius)
             if limit is not None:
                 keep &= ~(best[active] > limit[active])
             if radius is not None:
                 keep &= ~(margin < 0)
             active, state = active[keep], state.take(keep)
-        return best, points
+        return best, directions
 
     def _floor(self, pairs: _Pairs) -> Tensor:
         """A lower bound of the margin over all of R^n, from the last activation's range."""
@@ -309,18 +313,19 @@ class _Problem:
         terms = gamma(away.shape[1] + 8)
         size = margin.abs() + steepness * distance + k * distance**2
         value = value - (value_error + slope_error * distance + terms * size + deviation) * OUTWARD
-        slope = (gradient - k[:, None] * away).norm(dim=1)
+        direction = k[:, None] * away - gradient
+        slope = direction.norm(dim=1)
         slope = slope + slope_error + terms * (slope + steepness + k * distance)
-        return _Minorant(value, slope * OUTWARD, k)
+        return _Minorant(value, slope * OUTWARD, direction, k)
 
-    def _nearest(self, x, y, target, radius, points, correct) -> tuple[Tensor, Tensor]:
-        """Overshoot the best expansion points by a hair: adversarial ones prove exactness."""
+    def _nearest(self, x, y, target, radius, directions, correct) -> tuple[Tensor, Tensor]:
+        """Overshoot the radius by a hair where the bound falls fastest: an adversary proves it."""
         nearest, exact = x.clone(), ~correct
         rows = correct.nonzero().squeeze(1)
         if not len(rows):
             return exact, nearest
         pairs = self._pairs(x, y, rows, target[rows])
-        direction = torch.nn.functional.normalize(points[rows] - pairs.x0, dim=1)
+        direction = torch.nn.functional.normalize(directions[rows], dim=1)
         reach = radius[rows] * (1 + 0.9 * EXACT)
         point = pairs.x0 + direction * reach[:, None].nan_to_num(posinf=0.0)
         hit = self._is_adversarial(pairs, point)
@@ -329,6 +334,7 @@ class _Problem:
             found = boundary_points(
                 self.network, x[rows[missed]], y[rows[missed]], target[rows[missed]]
             )
+            found = found + 0.5 * EXACT * (found - x[rows[missed]])  # across, beyond any doubt
             real = self._is_adversarial(pairs.take(missed), found)
             point[missed] = torch.where(real[:, None], found, torch.nan)
         point[radius[rows].isinf()] = torch.nan
@@ -344,23 +350,23 @@ class _Problem:
 
 @dataclass
 class _Search:
-    r"""Damped fixed-point steps :math:`c \leftarrow x_0 - \eta \nabla f(c)`.
+    r"""Fixed-point steps :math:`c \leftarrow c + \alpha(x_0 - \eta \nabla f(c) - c)`.
 
     :math:`\eta` is the dual variable: for a radius it makes the linearised margin vanish, for a
-    ball it puts the point on the sphere; never more than 1/k, where the dual ends. The damping
-    halves when the residual grows, so that strongly curved margins do not cycle.
+    ball it puts the point on the sphere; never more than 1/k, where the dual ends. The step
+    :math:`\alpha` is Barzilai and Borwein's: undamped, strongly curved margins would cycle.
     """
 
     pairs: _Pairs
     point: Tensor
-    damping: Tensor
-    residual: Tensor
+    step: Tensor  # the last change of the point
+    move: Tensor  # the last residual
     stalled: Tensor
 
     @classmethod
     def start(cls, pairs: _Pairs) -> "_Search":
-        ones = torch.ones_like(pairs.curvature)
-        return cls(pairs, pairs.x0, ones, ones * torch.inf, torch.zeros_like(pairs.label))
+        zeros = torch.zeros_like(pairs.x0)
+        return cls(pairs, pairs.x0, zeros, zeros, torch.zeros_like(pairs.label))
 
     def evaluate(self, network: Network) -> tuple[Tensor, Tensor]:
         return network.margin_and_gradient(self.point, self.pairs.label, self.pairs.target)
@@ -370,24 +376,25 @@ class _Search:
         away = self.pairs.x0 - self.point
         steepness = gradient.norm(dim=1)
         if radius is None:
-            step = (margin + (gradient * away).sum(1)) / steepness**2
+            eta = (margin + (gradient * away).sum(1)) / steepness**2
         else:
-            step = radius / steepness
-        step = step.clamp(min=0).minimum(1 / self.pairs.curvature)
-        move = away - step[:, None] * gradient
-        residual = move.norm(dim=1)
-        grown = residual > 0.9 * self.residual
-        self.damping = torch.where(grown, self.damping / 2, (self.damping * 1.2).clamp(max=1))
-        self.residual = residual
-        self.point = self.point + self.damping[:, None] * move
+            eta = radius / steepness
+        eta = eta.clamp(min=0).minimum(1 / self.pairs.curvature)
+        move = away - eta[:, None] * gradient
+        change = self.move - move
+        alpha = (self.step * change).sum(1) / change.square().sum(1)
+        alpha = torch.where(alpha > 0, alpha, 1.0).clamp(_SHORTEST, 1.0)
+        self.step, self.move = alpha[:, None] * move, move
+        self.point = self.point + self.step
         self.stalled = torch.where(improved, 0, self.stalled + 1)
-        return (self.stalled < 3) & residual.isfinite()
+        settled = move.norm(dim=1) <= _SETTLED * away.norm(dim=1)
+        return (self.stalled < _PATIENCE) & ~settled & move.isfinite().all(1)
 
     def take(self, keep: Tensor) -> "_Search":
         return _Search(
             self.pairs.take(keep),
             self.point[keep],
-            self.damping[keep],
-            self.residual[keep],
+            self.step[keep],
+            self.move[keep],
             self.stalled[keep],
         )

@@ -218,6 +218,11 @@
     verdict(index, radius) {
       const distance = this.field.distance[index];
       const name = this.data.classes[this.field.predicted[index]];
+      if (!this.field.all) {
+        const broken = distance < radius ? ` The cross breaks it, ${up(distance)} away.` : "";
+        return `Predicted ${name}. Certified against the runner-up only: ` +
+          `a third class may be nearer.${broken}`;
+      }
       if (radius === Infinity) return `Predicted ${name}, and so is every point of the plane.`;
       const promise = `Predicted ${name}, and so is every point of the ball.`;
       if (this.field.exact[index])

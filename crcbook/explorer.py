@@ -40,6 +40,7 @@ class RadiusField:
             attack found, NaN where none was.
         boundary: the decision boundary as polylines ``(points, 2)``; a drawing, not a proof.
         classes: the number of classes.
+        targets: ``"all"``, or ``"runner-up"`` where the radius holds against that class only.
     """
 
     xs: np.ndarray
@@ -51,6 +52,7 @@ class RadiusField:
     nearest: np.ndarray
     boundary: tuple[np.ndarray, ...]
     classes: int
+    targets: str
 
     @property
     def distance(self) -> np.ndarray:
@@ -93,6 +95,7 @@ def radius_field(
         nearest.cpu().numpy().reshape(len(ys), len(xs), 2),
         _boundary(network, xs, ys),
         network.classes,
+        certificate.targets,
     )
 
 
@@ -281,6 +284,7 @@ def _field_payload(name: str, field: RadiusField, largest: float) -> dict:
     distance = field.distance
     return {
         "name": name,
+        "all": field.targets == "all",
         "radius": _base64(_towards(field.radius, 0.0)),
         "distance": _base64(_towards(distance, np.inf)),
         "nearest": _base64(field.nearest.astype("<f4")),

@@ -41,9 +41,11 @@ def describe(point: RadiusField) -> str:
         One sentence or two.
     """
     label, radius = point.predicted.item(), point.radius.item()
-    if np.isinf(radius):
+    if np.isinf(radius) and point.targets == "all":
         return f"Every point of the plane is class {label}."
     promise = f"Certified radius {np.floor(radius * 1e3) / 1e3:.3f} around a point of class {label}"
+    if point.targets != "all":
+        return f"{promise}, against the {point.targets} only: a third class may be nearer."
     if point.exact.item():
         return f"{promise}: exactly the distance to the boundary."
     distance = point.distance.item()

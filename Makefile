@@ -1,0 +1,75 @@
+# Everything runs in .venv, whatever environment the calling shell has active.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+PORT   ?= 8000
+PAGE   := $(CURDIR)/_build/html/index.html
+
+# What a page is made of: a change to any of these rebuilds the book.
+SOURCES := _config.yml _toc.yml $(shell find book crcbook -type f \
+	-not -path '*/__pycache__/*' -not -path '*/.*')
+
+export PYTHONNOUSERSITE := 1
+unexport PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install book serve test lint record clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## create .venv and install the pinned requirements
+
+book: _build/.built  ## execute every chapter and build the HTML; a warning is an error
+	@echo "The book is built. Open $(PAGE)"
+
+serve: book  ## serve the built book on localhost (PORT=8000)
+	@echo "Serving the book at http://localhost:$(PORT)/"
+	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+# A book that does not build must not keep the tests from saying why.
+test: lint  ## check the style, test the package, every chapter and every built page
+	@$(MAKE) --no-print-directory book || echo "The book did not build: its tests will fail."
+	$(PYTHON) -m pytest tests book --nbval-lax --nbval-current-env \
+		--nbval-sanitize-with tests/notebooks/sanitize.cfg --nbval-cell-timeout 600
+
+lint: install  ## check style and formatting, notebooks included
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+
+record: install  ## execute the chapters and record the outputs that the tests check
+	$(PYTHON) tests/notebooks/record.py book/*.ipynb
+
+clean:  ## remove the built book and caches; .venv and runs stay
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	find crcbook tests book -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { $(create_venv); }
+	$(PYTHON) -m pip install --disable-pip-version-check --requirement requirements.txt
+	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
+		--quiet --editable .
+	@touch $@
+
+_build/.built: $(VENV)/.installed $(SOURCES)
+	@rm -rf _build/html _build/.doctrees _build/jupyter_execute $@
+	$(VENV)/bin/jupyter-book build . -n -W --keep-going
+	@touch $@
+
+# The first Python from 3.11 to 3.13 whose venv module is whole.
+define create_venv
+for python in python3 python3.13 python3.12 python3.11; do \
+	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
+		|| continue; \
+	case $$version in 3.11|3.12|3.13) ;; *) continue ;; esac; \
+	if $$python -c 'import ensurepip, venv' 2>/dev/null; \
+	then echo "Creating $(VENV) with Python $$version"; exec $$python -m venv --clear $(VENV); \
+	else incomplete=$${incomplete:-$$version}; fi; \
+done; \
+if [ -n "$$incomplete" ]; \
+then echo "Python $$incomplete lacks its venv module. On Debian and Ubuntu:" \
+	"apt install python$$incomplete-venv" >&2; \
+else echo "No Python from 3.11 to 3.13 was found. On Debian and Ubuntu:" \
+	"apt install python3 python3-venv" >&2; fi; \
+exit 1
+endef
