@@ -54,9 +54,12 @@ _PLOTLY = go.layout.Template(
     }
 )
 
-# Plotly writes the ink into every text; the page's own colour must win over it.
+# The book's theme puts HTML outputs on a light ground even on a dark page, and plotly writes the
+# ink into every text; the page's own colours must win over both.
 _FOLLOW_THE_PAGE = (
     "<style>.crc-figure{margin:1rem 0}"
+    ".text_html:has(>.crc-figure){background:none!important;color:inherit!important;"
+    "padding:0!important}"
     ".crc-figure .main-svg>g:not(.hoverlayer) text{fill:currentColor!important}</style>"
 )
 
@@ -111,7 +114,8 @@ def svg(figure: Figure, alt: str) -> str:
     drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
     drawing = drawing.replace("<svg", '<svg style="max-width:100%;height:auto"', 1)
     return (
-        f'<figure class="crc-figure" role="img" aria-label="{html.escape(alt)}">{drawing}</figure>'
+        f'{_FOLLOW_THE_PAGE}<figure class="crc-figure" role="img" '
+        f'aria-label="{html.escape(alt)}">{drawing}</figure>'
     )
 
 

@@ -1,0 +1,186 @@
+"""The explorer shows what ``certify`` proved at its grid points, and nothing else."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import crcbook as crc
+from crcbook.explorer import _towards, draw_ball, draw_data, draw_field, explorer, radius_field
+
+XS, YS = np.linspace(-2, 2, 21), np.linspace(-1.5, 1.5, 16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = crc.mlp([2, 12, 3], "softplus", seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def field(model):
+    return radius_field(model, XS, YS)
+
+
+@pytest.fixture(scope="module")
+def line():
+    """The field of a network whose boundary is the line x1 = 1/4."""
+    model = crc.mlp([2, 2])
+    model[1].weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    model[1].bias.data = torch.tensor([-0.25, 0.25])
+    return radius_field(model, XS, YS)
+
+
+def payload(html):
+    text = re.search(r'<script type="application/json">(.*?)</script>', html.data, re.S)[1]
+    return json.loads(text)
+
+
+def unpack(text, kind):
+    return np.frombuffer(base64.b64decode(text), kind)
+
+
+def test_the_field_holds_what_certify_says(model, field):
+    points = torch.from_numpy(np.stack(np.meshgrid(XS, YS), -1).reshape(-1, 2))
+    label = model.double()(points).argmax(1)
+    certificate = crc.certify(model, points, label)
+    assert np.array_equal(field.predicted.ravel(), label)
+    assert np.array_equal(field.radius.ravel(), certificate.radius)
+    assert np.array_equal(field.exact.ravel(), certificate.exact)
+    assert field.radius.shape == (len(YS), len(XS))
+    assert len(np.unique(field.predicted)) > 1
+
+
+def test_rows_are_y_and_columns_are_x(line):
+    assert line.radius == pytest.approx(np.broadcast_to(abs(XS - 0.25), (16, 21)), rel=1e-5)
+    assert np.array_equal(line.predicted, np.broadcast_to(XS < 0.25, (16, 21)))
+    assert line.nearest[..., 0] == pytest.approx(0.25, abs=1e-4)
+    assert line.exact.all()
+
+
+def test_every_adversarial_point_lies_outside_its_ball(model, field):
+    nearest = torch.from_numpy(field.nearest.reshape(-1, 2))
+    known = ~nearest.isnan().any(1)
+    logits = model.double()(nearest[known])
+    label = torch.from_numpy(field.predicted.ravel())[known]
+    others = logits.scatter(1, label[:, None], -torch.inf).amax(1)
+    assert known.double().mean() > 0.9
+    assert (others >= logits.gather(1, label[:, None])[:, 0] - 1e-9).all()
+    assert (field.distance.ravel()[known] >= field.radius.ravel()[known]).all()
+
+
+def test_the_boundary_is_where_two_classes_tie(model, field):
+    points = torch.from_numpy(np.concatenate(field.boundary))
+    top = model.double()(points).topk(2, dim=1).values
+    assert (top[:, 0] - top[:, 1]).max() < 0.02
+
+
+def test_a_grid_of_one_point_needs_no_boundary(model):
+    single = radius_field(model, [0.3], [-0.2])
+    assert single.radius.shape == (1, 1) and single.boundary == ()
+
+
+@pytest.mark.parametrize("xs", [[1.0, 0.0], [0.0, 0.0], [0.0, np.nan], [], [[0.0, 1.0]]])
+def test_coordinates_that_make_no_grid_are_refused(model, xs):
+    with pytest.raises(ValueError, match="xs must"):
+        radius_field(model, xs, YS)
+
+
+def test_a_network_of_images_is_refused():
+    with pytest.raises(ValueError, match="takes 64 inputs"):
+        radius_field(crc.mlp([64, 10]), XS, YS)
+
+
+@pytest.mark.parametrize("values", [[0.1, 1 / 3, 0.0, np.inf, np.nan, 1e-50, 2.5]])
+def test_rounding_never_promises_more(values):
+    values = np.array(values)
+    down, up = _towards(values, 0.0), _towards(values, np.inf)
+    finite = np.isfinite(values)
+    assert (down[finite] <= values[finite]).all() and (up[finite] >= values[finite]).all()
+    assert down[finite] == pytest.approx(values[finite], rel=1e-6, abs=1e-44)
+    assert np.array_equal(np.isnan(down), np.isnan(values)) and down[3] == up[3] == np.inf
+
+
+def test_the_figure_carries_the_field_rounded_to_the_safe_side(field):
+    data = payload(explorer(field, start=(0.5, -0.5)))
+    shown = data["fields"][0]
+    radius = unpack(shown["radius"], "<f4").reshape(field.radius.shape)
+    distance = unpack(shown["distance"], "<f4").reshape(field.radius.shape)
+    assert (radius <= field.radius).all() and radius == pytest.approx(field.radius, rel=1e-6)
+    known = ~np.isnan(field.distance)
+    assert (distance[known] >= field.distance[known]).all()
+    assert np.array_equal(unpack(shown["predicted"], "u1"), field.predicted.ravel())
+    assert np.array_equal(unpack(shown["exact"], "u1"), field.exact.ravel())
+    assert data["xs"] == XS.tolist() and data["ys"] == YS.tolist()
+    assert abs(XS[data["start"][0]] - 0.5) <= 0.1 and abs(YS[data["start"][1]] + 0.5) <= 0.1
+
+
+def test_the_figure_needs_no_network_and_stays_small(model):
+    grid = np.linspace(-2, 2, 101)
+    field = radius_field(model, grid, grid[20:81])
+    html = explorer({str(number): field for number in range(4)}).data
+    assert len(html) < 2_000_000
+    assert not re.search(r'(src|href)="?(https?:)?//', html)
+
+
+def test_names_cannot_break_out_of_the_page(field):
+    html = explorer(
+        {"</script><b>": field}, classes=("<i>", "b", "c"), names=("<u>", "y"), alt='"><s>'
+    )
+    assert payload(html)["fields"][0]["name"] == "</script><b>"
+    for tag in ("<b>", "<i>", "<u>", "<s>"):
+        assert tag not in html.data.replace(payload_text(html), "")
+    assert "<" not in payload_text(html)
+
+
+def payload_text(html):
+    return re.search(r'<script type="application/json">(.*?)</script>', html.data, re.S)[1]
+
+
+def test_infinite_radii_survive(line):
+    endless = replace(line, radius=np.full_like(line.radius, np.inf))
+    data = payload(explorer(endless))
+    assert np.isinf(unpack(data["fields"][0]["radius"], "<f4")).all()
+    assert data["largest"] == 1.0
+
+
+def test_a_runner_up_field_says_so(model, field):
+    weak = radius_field(model, XS, YS, targets="runner-up")
+    assert (weak.radius >= field.radius).all()
+    shown = payload(explorer({"all": field, "runner-up": weak}))["fields"]
+    assert [entry["all"] for entry in shown] == [True, False]
+
+
+def test_fields_that_do_not_belong_together_are_refused(model, field, line):
+    other = radius_field(model, XS + 1, YS)
+    uneven = radius_field(model, [0.0, 1.0, 3.0], YS)
+    for fields, message in [
+        ({}, "at least one"),
+        ({"a": field, "b": other}, "same grid"),
+        ({"a": field, "b": line}, "same number of classes"),
+        (uneven, "evenly spaced xs"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            explorer(fields)
+    with pytest.raises(ValueError, match="name 3 classes; got 2"):
+        explorer(field, classes=("a", "b"))
+
+
+def test_matplotlib_draws_the_same_ball(line):
+    figure, axes = plt.subplots()
+    draw_field(axes, line)
+    draw_data(axes, (torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])))
+    draw_ball(axes, line, row=3, column=2)
+    circle = axes.patches[0]
+    assert circle.center == (XS[2], YS[3])
+    assert circle.radius == line.radius[3, 2]
+    assert axes.get_aspect() == 1.0
+    plt.close(figure)

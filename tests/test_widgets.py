@@ -1,0 +1,94 @@
+"""The live widget recomputes its certificates; its callback is a plain function."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import crcbook as crc
+from crcbook.explorer import radius_field
+from crcbook.widgets import certificate_at, describe, live_explorer
+
+ENDS = (-1.0, 1.0)
+
+
+@pytest.fixture
+def model():
+    """A network whose boundary is the line x1 = 1/4."""
+    model = crc.mlp([2, 2])
+    model[1].weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    model[1].bias.data = torch.tensor([-0.25, 0.25])
+    return model
+
+
+def test_the_callback_certifies_the_point_it_is_given(model):
+    point = certificate_at(model, 0.75, 3.0)
+    assert point.radius.item() == pytest.approx(0.5, rel=1e-6)
+    assert point.predicted.item() == 0
+    assert point.nearest[0, 0] == pytest.approx([0.25, 3.0], abs=1e-5)
+
+
+def test_the_description_rounds_to_the_safe_side(model):
+    text = describe(certificate_at(model, 0.74999, 0.0))
+    assert (
+        text
+        == "Certified radius 0.499 around a point of class 0: exactly the distance to the boundary."
+    )
+
+
+def test_the_description_of_a_loose_certificate_names_both_bounds():
+    model = crc.mlp([2, 2, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
+    model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    model[1].bias.data.zero_()
+    model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    text = describe(certificate_at(model, 0.0, 0.0))
+    assert text.startswith("Certified radius 1.270 around a point of class 0.")
+    assert "No adversarial point" in text or float(text.split()[-2]) >= 1.446
+
+
+def test_a_margin_without_a_boundary_is_certain_everywhere(model):
+    model[1].weight.data.zero_()
+    assert describe(certificate_at(model, 0.0, 0.0)) == "Every point of the plane is class 1."
+
+
+def test_the_description_does_not_promise_more_than_the_runner_up():
+    point = certificate_at(crc.mlp([2, 8, 3], seed=1), 0.1, 0.2, targets="runner-up")
+    assert "against the runner-up only" in describe(point)
+
+
+def test_a_slider_computes_a_new_certificate(model):
+    x_slider, _, text, picture = live_explorer(model, ENDS, ENDS).children
+    before = text.value, picture.value
+    x_slider.value = 0.75
+    assert text.value.startswith("Certified radius 0.499") or "0.500" in text.value
+    assert (text.value, picture.value) != before
+    assert "<svg" in picture.value
+
+
+def test_the_choice_of_a_network_computes_a_new_certificate(model):
+    far = crc.mlp([2, 2])
+    far.load_state_dict(model.state_dict())
+    far[1].bias.data = torch.tensor([-0.9, 0.9])
+    choice, *_, text, _ = live_explorer({"near": model, "far": far}, ENDS, ENDS).children
+    assert "Certified radius 0.2" in text.value
+    choice.value = "far"
+    assert "Certified radius 0.8" in text.value or "Certified radius 0.9" in text.value
+
+
+def test_options_reach_certify():
+    model = crc.mlp([2, 8, 3], seed=1)
+    widget = live_explorer(model, ENDS, ENDS, targets="runner-up")
+    assert "against the runner-up only" in widget.children[2].value
+
+
+def test_the_widget_leaves_no_figures_open(model):
+    plt.close("all")
+    live_explorer(model, ENDS, ENDS, data=(torch.zeros(2, 2), torch.tensor([0, 1])))
+    assert plt.get_fignums() == []
+
+
+def test_one_point_of_a_field_is_the_callbacks(model):
+    grid = np.linspace(-1, 1, 5)
+    field = radius_field(model, grid, grid)
+    assert certificate_at(model, grid[3], grid[1]).radius.item() == field.radius[1, 3]
