@@ -9,6 +9,8 @@ SOURCES := _config.yml _toc.yml $(shell find book crcbook -type f \
 	-not -path '*/__pycache__/*' -not -path '*/.*')
 
 export PYTHONNOUSERSITE := 1
+# The networks here are small: a second thread costs more than it brings.
+export OMP_NUM_THREADS ?= 1
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help

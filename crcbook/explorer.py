@@ -86,7 +86,7 @@ def radius_field(
     points = _grid(xs, ys)
     predicted = network.logits(points.to(network.device)).argmax(1)
     certificate = certify(model, points, predicted, **options)
-    nearest = _nearest(model, points, predicted, certificate.nearest)
+    nearest = _nearest(model, points, predicted, certificate)
     columns = (predicted, certificate.radius, certificate.target, certificate.exact)
     return RadiusField(
         xs,
@@ -217,11 +217,18 @@ def _grid(xs: np.ndarray, ys: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2))
 
 
-def _nearest(model: nn.Sequential, points: Tensor, predicted: Tensor, known: Tensor) -> Tensor:
+def _nearest(model: nn.Sequential, points: Tensor, predicted: Tensor, certificate) -> Tensor:
     """The closer of the adversarial points that the certificate and an attack found."""
-    found = attack(model, points, predicted, restarts=_RESTARTS)
-    distance = (known - points.to(known)).norm(dim=1).nan_to_num(nan=torch.inf)
-    return torch.where((found.distance < distance)[:, None], found.point, known)
+    nearest = certificate.nearest.clone()
+    rows = (~certificate.exact & certificate.radius.isfinite()).nonzero().squeeze(1)
+    if not len(rows):
+        return nearest
+    points = points.to(nearest)[rows]
+    found = attack(model, points, predicted[rows], restarts=_RESTARTS)
+    distance = (nearest[rows] - points).norm(dim=1).nan_to_num(nan=torch.inf)
+    closer = found.distance < distance
+    nearest[rows[closer]] = found.point[closer]
+    return nearest
 
 
 def _boundary(network, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, ...]:

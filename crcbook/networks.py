@@ -128,22 +128,28 @@ class Network:
         """
         return self.layers[-1].weight[label] - self.layers[-1].weight[target]
 
-    def margin_and_gradient(self, x: Tensor, label: Tensor, target: Tensor):
+    def margin_and_gradient(
+        self, x: Tensor, label: Tensor, target: Tensor, item: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The margin f of ``label`` over ``target`` and its gradient.
 
         Args:
             x: ``(batch, n)``.
-            label: ``(batch,)`` classes.
-            target: ``(batch,)`` classes.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+            item: ``(pairs,)`` positions in ``x``, where several pairs share an input; None where
+                each has its own.
 
         Returns:
-            ``f`` as ``(batch,)`` and its gradient as ``(batch, n)``.
+            ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
         """
         slopes = []
         for layer in self.layers[:-1]:
             z = torch.addmm(layer.bias, x, layer.weight.T)
             slopes.append(layer.activation.slope(z))
             x = layer.activation.value(z)
+        if item is not None:
+            x, slopes = x[item], [slope[item] for slope in slopes]
         gradient = self.margin_weights(label, target)
         offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
         margin = (gradient * x).sum(1) + offset

@@ -1,10 +1,4 @@
-r"""How far a float64 evaluation of a network can be from its value in real arithmetic.
-
-With unit roundoff :math:`u = 2^{-53}` and :math:`\gamma_k = ku/(1-ku)`, a computed inner product of
-length k errs by at most :math:`\gamma_k \sum|a_i b_i|` in any order of summation, underflow aside
-(Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1). Everything here follows
-from that and from the table of activations being evaluated within ``ROUNDING``.
-"""
+"""How far a float64 evaluation of a network can be from its value in real arithmetic."""
 
 from dataclasses import dataclass
 
@@ -12,29 +6,14 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
+from crcbook.arithmetic import OUTWARD, UNIT, gamma
 from crcbook.networks import Network
 from crcbook.spectral import spectral_norm_bound
-
-UNIT = 2.0**-53
-# The error bounds are themselves computed in float64, from a few dozen positive terms.
-OUTWARD = 1 + 2.0**-40
-
-
-def gamma(terms: int) -> float:
-    r""":math:`\gamma_k = ku/(1-ku)`, the relative error of a sum of ``terms`` rounded terms.
-
-    Args:
-        terms: the number of roundings k.
-
-    Returns:
-        The bound.
-    """
-    return terms * UNIT / (1 - terms * UNIT)
 
 
 @dataclass(frozen=True)
 class RoundingModel:
-    r"""Error bounds of :meth:`Network.margin_and_gradient` in float64.
+    r"""Error bounds of :meth:`Network.margin_and_gradient` in float64, underflow aside.
 
     A vector of norms is carried through the layers. If :math:`\hat a` is within
     :math:`\epsilon` of :math:`a`, the computed :math:`\hat z` is within

@@ -8,9 +8,8 @@ proves: if :math:`sI - A^TA` has a factorisation, s bounds every eigenvalue of :
 import torch
 from torch import Tensor
 
-from crcbook.activations import ROUNDING
+from crcbook.arithmetic import OUTWARD, UNIT
 
-UNIT = 2.0**-53
 _SLACKS = (1e-8, 1e-5, 1e-3, 1e-1)
 _CHUNK_ELEMENTS = 2**24
 
@@ -51,7 +50,7 @@ def scaled_norm_bound(weight: Tensor, scales: Tensor) -> Tensor:
     parts = [_unit_norm_bound(weight / weight_size, part) for part in unit.split(chunk)]
     bound = torch.full_like(largest, torch.inf).masked_fill(largest == 0, 0.0)
     if parts:
-        bound[usable] = torch.cat(parts) * largest[usable] * weight_size * (1 + ROUNDING)
+        bound[usable] = torch.cat(parts) * largest[usable] * weight_size * OUTWARD
     return bound
 
 
@@ -74,7 +73,7 @@ def _unit_norm_bound(weight: Tensor, scales: Tensor) -> Tensor:
     rows, order = matrices.shape[1:]
     gram_error = 2 * (rows + 8) * UNIT * frobenius
     cholesky_error = 4 * (order + 4) * UNIT * order * shift
-    return (shift + gram_error + cholesky_error).sqrt() * (1 + ROUNDING)
+    return (shift + gram_error + cholesky_error).sqrt() * OUTWARD
 
 
 def _exceeds_eigenvalues(shift: Tensor, gram: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ iteration: an estimate, good enough to train with and never certified with.
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
-from crcbook.activations import activation_of
 from crcbook.certificate import verify
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
+from crcbook.curvature import Link, curvature_sum
 from crcbook.datasets import Split
+from crcbook.networks import Layer, read_network
 from crcbook.spectral import top_eigenvalue_estimate
 
 METHODS = ("standard", "adversarial", "crt")
@@ -143,33 +145,25 @@ def worst_points(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: i
 class CurvatureEstimate:
     r"""The largest :math:`|m|` over all pairs of classes, as a differentiable estimate.
 
-    One power iteration a call follows each pair's top eigenvector while the weights move.
+    The formula is that of the proved bound, :func:`crcbook.curvature.curvature_sum`. One power
+    iteration a call follows each norm's singular vectors while the weights move.
     """
 
     def __init__(self, model: nn.Sequential, seed: int = 0) -> None:
         """Start from random directions.
 
         Args:
-            model: the network, trained in place elsewhere.
+            model: an :func:`crcbook.mlp`, trained in place elsewhere.
             seed: the seed of the directions.
-
-        Raises:
-            ValueError: for a network with another number of hidden layers than one.
         """
-        linears = [module for module in model if isinstance(module, nn.Linear)]
-        if len(linears) != 2:
-            raise ValueError(
-                "the curvature is estimated for networks with one hidden layer so far; "
-                f"got {len(linears) - 1} hidden layers"
-            )
-        self.hidden, self.last = linears
-        position = list(model).index(self.hidden)
-        self.lowest, self.highest = activation_of(model[position + 1]).bend_range
-        classes = self.last.out_features
+        self.linears = [module for module in model if isinstance(module, nn.Linear)]
+        rows = [layer.activation for layer in read_network(model).layers]
+        self.rows = dict(zip(self.linears, rows, strict=True))
+        classes = self.linears[-1].out_features
         self.label, self.target = (1 - torch.eye(classes)).nonzero().T
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(len(self.label), self.hidden.in_features, generator=generator)
-        self.vectors = normalize(start, dim=1).to(self.hidden.weight)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.vectors: dict[str, Tensor] = {}
+        self()  # draws every direction once, so that a checkpoint finds all of them
 
     def __call__(self, steps: int = 1) -> Tensor:
         """Estimate the curvature at the current weights.
@@ -180,12 +174,20 @@ class CurvatureEstimate:
         Returns:
             A scalar.
         """
-        weights = self.last.weight[self.label] - self.last.weight[self.target]
-        depth = -torch.minimum(weights * self.lowest, weights * self.highest)
-        estimate, self.vectors = top_eigenvalue_estimate(
-            self.hidden.weight, depth, self.vectors, steps
+        layers = [Layer(linear.weight, linear.bias, row) for linear, row in self.rows.items()]
+        weights = layers[-1].weight[self.label] - layers[-1].weight[self.target]
+        return curvature_sum(layers, weights, partial(self._norm, steps)).max()
+
+    def _norm(self, steps: int, place: tuple[int, int], link: Link, scales: Tensor) -> Tensor:
+        key = f"{place[0]}.{place[1]}"
+        if key not in self.vectors:
+            shape = (len(scales), link.matrix.shape[1])
+            start = torch.randn(shape, generator=self.generator).to(link.matrix)
+            self.vectors[key] = normalize(start, dim=1)
+        square, self.vectors[key] = top_eigenvalue_estimate(
+            link.matrix, scales, self.vectors[key], steps
         )
-        return estimate.max()
+        return (square + 1e-12).sqrt()  # the root of 0 has no gradient
 
 
 class _Trainer:
@@ -244,7 +246,7 @@ class _Trainer:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
         if self.curvature:
-            tensors["vectors"] = self.curvature.vectors
+            tensors |= {f"vectors.{key}": v for key, v in self.curvature.vectors.items()}
         save_tensors(path, tensors, {"recipe": asdict(self.recipe), "history": self.history})
 
     def load(self, path: Path) -> None:
@@ -262,7 +264,8 @@ class _Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if self.curvature:
-            self.curvature.vectors = tensors["vectors"].to(device)
+            vectors = _under("vectors.", tensors)
+            self.curvature.vectors = {key: value.to(device) for key, value in vectors.items()}
 
     def _validate(self) -> dict:
         if self.validation is None:

@@ -44,7 +44,7 @@ def test_the_description_of_a_loose_certificate_names_both_bounds():
     model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
     text = describe(certificate_at(model, 0.0, 0.0))
     assert text.startswith("Certified radius 1.270 around a point of class 0.")
-    assert "No adversarial point" in text or float(text.split()[-2]) >= 1.446
+    assert 1.446 <= float(text.split()[-2]) < 1.46
 
 
 def test_a_margin_without_a_boundary_is_certain_everywhere(model):
@@ -61,7 +61,7 @@ def test_a_slider_computes_a_new_certificate(model):
     x_slider, _, text, picture = live_explorer(model, ENDS, ENDS).children
     before = text.value, picture.value
     x_slider.value = 0.75
-    assert text.value.startswith("Certified radius 0.499") or "0.500" in text.value
+    assert text.value.startswith("Certified radius 0.499")
     assert (text.value, picture.value) != before
     assert "<svg" in picture.value
 
@@ -69,11 +69,11 @@ def test_a_slider_computes_a_new_certificate(model):
 def test_the_choice_of_a_network_computes_a_new_certificate(model):
     far = crc.mlp([2, 2])
     far.load_state_dict(model.state_dict())
-    far[1].bias.data = torch.tensor([-0.9, 0.9])
+    far[1].bias.data = torch.tensor([-0.875, 0.875])
     choice, *_, text, _ = live_explorer({"near": model, "far": far}, ENDS, ENDS).children
-    assert "Certified radius 0.2" in text.value
+    assert "Certified radius 0.249" in text.value
     choice.value = "far"
-    assert "Certified radius 0.8" in text.value or "Certified radius 0.9" in text.value
+    assert "Certified radius 0.874" in text.value
 
 
 def test_options_reach_certify():
