@@ -18,6 +18,9 @@
   const down = (value) => (Math.floor(value * 1000) / 1000).toFixed(3);
   const up = (value) => (Math.ceil(value * 1000) / 1000).toFixed(3);
 
+  // A root, so that the small radii, which matter most, can be told apart.
+  const opacity = (part) => 0.06 + 0.84 * Math.sqrt(Math.min(1, part));
+
   function element(parent, name, attributes) {
     const node = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
@@ -106,7 +109,7 @@
         const row = ys.length - 1 - Math.floor(index / xs.length);
         const pixel = 4 * (row * xs.length + (index % xs.length));
         image.data.set(colours[this.field.predicted[index]], pixel);
-        image.data[pixel + 3] = 255 * (0.06 + 0.84 * Math.min(1, radius / largest));
+        image.data[pixel + 3] = 255 * opacity(radius / largest);
       });
       context.putImageData(image, 0, 0);
       return canvas.toDataURL();
@@ -241,8 +244,9 @@
         item.append(text);
       };
       classes.forEach((name, index) => {
-        const at = (opacity) => `rgb(${colours[index].join(" ")} / ${opacity})`;
-        add(`<i class="crc-bar" style="background:linear-gradient(90deg,${at(0.06)},${at(0.9)})"></i>`,
+        const shade = (part) => `rgb(${colours[index].join(" ")} / ${opacity(part)})`;
+        const shades = [0, 0.05, 0.15, 0.3, 0.5, 0.75, 1].map((p) => `${shade(p)} ${100 * p}%`);
+        add(`<i class="crc-bar" style="background:linear-gradient(90deg,${shades})"></i>`,
           `${name}, radius 0 to ${largest.toFixed(2)}`);
       });
     }

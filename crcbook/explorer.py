@@ -154,7 +154,7 @@ def draw_field(axes: Axes, field: RadiusField) -> None:
     """
     colours = np.array([_rgb(colour) for colour in PALETTE]) / 255
     strength = field.radius / _largest([field])
-    opacity = 0.06 + 0.84 * np.minimum(strength, 1.0)
+    opacity = 0.06 + 0.84 * np.sqrt(np.minimum(strength, 1.0))
     step_x, step_y = field.xs[1] - field.xs[0], field.ys[1] - field.ys[0]
     extent = (
         *(field.xs[[0, -1]] + (-step_x / 2, step_x / 2)),

@@ -46,10 +46,18 @@ _PLOTLY = go.layout.Template(
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 50, "r": 20, "t": 40, "b": 50},
+        # Above the plot, where a narrow page has room for it; beside it, it squeezes the plot.
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "title": {"automargin": True, "yref": "container", "font": {"size": 16}},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "scene": {"xaxis": _SCENE_AXIS, "yaxis": _SCENE_AXIS, "zaxis": _SCENE_AXIS},
-        "sliderdefaults": {"bgcolor": "rgba(128,128,128,0.3)", "activebgcolor": PALETTE[0]},
+        # The padding keeps the slider clear of the axis title.
+        "sliderdefaults": {
+            "bgcolor": PALETTE[0],
+            "activebgcolor": PALETTE[1],
+            "pad": {"t": 50},
+        },
         "updatemenudefaults": {"bgcolor": "rgba(128,128,128,0.15)"},
     }
 )

@@ -89,13 +89,14 @@ def _largest_eigenvalue_estimate(gram: Tensor, steps: int = 30) -> Tensor:
     basis = (vector / vector.norm()).expand(len(gram), 1, -1)
     for _ in range(min(steps, gram.shape[1]) - 1):
         vector = (gram @ basis[:, -1, :, None]).squeeze(2)
+        size = vector.norm(dim=1, keepdim=True)
         for _ in range(2):
             vector = vector - (basis.mT @ (basis @ vector[:, :, None])).squeeze(2)
-        size = vector.norm(dim=1, keepdim=True).clamp(min=1e-280)
-        basis = torch.cat([basis, (vector / size)[:, None]], dim=1)
-    ritz = torch.linalg.eigvalsh(basis @ gram @ basis.mT)[:, -1]
-    overlap = torch.linalg.eigvalsh(basis @ basis.mT)[:, -1]  # 1, or more where Lanczos broke down
-    return ritz / overlap
+        rest = vector.norm(dim=1, keepdim=True)
+        # What rounding leaves of a vector inside the span is noise: the search has ended there.
+        vector = torch.where(rest > 1e-10 * size, vector / rest, 0.0)
+        basis = torch.cat([basis, vector[:, None]], dim=1)
+    return torch.linalg.eigvalsh(basis @ gram @ basis.mT)[:, -1]
 
 
 def top_eigenvalue_estimate(weight: Tensor, diagonal: Tensor, start: Tensor, steps: int = 1):

@@ -87,3 +87,11 @@ def test_estimate_converges_from_below_and_is_differentiable():
     assert (early <= estimate * (1 + 1e-12)).all()
     (gradient,) = torch.autograd.grad(estimate.sum(), weight)
     assert gradient.abs().sum() > 0
+
+
+def test_bound_stays_tight_where_scales_switch_units_off():
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(12, 15, generator=generator, dtype=torch.float64)
+    scales = torch.randn(40, 12, generator=generator, dtype=torch.float64).clamp(min=0)
+    for bound, scale in zip(scaled_norm_bound(weight, scales), scales, strict=True):
+        assert bound.item() == pytest.approx(svd_norm(scale[:, None] * weight), rel=1e-7)
