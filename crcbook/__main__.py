@@ -14,7 +14,7 @@ from crcbook.activations import ACTIVATIONS
 from crcbook.attacks import attack
 from crcbook.certificate import certify
 from crcbook.checkpoints import load_model, save_model, write_atomically
-from crcbook.datasets import DATASETS, Dataset, load, split_validation
+from crcbook.datasets import DATASETS, Dataset, Split, load, split_validation
 from crcbook.networks import mlp
 from crcbook.training import METHODS, Recipe, train
 
@@ -72,6 +72,7 @@ def _add_certify(parser: argparse.ArgumentParser) -> None:
     add("run_folder", type=Path, metavar="run", help="folder of the run, or a .safetensors model")
     add("--dataset", choices=DATASETS, required=True)
     add("--radius", type=float, default=Recipe().radius, help="l2 radius to report accuracies at")
+    add("--box", action="store_true", help="also with an adversary confined to pixels in [0, 1]")
     add("--limit", type=int, help="certify only the first images")
     add("--json", type=Path, help="write the figures here")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -148,7 +149,7 @@ def _certify(options: argparse.Namespace) -> None:
         if options.limit < 1:
             raise ValueError(f"--limit must be at least 1; got {options.limit}")
         test = test.take(slice(0, options.limit))
-    figures = report(model, test, options.radius)
+    figures = report(model, test, options.radius, options.box)
     for name, value in figures.items():
         print(f"{name:30} {'none' if value is None else format(value, '.6g')}")
     if options.json:
@@ -156,13 +157,14 @@ def _certify(options: argparse.Namespace) -> None:
         print(f"wrote {options.json}")
 
 
-def report(model: torch.nn.Sequential, test, radius: float) -> dict:
+def report(model: torch.nn.Sequential, test: Split, radius: float, box: bool = False) -> dict:
     """Certify and attack a test split.
 
     Args:
         model: the classifier.
         test: the images and labels.
         radius: the l2 radius the accuracies are for.
+        box: also confine the adversary to pixels in [0, 1], in figures of their own.
 
     Returns:
         The figures by name: accuracies as fractions of all images, ``mean_radius`` and
@@ -178,7 +180,7 @@ def report(model: torch.nn.Sequential, test, radius: float) -> dict:
     correct = (certificate.radius > 0) | ~certificate.exact
     robust = certificate.radius >= radius
     mean = certificate.radius[correct].mean().item()
-    return {
+    figures = {
         "images": len(test),
         "radius": radius,
         "clean_accuracy": correct.double().mean().item(),
@@ -190,6 +192,16 @@ def report(model: torch.nn.Sequential, test, radius: float) -> dict:
         "exact_fraction": certificate.exact[correct].double().mean().nan_to_num().item(),
         "seconds": round(seconds, 3),
     }
+    if box:
+        confined = certify(model, test.x, test.y, box=(0.0, 1.0), progress=True)
+        reached = attack(model, test.x, test.y, radius=radius, box=(0.0, 1.0), progress=True)
+        robust = confined.radius >= radius
+        figures |= {
+            "certified_accuracy_box": robust.double().mean().item(),
+            "empirical_accuracy_box": (~reached.success).double().mean().item(),
+            "violations_box": int((robust & reached.success).sum()),
+        }
+    return figures
 
 
 if __name__ == "__main__":

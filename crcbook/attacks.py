@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crcbook.checks import as_classes, as_inputs, as_radius
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import Network, read_network
+from crcbook.region import Box, step_to_boundary, step_to_sphere
 
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 120
+_LONGEST = 1e150  # a step where the gradient vanishes
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def attack(
     x: Tensor,
     y: Tensor,
     radius: float | None = None,
+    box: tuple | None = None,
     steps: int = 20,
     restarts: int = 1,
     seed: int = 0,
@@ -57,6 +60,8 @@ def attack(
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
         radius: the l2 radius of the ball; None to look for the smallest distance.
+        box: the lowest and the highest valid value of an input, numbers or tensors of an input's
+            shape: every point stays inside. None for no box.
         steps: the number of gradients for each class and start.
         restarts: how many searches for each class; the first starts at the input, the others at
             random points.
@@ -73,18 +78,24 @@ def attack(
     network = read_network(model)
     x = as_inputs(x, network)
     y = as_classes("y", y, network, batch=len(x))
-    if radius is not None:
-        radius = as_radius(radius)
+    radius = None if radius is None else as_radius(radius)
+    box = as_box(box, x)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
     generator = torch.Generator().manual_seed(seed)
     size = max(1, _CHUNK_VALUES // (network.classes * _width(network)))
-    parts = [
-        _attack(network, x[start : start + size], y[start : start + size], radius, steps, noise)
-        for start in tqdm(range(0, len(x), size), desc="attack", disable=not progress)
-        for noise in [_starts(x[start : start + size], restarts, generator)]
+    chunks = tqdm(
+        zip(x.split(size), y.split(size), strict=True),
+        desc="attack",
+        total=-(-len(x) // size),
+        disable=not progress,
+        unit="chunk",
+    )
+    points = [
+        _attack(network, part, labels, radius, box, steps, _starts(part, restarts, generator))
+        for part, labels in chunks
     ]
-    point = torch.cat(parts)
+    point = torch.cat(points)
     margin = smallest_margin(network, point, y)
     distance = (point - x).norm(dim=1).nan_to_num(nan=torch.inf)
     return Attack(point, margin, margin <= 0, distance)
@@ -113,12 +124,13 @@ def boundary_points(
     target: Tensor,
     start: Tensor | None = None,
     steps: int = 30,
+    box: Box | None = None,
 ) -> Tensor:
     r"""Points where a target overtakes the label, as close to the inputs as the search gets.
 
-    Each step goes towards :math:`x_0 - \nabla f \, (f + \nabla f \cdot (x_0 - c))/\|\nabla f\|^2`,
-    the nearest point of the boundary of the margin linearised at c. Every direction tried is
-    followed out to the boundary by bisection at the end.
+    Each step goes towards the nearest point of the boundary of the margin linearised at c, in the
+    box, which without one is :math:`x_0 - \nabla f \, (f + \nabla f \cdot (x_0 - c))/\|\nabla
+    f\|^2`. The last direction and the best one are followed to the boundary by bisection.
 
     Args:
         network: a float64 network.
@@ -127,11 +139,13 @@ def boundary_points(
         target: ``(pairs,)`` the classes to reach.
         start: ``(pairs, n)`` first points; the inputs where None.
         steps: the number of gradients.
+        box: where the points must stay; None for everywhere.
 
     Returns:
         ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
     """
     point = x if start is None else start
+    room = None if box is None else box.room(x)
     best = torch.full_like(x, torch.nan)
     shortest = torch.full_like(x[:, 0], torch.inf)
     damping = torch.ones_like(shortest)
@@ -140,29 +154,29 @@ def boundary_points(
         distance = (point - x).norm(dim=1)
         hit = (margin <= 0) & (distance < shortest)
         best[hit], shortest[hit] = point[hit], distance[hit]
-        step = (margin + (gradient * (x - point)).sum(1)) / gradient.square().sum(1)
-        move = x - step.clamp(min=0)[:, None] * gradient - point
+        eta = step_to_boundary(margin + (gradient * (x - point)).sum(1), gradient, room)
+        goal = _clip(box, x - eta[:, None] * gradient)
         # Beyond the best point found there is nothing to look for: shorten what overshoots.
         damping = torch.where(distance > 1.5 * shortest, damping / 2, damping)
-        point = torch.where(
-            move.isfinite().all(1, keepdim=True), point + damping[:, None] * move, point
-        )
+        usable = goal.isfinite().all(1, keepdim=True)
+        point = torch.where(usable, point + damping[:, None] * (goal - point), point)
     for last in (point, best):
-        candidate = _retreat(network, x, last, label, target)
+        candidate = _retreat(network, x, last, label, target, box)
         distance = (candidate - x).norm(dim=1)
         closer = distance < shortest
         best[closer], shortest[closer] = candidate[closer], distance[closer]
     return best
 
 
-def _retreat(network: Network, x, point, label, target) -> Tensor:
-    """The boundary on the ray through a point, by bisection; NaN where the ray has none."""
-    ray = point - x
-    inner, outer = torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], torch.nan)
-    for reach in (1.0, 1.0 + 1e-9, 1.0 + 1e-7, 1.0 + 1e-5, 1.001, 1.03, 1.3, 2.0, 4.0):
-        beyond = _margin(network, x + reach * ray, label, target) <= 0
-        outer = torch.where(outer.isnan() & beyond, reach, outer)
-        inner = torch.where(outer.isnan(), reach, inner)
+def _retreat(network: Network, x, point, label, target, box: Box | None) -> Tensor:
+    """The boundary between an input and a point, or a little beyond it; NaN where there is none."""
+    ray, outside = point - x, torch.full_like(x, torch.nan)
+    for reach in (4.0, 2.0, 1.3, 1.03, 1.001, 1.0 + 1e-5, 1.0 + 1e-7, 1.0 + 1e-9, 1.0):
+        end = _clip(box, x + reach * ray)
+        beyond = _margin(network, end, label, target) <= 0
+        outside = torch.where(beyond[:, None], end, outside)
+    ray = outside - x
+    inner, outer = torch.zeros_like(x[:, 0]), torch.ones_like(x[:, 0])
     for _ in range(_BISECTIONS):
         middle = (inner + outer) / 2
         beyond = _margin(network, x + middle[:, None] * ray, label, target) <= 0
@@ -170,7 +184,11 @@ def _retreat(network: Network, x, point, label, target) -> Tensor:
         inner = torch.where(beyond, inner, middle)
         if not (outer - inner > 1e-15 * outer).any():
             break
-    return x + outer[:, None] * ray
+    return _clip(box, x + outer[:, None] * ray)
+
+
+def _clip(box: Box | None, point: Tensor) -> Tensor:
+    return point if box is None else box.clip(point)
 
 
 def _margin(network: Network, x, label, target) -> Tensor:
@@ -178,7 +196,7 @@ def _margin(network: Network, x, label, target) -> Tensor:
     return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
 
 
-def _attack(network, x, y, radius, steps, starts) -> Tensor:
+def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
     """The worst point of each input over all classes and starts."""
     image = torch.arange(len(x), device=x.device).repeat_interleave(network.classes - 1)
     classes = torch.arange(network.classes, device=x.device).expand(len(x), -1)
@@ -188,12 +206,12 @@ def _attack(network, x, y, radius, steps, starts) -> Tensor:
     if radius is None:
         best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
     for start in starts:
-        begin = x[image] + start[image] * (1.0 if radius is None else radius)
+        begin = _clip(box, x[image] + start[image] * (1.0 if radius is None else radius))
         if radius is None:
-            point = boundary_points(network, x[image], y[image], target, begin, steps)
+            point = boundary_points(network, x[image], y[image], target, begin, steps, box)
             value = (point - x[image]).norm(dim=1).nan_to_num(nan=torch.inf)
         else:
-            point, value = _descend(network, x[image], y[image], target, radius, begin, steps)
+            point, value = _descend(network, x[image], y[image], target, radius, begin, steps, box)
         value, column = value.reshape(len(x), -1).min(dim=1)
         rows = torch.arange(len(x), device=x.device)
         chosen = point.reshape(len(x), -1, x.shape[1])[rows, column]
@@ -203,8 +221,9 @@ def _attack(network, x, y, radius, steps, starts) -> Tensor:
     return torch.where((clean <= 0)[:, None], x, best)
 
 
-def _descend(network, x, label, target, radius: float, point, steps: int):
+def _descend(network, x, label, target, radius: float, point, steps: int, box: Box | None):
     """Minimise margins over balls; returns the points and the margins there."""
+    room = None if box is None else box.room(x)
     best, lowest = x.clone(), torch.full_like(x[:, 0], torch.inf)
     damping = torch.ones_like(lowest)
     for _ in range(steps):
@@ -213,7 +232,8 @@ def _descend(network, x, label, target, radius: float, point, steps: int):
         best = torch.where(improved[:, None], point, best)
         damping = torch.where(improved, damping, damping / 2)
         lowest = torch.minimum(lowest, margin)
-        goal = x - radius * torch.nn.functional.normalize(gradient, dim=1)
+        eta = step_to_sphere(gradient, radius, room).clamp(max=_LONGEST)
+        goal = _clip(box, x - eta[:, None] * gradient)
         point = _into_ball(x, point + damping[:, None] * (goal - point), radius)
     margin = _margin(network, point, label, target)
     best = torch.where((margin < lowest)[:, None], point, best)

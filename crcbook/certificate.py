@@ -4,17 +4,18 @@ The mathematics is in :mod:`crcbook.minorant`; here inputs are checked, classes 
 batches cut to size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.attacks import boundary_points
-from crcbook.checks import as_classes, as_inputs, as_radius
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.curvature import downward_curvature
 from crcbook.minorant import Minorant, Pairs, Prover, search
 from crcbook.networks import Network, read_network
+from crcbook.region import Box
 
 EXACT = 1e-6
 _SEARCH_STEPS = 100
@@ -64,7 +65,12 @@ class Verdict:
 
 
 def certify(
-    model: nn.Sequential, x: Tensor, y: Tensor, targets: str = "all", progress: bool = False
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    targets: str = "all",
+    box: tuple | None = None,
+    progress: bool = False,
 ) -> Certificate:
     r"""Certified l2 radii: how far each input can move before its label can change.
 
@@ -78,6 +84,8 @@ def certify(
         y: ``(batch,)`` int64 labels.
         targets: ``"all"`` other classes, or only the ``"runner-up"`` (the second largest logit),
             which is no guarantee against the others.
+        box: the lowest and the highest valid value of an input, numbers or tensors of an input's
+            shape, such as ``(0.0, 1.0)``: the adversary must stay inside. None for no box.
         progress: show a progress bar.
 
     Returns:
@@ -87,7 +95,7 @@ def certify(
         TypeError: for a model or tensors of the wrong kind.
         ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
     """
-    problem = _Problem.of(model, x, y, targets)
+    problem = _Problem.of(model, x, y, targets, box)
     parts = [problem.certify(chunk) for chunk in problem.chunks(progress, "certify")]
     return Certificate(*(torch.cat(column) for column in zip(*parts, strict=True)), targets)
 
@@ -98,6 +106,7 @@ def verify(
     y: Tensor,
     radius: float,
     targets: str = "all",
+    box: tuple | None = None,
     progress: bool = False,
 ) -> Verdict:
     """Decide whether each label is certain in the l2 ball of a given radius.
@@ -111,6 +120,7 @@ def verify(
         y: ``(batch,)`` int64 labels.
         radius: the l2 radius of the ball, in the units of the input.
         targets: ``"all"`` or ``"runner-up"``, as in :func:`certify`.
+        box: the valid inputs, as in :func:`certify`.
         progress: show a progress bar.
 
     Returns:
@@ -120,7 +130,7 @@ def verify(
         TypeError: for a model or tensors of the wrong kind.
         ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
     """
-    problem, radius = _Problem.of(model, x, y, targets), as_radius(radius)
+    problem, radius = _Problem.of(model, x, y, targets, box), as_radius(radius)
     parts = [problem.verify(chunk, radius) for chunk in problem.chunks(progress, "verify")]
     margin, target = (torch.cat(column) for column in zip(*parts, strict=True))
     return Verdict(margin > 0, margin, target, targets)
@@ -135,15 +145,17 @@ class _Problem:
     x: Tensor
     y: Tensor
     targets: str
+    box: Box | None
 
     @classmethod
-    def of(cls, model, x, y, targets: str) -> "_Problem":
+    def of(cls, model, x, y, targets: str, box) -> "_Problem":
         network = read_network(model)
         x = as_inputs(x, network)
         y = as_classes("y", y, network, batch=len(x))
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
-        return cls(Prover.of(network), network.to(torch.float32), x, y, targets)
+        prover, rough = Prover.of(network), network.to(torch.float32)
+        return cls(prover, rough, x, y, targets, as_box(box, x))
 
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
@@ -156,27 +168,42 @@ class _Problem:
     def certify(self, chunk: slice):
         x, y = self.x[chunk], self.y[chunk]
         order, correct = self._targets(x, y)
+        best = self._certify(x, y, order, correct, None)
+        if self.box is not None:
+            _improve(
+                best,
+                torch.arange(len(x), device=x.device),
+                self._certify(x, y, order, correct, self.box),
+            )
+        exact, nearest = self._nearest(x, y, best, correct)
+        return best.bound, best.target, exact, nearest
+
+    def _certify(self, x, y, order, correct, box: Box | None) -> "_Best":
+        """Radii of the images, each with the class that limits it."""
+        best = _Best(torch.zeros_like(x[:, 0]), order[:, 0].clone(), torch.zeros_like(x))
         rows = correct.nonzero().squeeze(1)
-        radius, target, direction = torch.zeros_like(x[:, 0]), order[:, 0].clone(), x.clone()
         # The runner-up comes first and alone, so that "all" can only lower its radius.
-        bound, found = self._maximise(x, y, rows, order[rows, :1])
-        radius[rows], direction[rows] = bound[:, 0], found[:, 0]
+        bound, found = self._maximise(x, y, rows, order[rows, :1], box)
+        best.bound[rows], best.displacement[rows] = bound[:, 0], found[:, 0]
         if self.targets == "all" and order.shape[1] > 1:
-            bound, found = self._maximise(x, y, rows, order[rows, 1:], limit=radius[rows])
+            bound, found = self._maximise(x, y, rows, order[rows, 1:], box, best.bound[rows])
             bound, column = bound.min(dim=1)
-            lower = bound < radius[rows]
+            lower = bound < best.bound[rows]
             changed, column = rows[lower], column[lower]
-            radius[changed], target[changed] = bound[lower], order[changed, 1 + column]
-            direction[changed] = found[lower, column]
-        exact, nearest = self._nearest(x, y, target, radius, direction, correct)
-        return radius, target, exact, nearest
+            best.bound[changed], best.target[changed] = bound[lower], order[changed, 1 + column]
+            best.displacement[changed] = found[lower, column]
+        return best
 
     def verify(self, chunk: slice, radius: float):
         x, y = self.x[chunk], self.y[chunk]
         order, correct = self._targets(x, y)
         order = order if self.targets == "all" else order[:, :1]
         rows = torch.arange(len(x), device=x.device)
-        margin, position = self._maximise(x, y, rows, order, radius=radius)[0].min(dim=1)
+        margins = self._maximise(x, y, rows, order, None, radius=radius)[0]
+        if self.box is not None:
+            wider = self._maximise(x, y, rows, order, self.box, radius=radius)[0]
+            margins = torch.maximum(margins, wider)
+        margin, position = margins.min(dim=1)
         margin = torch.where(correct, margin, margin.clamp(max=0.0))
         return margin, order.gather(1, position[:, None]).squeeze(1)
 
@@ -184,17 +211,19 @@ class _Problem:
         """The other classes, largest logit first, and whether the label beats them all."""
         logits = self.prover.network.logits(x)
         own = logits.gather(1, y[:, None])
-        others = logits.scatter(1, y[:, None], -torch.inf).nan_to_num(nan=torch.inf)
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        others = torch.where(others.isnan(), torch.inf, others)
         order = others.argsort(dim=1, descending=True, stable=True)
         order = order[order != y[:, None]].reshape(len(y), -1)
         return order, (own > others.gather(1, order[:, :1])).squeeze(1)
 
-    def _pairs(self, x: Tensor, y: Tensor, image: Tensor, target: Tensor) -> Pairs:
+    def _pairs(self, x: Tensor, y: Tensor, image: Tensor, target: Tensor, box) -> Pairs:
         label = y[image]
         curvature = downward_curvature(self.prover.network, label, target)
-        return Pairs(x[image], label, target, curvature)
+        room = None if box is None else box.room(x[image])
+        return Pairs(x[image], label, target, curvature, room)
 
-    def _maximise(self, x, y, rows, targets, limit=None, radius: float | None = None):
+    def _maximise(self, x, y, rows, targets, box, limit=None, radius: float | None = None):
         """The best bounds found of the rows' margins over each of their targets.
 
         They are radii, or margins in the ball of ``radius``. A proof at the input itself settles
@@ -202,10 +231,11 @@ class _Problem:
         for radii a few double-precision steps polish it. A pair is left alone once its radius
         passes its row's ``limit`` (its margin 0).
 
-        Returns ``(rows, targets)`` bounds and ``(rows, targets, n)`` directions of their fall.
+        Returns ``(rows, targets)`` bounds and ``(rows, targets, n)`` displacements to where the
+        bounds reach zero.
         """
         columns = targets.shape[1]
-        pairs = self._pairs(x, y, rows.repeat_interleave(columns), targets.reshape(-1))
+        pairs = self._pairs(x, y, rows.repeat_interleave(columns), targets.reshape(-1), box)
         if limit is None:
             limit = torch.full_like(x[rows, 0], torch.inf if radius is None else 0.0)
         limit = limit.repeat_interleave(columns)
@@ -215,9 +245,9 @@ class _Problem:
             index = (best.bound <= limit).nonzero().squeeze(1)
             part = pairs.take(index)
             point = search(network, part, best.point[index], steps, limit[index], radius)
-            best.improve(index, self._prove(part, point, radius))
+            _improve(best, index, self._prove(part, point, radius))
         shape = (len(rows), columns)
-        return best.bound.reshape(shape), best.direction.reshape(*shape, x.shape[1])
+        return best.bound.reshape(shape), best.displacement.reshape(*shape, x.shape[1])
 
     def _prove_at_inputs(self, x, pairs: Pairs, columns: int, radius: float | None) -> "_Proof":
         """The proofs at c = x_0, where all classes of an input share its hidden layers."""
@@ -232,46 +262,61 @@ class _Problem:
         values = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
         return _Proof.of(self.prover.minorant(pairs, point, *values), point, radius)
 
-    def _nearest(self, x, y, target, radius, direction, correct) -> tuple[Tensor, Tensor]:
+    def _nearest(self, x, y, best: "_Best", correct) -> tuple[Tensor, Tensor]:
         """Overshoot the radius by a hair where the bound falls fastest: an adversary proves it."""
         nearest, exact = x.clone(), ~correct
         rows = correct.nonzero().squeeze(1)
-        pairs = self._pairs(x, y, rows, target[rows])
-        reach = (radius[rows] * (1 + 0.9 * EXACT)).nan_to_num(posinf=0.0)
-        point = pairs.x0 + reach[:, None] * torch.nn.functional.normalize(direction[rows], dim=1)
+        radius = best.bound[rows]
+        pairs = self._pairs(x, y, rows, best.target[rows], None)
+        point = self._valid(x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
         hit = self.prover.is_adversarial(pairs, point)
-        missed = ~hit & radius[rows].isfinite()
+        hit &= (point - pairs.x0).norm(dim=1) <= radius * (1 + EXACT)
+        missed = ~hit & radius.isfinite()
         point[missed] = self._adversaries(pairs.take(missed))
-        point[radius[rows].isinf()] = torch.nan
+        point[radius.isinf()] = torch.nan
         distance = (point - pairs.x0).norm(dim=1)
-        nearest[rows], exact[rows] = point, hit | (distance <= radius[rows] * (1 + EXACT))
+        nearest[rows], exact[rows] = point, hit | (distance <= radius * (1 + EXACT))
         return exact, nearest
 
     def _adversaries(self, pairs: Pairs) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
         network = self.prover.network
-        found = boundary_points(network, pairs.x0, pairs.label, pairs.target)
-        found = found + 0.5 * EXACT * (found - pairs.x0)  # across, beyond any doubt
+        found = boundary_points(network, pairs.x0, pairs.label, pairs.target, box=self.box)
+        found = self._valid(found + 0.5 * EXACT * (found - pairs.x0))  # across, beyond any doubt
         proved = self.prover.is_adversarial(pairs, found)
         return torch.where(proved[:, None], found, torch.nan)
+
+    def _valid(self, point: Tensor) -> Tensor:
+        return point if self.box is None else self.box.clip(point)
+
+
+@dataclass
+class _Best:
+    """The radii of a batch, the limiting classes, and the way to the adversaries."""
+
+    bound: Tensor
+    target: Tensor
+    displacement: Tensor
 
 
 @dataclass
 class _Proof:
-    """What is proved of each pair: a bound, where it falls fastest, the point it was proved at."""
+    """What is proved of each pair: a bound, the way to where it ends, the point it took."""
 
     bound: Tensor
-    direction: Tensor
+    displacement: Tensor
     point: Tensor
 
     @classmethod
     def of(cls, minorant: Minorant, point: Tensor, radius: float | None) -> "_Proof":
-        bound = minorant.radius() if radius is None else minorant.margin(radius)
-        return cls(bound, minorant.direction, point.clone())
+        if radius is not None:
+            return cls(minorant.margin(radius), torch.zeros_like(point), point.clone())
+        bound = minorant.radius()
+        return cls(bound, minorant.nearest(bound), point.clone())
 
-    def improve(self, index: Tensor, other: "_Proof") -> None:
-        better = other.bound > self.bound[index]
-        changed = index[better]
-        self.bound[changed] = other.bound[better]
-        self.direction[changed] = other.direction[better]
-        self.point[changed] = other.point[better]
+
+def _improve(best: "_Best | _Proof", index: Tensor, other: "_Best | _Proof") -> None:
+    """Overwrite the entries at ``index`` where the other bound is larger."""
+    better = other.bound > best.bound[index]
+    for field in fields(best):
+        getattr(best, field.name)[index[better]] = getattr(other, field.name)[better]

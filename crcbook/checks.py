@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crcbook.networks import Network
+from crcbook.region import Box
 
 
 def as_inputs(x, network: Network) -> Tensor:
@@ -64,6 +65,45 @@ def as_classes(name: str, classes, network: Network, batch: int | None = None) -
             f"to {int(classes.max())}"
         )
     return classes.to(network.device, torch.int64)
+
+
+def as_box(box, x: Tensor) -> Box | None:
+    """Check a box and that it holds the inputs.
+
+    Args:
+        box: the lowest and the highest valid value, numbers or tensors of an input's shape; None
+            for no box.
+        x: ``(batch, n)`` float64 inputs, already checked.
+
+    Returns:
+        The box, or None.
+
+    Raises:
+        TypeError: where the box is no pair of numbers or tensors.
+        ValueError: where an end has another shape or is NaN, the ends are not in order, or an
+            input lies outside.
+    """
+    if box is None:
+        return None
+    try:
+        lower, upper = (torch.as_tensor(end).to(x).flatten() for end in box)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"box must be a pair (lowest, highest); got {box!r}") from error
+    for end in (lower, upper):
+        if end.numel() not in (1, x.shape[1]) or end.isnan().any():
+            raise ValueError(
+                f"an end of the box must be one number or {x.shape[1]}, and not NaN; "
+                f"got {end.numel()} values"
+            )
+    if not (lower <= upper).all():
+        raise ValueError(f"the box must have lowest <= highest; got {box!r}")
+    outside = ((x < lower) | (x > upper)).any(1)
+    if outside.any():
+        raise ValueError(
+            f"the box must hold every input; {int(outside.sum())} of {len(x)} lie outside, "
+            f"with values from {x.min():g} to {x.max():g}"
+        )
+    return Box(lower.expand(x.shape[1]), upper.expand(x.shape[1]))
 
 
 def as_radius(radius) -> float:

@@ -105,6 +105,7 @@ def explorer(
     start: tuple[float, float] = (0.0, 0.0),
     classes: Sequence[str] | None = None,
     names: tuple[str, str] = ("x₁", "x₂"),
+    choice: str = "network",
     alt: str = "Decision regions; the colour is stronger where the certified radius is larger.",
 ) -> HTML:
     """A figure in which sliders and pointer move a point, and its certified ball follows.
@@ -119,6 +120,7 @@ def explorer(
         start: the point shown first; the nearest grid point is taken.
         classes: what to call the classes; ``class 0``, ``class 1``, ... where missing.
         names: what to call the axes.
+        choice: what to call the choice among several fields.
         alt: what the picture shows, for readers who do not see it.
 
     Returns:
@@ -134,6 +136,7 @@ def explorer(
     return HTML(
         template.substitute(
             alt=html.escape(alt),
+            choice=html.escape(choice),
             x_name=html.escape(names[0]),
             y_name=html.escape(names[1]),
             # No text inside may close the script element.

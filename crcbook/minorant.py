@@ -22,12 +22,14 @@ from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, UNIT, gamma
 from crcbook.networks import Network
+from crcbook.region import Room, step_to_boundary, step_to_sphere
 from crcbook.rounding import RoundingModel
 
 _GAIN = 1e-7  # a smaller relative gain counts as none
 _PATIENCE = 6  # steps without a gain
 _SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
 _SHORTEST = 0.01  # of a full step
+_BISECTIONS = {torch.float32: 20, torch.float64: 50}
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Pairs:
         label: ``(pairs,)`` classes.
         target: ``(pairs,)`` classes.
         curvature: ``(pairs,)`` proved bounds k.
+        room: where the adversary may go; None for everywhere.
     """
 
     x0: Tensor
     label: Tensor
     target: Tensor
     curvature: Tensor
+    room: Room | None = None
 
     def take(self, index: Tensor) -> "Pairs":
         """The pairs at ``index``.
@@ -55,7 +59,9 @@ class Pairs:
         Returns:
             The chosen pairs.
         """
-        return Pairs(self.x0[index], self.label[index], self.target[index], self.curvature[index])
+        columns = (self.x0, self.label, self.target, self.curvature)
+        room = None if self.room is None else self.room.take(index)
+        return Pairs(*(column[index] for column in columns), room)
 
     def to(self, dtype: torch.dtype) -> "Pairs":
         """The same pairs, rounded, for a search.
@@ -66,34 +72,58 @@ class Pairs:
         Returns:
             The pairs.
         """
-        return Pairs(self.x0.to(dtype), self.label, self.target, self.curvature.to(dtype))
+        room = None if self.room is None else self.room.to(dtype)
+        return Pairs(self.x0.to(dtype), self.label, self.target, self.curvature.to(dtype), room)
 
 
 @dataclass(frozen=True)
 class Minorant:
     r"""The bound :math:`q - s\cdot\delta - k\|\delta\|^2/2` of each pair.
 
+    In a box the smallest value is bounded by Lagrange duality. For any :math:`\lambda \ge k` and
+    every displacement of length at most :math:`\rho`, the bound is at least
+    :math:`h(\lambda) - \lambda\rho^2/2` with
+
+    .. math:: h(\lambda) = \min_{\delta \in \text{box}} q - s\cdot\delta +
+       \tfrac{\lambda-k}2\|\delta\|^2, \quad\text{attained at}\quad
+       \delta = \mathrm{clip}(s/(\lambda-k)),
+
+    which is positive while :math:`\rho^2 < 2h(\lambda)/\lambda`.
+
     Attributes:
         value: ``(pairs,)`` q, rounded down.
-        slope: ``(pairs,)`` the norm of s, rounded up.
-        direction: ``(pairs, n)`` s itself: where the bound falls fastest.
+        direction: ``(pairs, n)`` s: where the bound falls fastest.
+        error: ``(pairs,)`` a bound of the rounding error of s, an l2 norm.
         curvature: ``(pairs,)`` k.
+        room: where the adversary may go; None for everywhere.
     """
 
     value: Tensor
-    slope: Tensor
     direction: Tensor
+    error: Tensor
     curvature: Tensor
+    room: Room | None = None
+
+    @property
+    def slope(self) -> Tensor:
+        """``(pairs,)`` the norm of s, rounded upward."""
+        terms = 1 + gamma(self.direction.shape[1] + 4)
+        return self.direction.norm(dim=1) * terms + self.error
 
     def radius(self) -> Tensor:
         """How far the bound stays positive.
 
         Returns:
-            ``(pairs,)`` l2 radii, rounded down; 0 where the bound is not positive at the input.
+            ``(pairs,)`` l2 radii, rounded down; 0 where the bound is not positive at the input,
+            infinity where it is positive in the whole box.
         """
-        root = (self.slope**2 + 2 * self.curvature * self.value.clamp(min=0)).sqrt()
-        radius = 2 * self.value / (self.slope + root) / OUTWARD
-        return torch.where(self.value > 0, radius, 0.0).nan_to_num(nan=0.0, posinf=torch.inf)
+        slope = self.slope
+        root = (slope**2 + 2 * self.curvature * self.value.clamp(min=0)).sqrt()
+        radius = 2 * self.value / (slope + root)
+        if self.room is not None:
+            radius = radius.fmax(self._radius_in_box(radius))
+        radius = (radius / OUTWARD).nan_to_num(nan=0.0, posinf=torch.inf)
+        return torch.where(self.value > 0, radius, 0.0)
 
     def margin(self, radius: float) -> Tensor:
         """The smallest value of the bound in a ball.
@@ -106,7 +136,69 @@ class Minorant:
         """
         fall = radius * self.slope + self.curvature * radius**2 / 2
         margin = self.value - fall - (self.value.abs() + fall) * 8 * UNIT
+        if self.room is not None:
+            multiplier = self._multiplier(torch.full_like(margin, radius), fixed=True)
+            fall = multiplier * radius**2 / 2 + self.error * radius
+            inner = self._smallest(multiplier)
+            margin = margin.fmax(inner - fall - (inner.abs() + fall) * 8 * UNIT)
         return torch.where(margin.isnan(), -torch.inf, margin)
+
+    def nearest(self, radius: Tensor) -> Tensor:
+        """Where the bound reaches zero first: the place to look for an adversary.
+
+        Args:
+            radius: ``(pairs,)`` what :meth:`radius` returned.
+
+        Returns:
+            ``(pairs, n)`` displacements.
+        """
+        if self.room is None:
+            finite = torch.where(radius.isfinite(), radius, 0.0)
+            return finite[:, None] * torch.nn.functional.normalize(self.direction, dim=1)
+        return self._displacement(self._multiplier(radius, fixed=False))
+
+    def _radius_in_box(self, plain: Tensor) -> Tensor:
+        multiplier = self._multiplier(plain, fixed=False)
+        reach = self.room.reach()
+        inner = self._smallest(multiplier)
+        first = (2 * inner.clamp(min=0) / multiplier).sqrt().fmin(reach)
+        # s is known within its error, which tilts the bound by at most that much a unit length.
+        inner = (inner - self.error * first * OUTWARD).clamp(min=0)
+        radius = torch.where(inner > 0, (2 * inner / multiplier).sqrt(), 0.0)
+        return torch.where(radius > reach * OUTWARD, torch.inf, radius)
+
+    def _smallest(self, multiplier: Tensor) -> Tensor:
+        """h, rounded down."""
+        delta = self._displacement(multiplier)
+        linear = (self.direction * delta).sum(1)
+        square = (multiplier - self.curvature) / 2 * delta.square().sum(1)
+        # The minimiser is rounded too: h is its value there less what a shift of it can gain.
+        size = self.value.abs() + self.direction.norm(dim=1) * delta.norm(dim=1) + square
+        return self.value - linear + square - gamma(4 * delta.shape[1] + 32) * size
+
+    def _displacement(self, multiplier: Tensor) -> Tensor:
+        rise = (multiplier - self.curvature).clamp(min=torch.finfo(multiplier.dtype).tiny)
+        return self.room.clip(self.direction / rise[:, None])
+
+    def _multiplier(self, radius: Tensor, fixed: bool) -> Tensor:
+        r"""A good :math:`\lambda`, by bisection; every :math:`\lambda \ge k` is a valid one.
+
+        In a ball of a ``fixed`` radius the displacement has that length; otherwise
+        :math:`2h(\lambda)/\lambda` is largest where it is the displacement's squared length. With
+        no box it is :math:`k + \|s\|/\rho`, and a box only lowers it.
+        """
+        low, high = self.curvature, self.curvature + self.direction.norm(dim=1) / radius
+        for _ in range(_BISECTIONS[radius.dtype]):
+            middle = (low + high) / 2
+            delta = self._displacement(middle)
+            square = delta.square().sum(1)
+            if fixed:
+                beyond = square < radius**2
+            else:
+                bound = self.value - (self.direction * delta).sum(1)
+                beyond = bound + (middle - self.curvature) / 2 * square > middle / 2 * square
+            low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+        return torch.where(high.isfinite(), high, self.curvature)
 
 
 @dataclass(frozen=True)
@@ -151,7 +243,8 @@ class Prover:
         lowest = torch.where(weights == 0, 0.0, lowest)
         size = lowest.abs().sum(1) + 2 * offset.abs()
         floor = lowest.sum(1) + offset - gamma(weights.shape[1] + 8) * size
-        return (floor - self.rounding.deviation(weights)).nan_to_num(nan=-torch.inf)
+        floor = floor - self.rounding.deviation(weights)
+        return torch.where(floor.isnan(), -torch.inf, floor)
 
     def minorant(self, pairs: Pairs, point: Tensor, margin: Tensor, gradient: Tensor) -> Minorant:
         r"""The minorants of an evaluation.
@@ -177,9 +270,8 @@ class Prover:
         size = margin.abs() + steepness * distance + k * distance**2
         value = value - (value_error + slope_error * distance + terms * size + deviation) * OUTWARD
         direction = k[:, None] * away - gradient
-        slope = direction.norm(dim=1)
-        slope = slope + slope_error + terms * (slope + steepness + k * distance)
-        return Minorant(value, slope * OUTWARD, direction, k)
+        error = (slope_error + terms * (steepness + k * distance)) * OUTWARD
+        return Minorant(value, direction, error, k, pairs.room)
 
     def is_adversarial(self, pairs: Pairs, point: Tensor) -> Tensor:
         """Whether a margin is proved not to be positive at a point.
@@ -276,19 +368,18 @@ class _Walk:
         k, away = self.pairs.curvature, self.pairs.x0 - self.point
         direction = k[:, None] * away - gradient
         value = margin + (gradient * away).sum(1) - k / 2 * away.square().sum(1)
-        minorant = Minorant(value, direction.norm(dim=1), direction, k)
+        minorant = Minorant(value, direction, torch.zeros_like(value), k, self.pairs.room)
         return minorant.radius() if radius is None else minorant.margin(radius)
 
     def advance(self, margin, gradient, improved, radius: float | None) -> Tensor:
         """Move the points; returns which searches are still worth a step."""
-        away = self.pairs.x0 - self.point
-        steepness = gradient.norm(dim=1)
+        away, room = self.pairs.x0 - self.point, self.pairs.room
         if radius is None:
-            eta = (margin + (gradient * away).sum(1)) / steepness**2
+            eta = step_to_boundary(margin + (gradient * away).sum(1), gradient, room)
         else:
-            eta = radius / steepness
-        eta = eta.clamp(min=0).minimum(1 / self.pairs.curvature)
-        move = away - eta[:, None] * gradient
+            eta = step_to_sphere(gradient, radius, room)
+        step = -eta.minimum(1 / self.pairs.curvature)[:, None] * gradient
+        move = away + (step if room is None else room.clip(step))
         change = self.move - move
         alpha = (self.step * change).sum(1) / change.square().sum(1)
         alpha = torch.where(alpha > 0, alpha, 1.0).clamp(_SHORTEST, 1.0)

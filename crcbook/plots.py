@@ -48,14 +48,21 @@ _PLOTLY = go.layout.Template(
         "margin": {"l": 50, "r": 20, "t": 40, "b": 50},
         # Above the plot, where a narrow page has room for it; beside it, it squeezes the plot.
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "title": {"automargin": True, "yref": "container", "font": {"size": 16}},
+        "title": {
+            "automargin": True,
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 2},
+            "font": {"size": 16},
+        },
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "scene": {"xaxis": _SCENE_AXIS, "yaxis": _SCENE_AXIS, "zaxis": _SCENE_AXIS},
         # The padding keeps the slider clear of the axis title.
         "sliderdefaults": {
-            "bgcolor": PALETTE[0],
-            "activebgcolor": PALETTE[1],
+            "bgcolor": "rgba(128,128,128,0.5)",
+            "activebgcolor": PALETTE[0],
             "pad": {"t": 50},
         },
         "updatemenudefaults": {"bgcolor": "rgba(128,128,128,0.15)"},

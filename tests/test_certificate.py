@@ -341,3 +341,75 @@ def test_bad_options_are_refused():
         crc.certify(relu, GOOD_X, GOOD_Y)
     with pytest.raises(TypeError, match="Sequential"):
         crc.certify(nn.Linear(4, 3), GOOD_X, GOOD_Y)
+
+
+@given(random_networks(), st.sampled_from([0.0, 0.3, 2.0]))
+def test_a_box_helps_and_no_attack_inside_it_beats_a_certificate(case, room):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    box = (x.min() - room, x.max() + room)
+    free, confined = crc.certify(model, x, y), crc.certify(model, x, y, box=box)
+    attacked = crc.attack(model, x, y, box=box, restarts=3)
+    assert (confined.radius >= free.radius).all()
+    assert (attacked.distance >= confined.radius).all()
+    for point in (attacked.point, confined.nearest):
+        found = ~point.isnan().any(1)
+        assert (point[found] >= box[0]).all() and (point[found] <= box[1]).all()
+    for radius in (0.1, 1.0):
+        verdict = crc.verify(model, x, y, radius, box=box)
+        reached = crc.attack(model, x, y, radius=radius, box=box, restarts=3)
+        assert not (verdict.robust & reached.success).any()
+        assert (verdict.margin <= reached.margin).all()
+        assert (verdict.robust | ~crc.verify(model, x, y, radius).robust).all()
+
+
+def test_a_linear_network_in_a_box_matches_an_independent_solver():
+    model = crc.mlp([3, 2], seed=1).double()
+    x = torch.rand(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    y = model(x).argmax(1)
+    w = (model[1].weight[0] - model[1].weight[1]).detach()
+    b = (model[1].bias[0] - model[1].bias[1]).item()
+    certificate = crc.certify(model, x, y, box=(0.0, 1.0))
+    for point, radius, exact in zip(x, certificate.radius, certificate.exact, strict=True):
+        solved = minimize(
+            lambda z, point=point: ((z - point.numpy()) ** 2).sum(),
+            point.numpy(),
+            jac=lambda z, point=point: 2 * (z - point.numpy()),
+            bounds=[(0, 1)] * 3,
+            constraints={"type": "eq", "fun": lambda z: z @ w.numpy() + b},
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        if solved.success:
+            assert exact
+            assert radius.item() == pytest.approx(math.sqrt(solved.fun), rel=1e-5)
+        else:  # the boundary does not cross the box
+            assert radius == math.inf
+
+
+def test_a_box_of_tensors_bounds_each_coordinate():
+    model = with_parameters(crc.mlp([2, 2]).double(), [[-1.0, -1.0], [0.0, 0.0]], [1.0, 0.0])
+    x, y = torch.zeros(1, 2), torch.tensor([0])  # the boundary is x_1 + x_2 = 1
+    box = (torch.tensor([-1.0, -1.0]), torch.tensor([0.2, 5.0]))
+    certificate = crc.certify(model, x, y, box=box)
+    assert certificate.radius.item() == pytest.approx(math.hypot(0.2, 0.8), rel=1e-7)
+    assert certificate.nearest[0].tolist() == pytest.approx([0.2, 0.8], rel=1e-5)
+    assert certificate.exact.all()
+    closed = (torch.tensor([-1.0, -1.0]), torch.tensor([0.2, 0.5]))
+    assert crc.certify(model, x, y, box=closed).radius == math.inf
+
+
+@pytest.mark.parametrize(
+    ("box", "error", "message"),
+    [
+        ((0.5, 1.0), ValueError, "hold every input"),
+        ((1.0, -1.0), ValueError, "lowest <= highest"),
+        ((math.nan, 1.0), ValueError, "not NaN"),
+        ((torch.zeros(3), torch.ones(3)), ValueError, "one number or 4"),
+        (0.5, TypeError, "must be a pair"),
+        ("ab", TypeError, "must be a pair"),
+    ],
+)
+def test_impossible_boxes_are_refused(box, error, message):
+    for call in (crc.certify, crc.attack):
+        with pytest.raises(error, match=message):
+            call(crc.mlp([4, 8, 3]), GOOD_X, GOOD_Y, box=box)

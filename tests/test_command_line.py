@@ -19,12 +19,15 @@ def test_train_then_certify(tmp_path, capsys):
     facts = json.loads((run / "run.json").read_text())
     assert facts["recipe"]["gamma"] == 0.02 and len(facts["history"]) == 3
     assert main(["certify", str(run), "--dataset", "digits", "--radius", "0.4", "--limit", "100",
-                 "--json", str(figures), "--device", "cpu"]) == 0  # fmt: skip
+                 "--box", "--json", str(figures), "--device", "cpu"]) == 0  # fmt: skip
     out = json.loads(figures.read_text())
     assert out["images"] == 100 and out["violations"] == 0
     assert 0.5 < out["clean_accuracy"] <= 1
     assert 0 < out["certified_accuracy"] <= out["certified_accuracy_runner_up"]
     assert out["certified_accuracy"] <= out["empirical_accuracy"] <= out["clean_accuracy"]
+    assert out["certified_accuracy"] <= out["certified_accuracy_box"]
+    assert out["certified_accuracy_box"] <= out["empirical_accuracy_box"]
+    assert out["violations_box"] == 0
     assert out["mean_radius"] > 0 and 0 < out["exact_fraction"] <= 1 and out["seconds"] > 0
     assert "certified_accuracy" in capsys.readouterr().out
 

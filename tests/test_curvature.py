@@ -3,11 +3,11 @@
 import pytest
 import torch
 from conftest import SMOOTH, margin_hessian, random_networks
-from crcbook.networks import read_network
 from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook.networks import read_network
 
 
 @given(random_networks(), st.sampled_from([0.1, 1.0, 5.0]))

@@ -142,10 +142,14 @@ def test_the_figure_needs_no_network_and_stays_small(field):
 
 def test_names_cannot_break_out_of_the_page(field):
     html = explorer(
-        {"</script><b>": field}, classes=("<i>", "b", "c"), names=("<u>", "y"), alt='"><s>'
+        {"</script><b>": field},
+        classes=("<i>", "b", "c"),
+        names=("<u>", "y"),
+        choice="<q>",
+        alt='"><s>',
     )
     assert payload(html)["fields"][0]["name"] == "</script><b>"
-    for tag in ("<b>", "<i>", "<u>", "<s>"):
+    for tag in ("<b>", "<i>", "<u>", "<q>", "<s>"):
         assert tag not in html.data.replace(payload_text(html), "")
     assert "<" not in payload_text(html)
 

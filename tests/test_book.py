@@ -1,0 +1,150 @@
+"""The book's files agree with each other: address, chapters, pins, checked outputs."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+ADDRESS = CONFIG["repository"]["url"]
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+
+
+def cells(path, kind):
+    notebook = json.loads(path.read_text())
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", [])
+
+
+def tracked():
+    """The text files of the repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    return [ROOT / name for name in listed if (ROOT / name).is_file()]
+
+
+def test_every_page_is_in_the_table_of_contents_and_every_entry_exists():
+    listed = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
+    pages = [path for kind in ("*.md", "*.ipynb") for path in (ROOT / "book").glob(kind)]
+    assert sorted(listed) == sorted(f"book/{path.stem}" for path in pages)
+
+
+def test_every_mention_of_the_repository_is_its_address():
+    mention = re.compile(r"github\.com/[\w.-]+/crcbook|gh/[\w.-]+/crcbook")
+    owner = ADDRESS.removeprefix("https://github.com/").removesuffix("/crcbook")
+    files = [*CHAPTERS, *(ROOT / name for name in ("pyproject.toml", "README.md", "book/index.md"))]
+    for path in filter(Path.exists, files):
+        for found in mention.findall(path.read_text()):
+            assert found.split("/")[1] == owner, f"{path.name} says {found}"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_in_colab_only(path):
+    first = source(cells(path, "code")[0])
+    assert first.splitlines() == [
+        "import sys",
+        "",
+        'if "google.colab" in sys.modules:',
+        f"    %pip install --quiet git+{ADDRESS}",
+    ]
+
+
+def test_the_package_names_the_same_repository():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Repository"] == ADDRESS
+
+
+def test_requirements_are_pinned_exactly():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
+    names = [line.split("==")[0].lower().replace("_", "-") for line in pins]
+    assert len(set(names)) == len(names)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"[\w-]+", need)[0] for need in project["dependencies"]}
+    assert needed | {"sphinx", "docutils", "myst-nb", "pydata-sphinx-theme"} <= set(names)
+
+
+def test_the_package_is_not_pinned():
+    """An exact pin would replace the torch of Colab by one that does not fit its driver."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [need for needs in project["optional-dependencies"].values() for need in needs]
+    assert all(re.search(r">=[\d.]+$", need) for need in project["dependencies"] + extras)
+
+
+def test_binder_has_what_the_package_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "binder/environment.yml").read_text())
+    given = {re.match(r"[\w-]+", need)[0] for need in environment["dependencies"]}
+    given = {"torch" if name.startswith("pytorch") else name for name in given}
+    assert {re.match(r"[\w-]+", need)[0] for need in project["dependencies"]} <= given
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_checked_cells_hold_an_output_to_check_and_no_others_do(path):
+    checked = [cell for cell in cells(path, "code") if "nbval-check-output" in tags(cell)]
+    assert checked
+    for cell in cells(path, "code"):
+        assert bool(cell["outputs"]) == ("nbval-check-output" in tags(cell)), source(cell)
+        assert (cell["execution_count"] is not None) == bool(cell["outputs"]), source(cell)
+        assert "skip-execution" not in tags(cell) and "nbval-skip" not in tags(cell)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_are_short_cells_that_say_what_to_expect(path):
+    lengths = sorted(len(cell["source"]) for cell in cells(path, "code"))
+    assert lengths[len(lengths) // 2] < 10 and lengths[-1] < 30
+    assert "At a glance" in source(cells(path, "markdown")[0])
+    for cell in cells(path, "markdown"):
+        assert "```{" not in source(cell), "Colab shows a backtick directive as code; use :::"
+
+
+def test_no_folder_is_loaded_on_every_page_by_its_name():
+    assert not [path for path in tracked() if "_static" in path.parts]
+
+
+def test_a_failing_cell_fails_the_build():
+    assert CONFIG["execute"]["raise_on_error"] is True
+    assert CONFIG["execute"]["execute_notebooks"] == "force"
+    assert "allow_errors" not in CONFIG["execute"]
+    assert "jupyter-book build . -n -W --keep-going" in (ROOT / "Makefile").read_text()
+
+
+def test_make_alone_lists_the_targets():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("book", "serve", "test", "clean"):
+        assert re.search(rf"^make {target} +\w", listed, re.M)
+
+
+def test_make_names_the_package_that_brings_a_missing_venv(tmp_path):
+    """On Debian, python3 comes without ensurepip until python3.x-venv is installed."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "book").mkdir()
+    (tmp_path / "crcbook").mkdir()
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$2" in *version_info*) echo 3.11 ;; *) exit 1 ;; esac\n')
+    python.chmod(0o755)
+    run = subprocess.run(
+        [shutil.which("make"), "install"], cwd=tmp_path, capture_output=True, text=True,
+        env={"PATH": str(python.parent)},  # no other Python may help out
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "apt install python3.11-venv" in run.stderr
