@@ -211,7 +211,7 @@ def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
             point = boundary_points(network, x[image], y[image], target, begin, steps, box)
             value = (point - x[image]).norm(dim=1).nan_to_num(nan=torch.inf)
         else:
-            point, value = _descend(network, x[image], y[image], target, radius, begin, steps, box)
+            point, value = descend(network, x[image], y[image], target, radius, begin, steps, box)
         value, column = value.reshape(len(x), -1).min(dim=1)
         rows = torch.arange(len(x), device=x.device)
         chosen = point.reshape(len(x), -1, x.shape[1])[rows, column]
@@ -221,10 +221,33 @@ def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
     return torch.where((clean <= 0)[:, None], x, best)
 
 
-def _descend(network, x, label, target, radius: float, point, steps: int, box: Box | None):
-    """Minimise margins over balls; returns the points and the margins there."""
+def descend(
+    network: Network,
+    x: Tensor,
+    label: Tensor,
+    target: Tensor,
+    radius: float,
+    start: Tensor,
+    steps: int = 20,
+    box: Box | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Minimise margins over l2 balls, in a box.
+
+    Args:
+        network: a float64 network.
+        x: ``(pairs, n)`` the balls' centres.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+        radius: the balls' radius.
+        start: ``(pairs, n)`` points to start from.
+        steps: the number of gradients.
+        box: where the points must stay; None for everywhere.
+
+    Returns:
+        ``(pairs, n)`` points of the balls and ``(pairs,)`` margins there.
+    """
     room = None if box is None else box.room(x)
-    best, lowest = x.clone(), torch.full_like(x[:, 0], torch.inf)
+    point, best, lowest = start, x.clone(), torch.full_like(x[:, 0], torch.inf)
     damping = torch.ones_like(lowest)
     for _ in range(steps):
         margin, gradient = network.margin_and_gradient(point, label, target)
@@ -234,17 +257,26 @@ def _descend(network, x, label, target, radius: float, point, steps: int, box: B
         lowest = torch.minimum(lowest, margin)
         eta = step_to_sphere(gradient, radius, room).clamp(max=_LONGEST)
         goal = _clip(box, x - eta[:, None] * gradient)
-        point = _into_ball(x, point + damping[:, None] * (goal - point), radius)
+        point = into_ball(x, point + damping[:, None] * (goal - point), radius)
     margin = _margin(network, point, label, target)
     best = torch.where((margin < lowest)[:, None], point, best)
     return best, torch.minimum(lowest, margin)
 
 
-def _into_ball(x: Tensor, point: Tensor, radius: float) -> Tensor:
-    """Project onto the ball, a rounding error inside it."""
+def into_ball(x: Tensor, point: Tensor, radius: float | Tensor) -> Tensor:
+    """Move points towards the centres until they lie in l2 balls, a rounding error inside.
+
+    Args:
+        x: ``(batch, n)`` the balls' centres.
+        point: ``(batch, n)``.
+        radius: the balls' radius, or ``(batch,)`` radii.
+
+    Returns:
+        ``(batch, n)``.
+    """
     away = point - x
-    length = away.norm(dim=1, keepdim=True)
-    return torch.where(length > radius, x + away * (radius * (1 - 1e-14) / length), point)
+    scale = radius * (1 - 1e-14) / away.norm(dim=1)
+    return torch.where((scale < 1)[:, None], x + away * scale[:, None], point)
 
 
 def _starts(x: Tensor, restarts: int, generator: torch.Generator) -> list[Tensor]:

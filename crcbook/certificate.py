@@ -4,15 +4,15 @@ The mathematics is in :mod:`crcbook.minorant`; here inputs are checked, classes 
 batches cut to size.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crcbook.attacks import boundary_points
+from crcbook.attacks import boundary_points, descend, into_ball
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
-from crcbook.curvature import downward_curvature
+from crcbook.curvature import downward_curvature, local_downward_curvature
 from crcbook.minorant import Minorant, Pairs, Prover, search
 from crcbook.networks import Network, read_network
 from crcbook.region import Box
@@ -20,6 +20,9 @@ from crcbook.region import Box
 EXACT = 1e-6
 _SEARCH_STEPS = 100
 _POLISH_STEPS = 3
+_LOCAL_STEPS = 4
+_LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
+_ATTACK_STEPS = 10
 _CHUNK_VALUES = 2**19
 
 
@@ -70,6 +73,7 @@ def certify(
     y: Tensor,
     targets: str = "all",
     box: tuple | None = None,
+    curvature: str = "global",
     progress: bool = False,
 ) -> Certificate:
     r"""Certified l2 radii: how far each input can move before its label can change.
@@ -86,6 +90,9 @@ def certify(
             which is no guarantee against the others.
         box: the lowest and the highest valid value of an input, numbers or tensors of an input's
             shape, such as ``(0.0, 1.0)``: the adversary must stay inside. None for no box.
+        curvature: ``"global"``, over all of R^n, or ``"local"``: over balls around the inputs,
+            for those that the global bound leaves short of the nearest adversarial point found.
+            Local bounds are larger and take an eigenvalue problem an input and class each.
         progress: show a progress bar.
 
     Returns:
@@ -95,7 +102,7 @@ def certify(
         TypeError: for a model or tensors of the wrong kind.
         ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
     """
-    problem = _Problem.of(model, x, y, targets, box)
+    problem = _Problem.of(model, x, y, targets, box, curvature)
     parts = [problem.certify(chunk) for chunk in problem.chunks(progress, "certify")]
     return Certificate(*(torch.cat(column) for column in zip(*parts, strict=True)), targets)
 
@@ -107,6 +114,7 @@ def verify(
     radius: float,
     targets: str = "all",
     box: tuple | None = None,
+    curvature: str = "global",
     progress: bool = False,
 ) -> Verdict:
     """Decide whether each label is certain in the l2 ball of a given radius.
@@ -121,6 +129,8 @@ def verify(
         radius: the l2 radius of the ball, in the units of the input.
         targets: ``"all"`` or ``"runner-up"``, as in :func:`certify`.
         box: the valid inputs, as in :func:`certify`.
+        curvature: ``"global"``, or ``"local"`` over the ball for margins the global bound leaves
+            undecided.
         progress: show a progress bar.
 
     Returns:
@@ -130,7 +140,7 @@ def verify(
         TypeError: for a model or tensors of the wrong kind.
         ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
     """
-    problem, radius = _Problem.of(model, x, y, targets, box), as_radius(radius)
+    problem, radius = _Problem.of(model, x, y, targets, box, curvature), as_radius(radius)
     parts = [problem.verify(chunk, radius) for chunk in problem.chunks(progress, "verify")]
     margin, target = (torch.cat(column) for column in zip(*parts, strict=True))
     return Verdict(margin > 0, margin, target, targets)
@@ -146,16 +156,19 @@ class _Problem:
     y: Tensor
     targets: str
     box: Box | None
+    local: bool
 
     @classmethod
-    def of(cls, model, x, y, targets: str, box) -> "_Problem":
+    def of(cls, model, x, y, targets: str, box, curvature: str) -> "_Problem":
         network = read_network(model)
         x = as_inputs(x, network)
         y = as_classes("y", y, network, batch=len(x))
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
         prover, rough = Prover.of(network), network.to(torch.float32)
-        return cls(prover, rough, x, y, targets, as_box(box, x))
+        if curvature not in ("global", "local"):
+            raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")
+        return cls(prover, rough, x, y, targets, as_box(box, x), curvature == "local")
 
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
@@ -176,6 +189,11 @@ class _Problem:
                 self._certify(x, y, order, correct, self.box),
             )
         exact, nearest = self._nearest(x, y, best, correct)
+        if self.local:
+            rows = (correct & ~exact & best.bound.isfinite()).nonzero().squeeze(1)
+            self._sharpen(x, y, rows, self._considered(order), best, nearest)
+            distance = (nearest - x).norm(dim=1)
+            exact |= correct & (distance <= best.bound * (1 + EXACT))
         return best.bound, best.target, exact, nearest
 
     def _certify(self, x, y, order, correct, box: Box | None) -> "_Best":
@@ -197,12 +215,16 @@ class _Problem:
     def verify(self, chunk: slice, radius: float):
         x, y = self.x[chunk], self.y[chunk]
         order, correct = self._targets(x, y)
-        order = order if self.targets == "all" else order[:, :1]
+        order = self._considered(order)
         rows = torch.arange(len(x), device=x.device)
         margins = self._maximise(x, y, rows, order, None, radius=radius)[0]
         if self.box is not None:
             wider = self._maximise(x, y, rows, order, self.box, radius=radius)[0]
             margins = torch.maximum(margins, wider)
+        if self.local:
+            rows = self._undecided(x, y, order, correct, margins, radius)
+            radii = torch.full_like(x[rows, 0], radius)
+            margins[rows] = self._in_balls(x, y, rows, order, radii, margins[rows], radius)
         margin, position = margins.min(dim=1)
         margin = torch.where(correct, margin, margin.clamp(max=0.0))
         return margin, order.gather(1, position[:, None]).squeeze(1)
@@ -216,6 +238,68 @@ class _Problem:
         order = others.argsort(dim=1, descending=True, stable=True)
         order = order[order != y[:, None]].reshape(len(y), -1)
         return order, (own > others.gather(1, order[:, :1])).squeeze(1)
+
+    def _considered(self, order: Tensor) -> Tensor:
+        return order if self.targets == "all" else order[:, :1]
+
+    def _sharpen(self, x, y, rows, order, best: "_Best", nearest) -> None:
+        """Raise radii with the curvature of balls, between what is proved and what is attacked.
+
+        A radius proved with the curvature of a ball is at most the ball's. Bisection looks for the
+        ball that its own curvature fills.
+        """
+        columns = order[rows]
+        upper = (nearest[rows] - x[rows]).norm(dim=1)
+        upper = torch.where(upper.isnan(), 2 * best.bound[rows], upper)
+        bounds = self._maximise(x, y, rows, columns, None, upper)[0]
+        if self.box is not None:
+            wider = self._maximise(x, y, rows, columns, self.box, upper)[0]
+            bounds = torch.maximum(bounds, wider)
+        trial = upper.clone()
+        for _ in range(_LOCAL_STEPS):
+            lower = torch.maximum(best.bound[rows], bounds.amin(1))
+            wide = ((upper - lower) > _LOCAL_GAP * upper).nonzero().squeeze(1)
+            bounds[wide] = self._in_balls(
+                x, y, rows[wide], columns[wide], trial[wide], bounds[wide]
+            )
+            radius, position = bounds.min(dim=1)
+            upper = torch.where(radius < trial, torch.minimum(upper, trial), upper)
+            better = radius > best.bound[rows]
+            best.bound[rows[better]] = radius[better]
+            best.target[rows[better]] = columns[better, position[better]]
+            trial = (torch.maximum(best.bound[rows], radius) + upper) / 2
+
+    def _in_balls(self, x, y, rows, targets, radii, bounds, radius: float | None = None):
+        """Better bounds of the rows' pairs that are short of their ball's radius (or margin 0)."""
+        limit = radii if radius is None else torch.zeros_like(radii)
+        row, column = (bounds < limit[:, None]).nonzero().T
+        pairs = self._pairs(x, y, rows[row], targets[row, column], self.box)
+        curvature = local_downward_curvature(
+            self.prover.rounding, pairs.x0, pairs.label, pairs.target, radii[row], pairs.room
+        )
+        pairs = replace(pairs, curvature=curvature)
+        point = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, limit[row], radius)
+        if radius is None:
+            point = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
+        # The curvature holds in the ball alone: that is where the expansion point must lie.
+        proved = self._prove(pairs, self._valid(into_ball(pairs.x0, point, radii[row])), radius)
+        value = proved.bound if radius is not None else torch.minimum(proved.bound, radii[row])
+        bounds = bounds.clone()
+        bounds[row, column] = torch.maximum(bounds[row, column], value)
+        return bounds
+
+    def _undecided(self, x, y, order, correct, margins, radius: float) -> Tensor:
+        """The images without a proof and without an adversary in the ball."""
+        row, column = ((margins <= 0) & correct[:, None]).nonzero().T
+        pairs = self._pairs(x, y, row, order[row, column], None)
+        _, lowest = descend(
+            self.prover.network, pairs.x0, pairs.label, pairs.target, radius, pairs.x0,
+            _ATTACK_STEPS, self.box,
+        )  # fmt: skip
+        open_images = torch.zeros_like(correct)
+        open_images[row] = True
+        open_images[row[lowest <= 0]] = False
+        return open_images.nonzero().squeeze(1)
 
     def _pairs(self, x: Tensor, y: Tensor, image: Tensor, target: Tensor, box) -> Pairs:
         label = y[image]

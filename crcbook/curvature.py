@@ -5,16 +5,20 @@ Hessian of a margin is (Singla & Feizi 2020, Theorem 3)
 
 .. math:: \nabla^2 f = \sum_{I=1}^{L-1} B_I^T \mathrm{diag}(F_I \odot \sigma''(z^{(I)})) B_I .
 
-Replacing each diagonal entry by the smallest value it can take, :math:`-d_j` where that is
-negative, bounds :math:`-m` by :math:`\sum_I \|\mathrm{diag}(\sqrt{d}) B_I\|^2`. In the first layer
-:math:`B_1 = W_1`, so that with one hidden layer m is the extreme eigenvalue of a constant matrix.
-Further in, the slopes between the layers vary, :math:`\sigma' = c + re` with :math:`|e| \le 1`, and
+Let :math:`-d_j` be the smallest value a diagonal entry can take. In the first layer
+:math:`B_1 = W_1` is constant, and the term's smallest eigenvalue is at least
+:math:`-\lambda_{\max}(W_1^T \mathrm{diag}(d) W_1)`: with one hidden layer, that is m. Each other
+term adds at most :math:`\|\mathrm{diag}(\sqrt{d}) B_I\|^2`, with negative d replaced by 0. There
+the slopes between the layers vary, :math:`\sigma' = c + r \odot e` with :math:`|e| \le 1`, and
 
 .. math:: \|\mathrm{diag}(\sqrt d) W_I \mathrm{diag}(\sigma') B_{I-1}\| \le
-   c\,\|\mathrm{diag}(\sqrt d) W_I B_{I-1}\| + r\,\|\mathrm{diag}(\sqrt d) W_I\| \|B_{I-1}\|,
+   \|\mathrm{diag}(\sqrt d) W_I \mathrm{diag}(c) B_{I-1}\| +
+   \|\mathrm{diag}(\sqrt d) W_I \mathrm{diag}(\sqrt r)\| \|\mathrm{diag}(\sqrt r) B_{I-1}\|,
 
 applied again to the first term until the input is reached: up to twice tighter a layer than the
-product of norms.
+product of norms. Over all of R^n the ranges of :math:`\sigma'` and :math:`\sigma''` are those of
+the table; over a ball, or a ball in a box, the norms of the rows of :math:`B_I` say how far each
+:math:`z^{(I)}` can move, and the ranges shrink to those intervals.
 """
 
 from collections import OrderedDict
@@ -23,43 +27,68 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from crcbook.arithmetic import OUTWARD, gamma
-from crcbook.checks import as_classes
+from crcbook.arithmetic import OUTWARD, UNIT, gamma
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import Layer, Network, read_network
-from crcbook.spectral import scaled_norm_bound
+from crcbook.region import Room
+from crcbook.rounding import RoundingModel
+from crcbook.spectral import top_eigenvalue_bound
 
 _CACHE: OrderedDict[tuple[str, torch.device], Tensor] = OrderedDict()
 _CACHED_NETWORKS = 16
 
 
-def curvature_bounds(model: nn.Sequential, label, target) -> tuple[Tensor, Tensor]:
-    r"""Proved bounds m and M of the Hessian's eigenvalues of a margin, over all of R^n.
+def curvature_bounds(
+    model: nn.Sequential, label, target, x: Tensor | None = None, radius=None, box=None
+) -> tuple[Tensor, Tensor]:
+    r"""Proved bounds m and M of the Hessian's eigenvalues of a margin :math:`f = z_y - z_t`.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts.
         label: a class y, or ``(pairs,)`` of them.
         target: a class t, or ``(pairs,)`` of them.
+        x: ``(pairs, *input_shape)`` centres of balls to bound the eigenvalues in; None for all of
+            R^n. With one pair of classes and several inputs, each input gets its own bounds.
+        radius: the balls' l2 radius; needed with ``x``.
+        box: the valid inputs, as in :func:`crcbook.certify`; only with ``x``.
 
     Returns:
-        ``m <= 0 <= M``, each ``(pairs,)`` float64, for the margin :math:`f = z_y - z_t`.
+        ``m <= 0 <= M``, each ``(pairs,)`` float64.
 
     Raises:
         TypeError: where the model is no Sequential or a class is no integer.
-        ValueError: for a class out of range or a network that cannot be certified.
+        ValueError: for a class out of range, a network that cannot be certified, or one of ``x``
+            and ``radius`` without the other.
     """
     network = read_network(model)
     label = as_classes("label", label, network).reshape(-1)
     target = as_classes("target", target, network).reshape(-1)
-    label, target = torch.broadcast_tensors(label, target)
-    return -downward_curvature(network, label, target), downward_curvature(network, target, label)
+    if (x is None) != (radius is None) or (x is None and box is not None):
+        raise ValueError("a region needs both x and radius; a box needs them too")
+    if x is None:
+        label, target = torch.broadcast_tensors(label, target)
+        up = downward_curvature(network, target, label)
+        return -downward_curvature(network, label, target), up
+    x0, radius = as_inputs(x, network), as_radius(radius)
+    room = None if box is None else as_box(box, x0).room(x0)
+    label, target = label.expand(len(x0)), target.expand(len(x0))
+    radii = torch.full_like(x0[:, 0], radius)
+    rounding = RoundingModel.of(network)
+    down, up = (
+        local_downward_curvature(rounding, x0, *pair, radii, room)
+        for pair in ((label, target), (target, label))
+    )
+    return -down, up
 
 
 def downward_curvature(network: Network, label: Tensor, target: Tensor) -> Tensor:
     r"""Proved bounds of :math:`|m| = -m`: how fast a margin can bend towards the boundary.
 
-    Since :math:`z_t - z_y = -f`, the upper bound M of a pair (y, t) is :math:`|m|` of (t, y). Each
-    pair is computed once a network and remembered under the hash of its weights.
+    They hold over all of R^n. Since :math:`z_t - z_y = -f`, the upper bound M of a pair (y, t) is
+    :math:`|m|` of (t, y). Each pair is computed once a network and remembered under the hash of its
+    weights.
 
     Args:
         network: the float64 network.
@@ -74,7 +103,7 @@ def downward_curvature(network: Network, label: Tensor, target: Tensor) -> Tenso
     missing = pairs[:, table[pairs[0], pairs[1]].isnan()]
     if missing.shape[1]:
         weights = network.margin_weights(*missing)
-        table[missing[0], missing[1]] = curvature_sum(network.layers, weights, _proved_norm)
+        table[missing[0], missing[1]] = curvature_sum(network.layers, weights, _proved)
     return table[label, target]
 
 
@@ -91,10 +120,10 @@ def _table(network: Network) -> Tensor:
 
 @dataclass(frozen=True)
 class Link:
-    """A factor of a Jacobian's bound.
+    """A term of a Jacobian's bound.
 
     Attributes:
-        matrix: ``(width, ...)``, a product of weights.
+        matrix: ``(width, ...)``, a product of weights and slopes.
         error: a bound of the spectral norm of the matrix's rounding error.
         factor: what its norm counts, a float or a scalar tensor.
     """
@@ -104,96 +133,187 @@ class Link:
     factor: float | Tensor
 
 
-Norm = Callable[[tuple[int, int], Link, Tensor], Tensor]
+TopEigenvalue = Callable[[str, Link, Tensor], Tensor]
+Ranges = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def curvature_sum(layers: Sequence[Layer], weights: Tensor, norm: Norm) -> Tensor:
+def curvature_sum(
+    layers: Sequence[Layer], weights: Tensor, top: TopEigenvalue, ranges_of=None
+) -> Tensor:
     r"""The bound of :math:`|m|` of this module's formula, for several margins.
 
-    One formula serves the proof and the training: only ``norm`` differs.
+    One formula serves the proof over R^n, the proof over a region and the training; only ``top``
+    and ``ranges_of`` differ.
 
     Args:
         layers: the network's layers.
         weights: ``(pairs, width)`` last-layer rows of the margins.
-        norm: called with the link's place, the link and ``(pairs, width)`` scales d, it returns
-            ``(pairs,)`` values of :math:`\|\mathrm{diag}(\sqrt d) M\|`.
+        top: called with a name for the place, a link and ``(pairs, width)`` rows d, it returns
+            ``(pairs,)`` values of :math:`\max(0, \lambda_{\max}(M^T \mathrm{diag}(d) M))`.
+        ranges_of: called with a hidden layer's position and its links, it returns the ranges
+            ``(width,)`` of the layer's slopes and bends, lowest and highest; those over the whole
+            line where None.
 
     Returns:
         ``(pairs,)``, at least 0.
     """
-    total = weights.new_zeros(len(weights))
-    depths = _depths(layers, weights)
-    whole = [layers[0].weight.new_ones(1, len(layer.bias)) for layer in layers[:-1]]
-    links: list[Link] = []
-    reach: float | Tensor = 0.0  # of the previous Jacobian's norm
-    for place in range(len(layers) - 1):
-        steepest = 0.0 if place == 0 else layers[place - 1].activation.max_slope
-        links = _extend(links, layers, place, reach)
-        total = total + _chain_norm(links, place, depths[place], norm, steepest * reach) ** 2
-        if place < len(layers) - 2:
-            # Keys from -1 downward: the same chains without a margin's scales.
-            reach = _chain_norm(links, -1 - place, whole[place], norm, steepest * reach)[0]
+    ranges_of = ranges_of or (lambda place, _: _line_ranges(layers[place]))
+    chains: list[list[Link]] = []
+    ranges: list[Ranges] = []
+    for place, layer in enumerate(layers[:-1]):
+        chains.append(_links(layer.weight, place, chains, ranges, top))
+        ranges.append(ranges_of(place, chains[-1]))
+    first, *inner = _depths(layers, weights, ranges) or [weights.new_zeros(len(weights), 1)]
+    if not chains:
+        return weights.new_zeros(len(weights))
+    # The first Jacobian is constant: units that bend the margin up may count against the others.
+    total = top("curve0", chains[0][0], first)
+    for place, depths in enumerate(inner, start=1):
+        norm = _chain_norm(chains[place], f"curve{place}", depths.clamp(min=0), top)
+        total = total + norm**2
     return total * OUTWARD
 
 
-def _extend(links: list[Link], layers: Sequence[Layer], place: int, reach) -> list[Link]:
-    """The links of the next Jacobian: those before, carried through, and a new one."""
-    weight = layers[place].weight
+def _line_ranges(layer: Layer) -> Ranges:
+    ends = (*layer.activation.slope_range, *layer.activation.bend_range)
+    return tuple(torch.full_like(layer.bias, end) for end in ends)
+
+
+def _links(weight: Tensor, place: int, chains, ranges, top: TopEigenvalue) -> list[Link]:
+    """The terms of a layer's Jacobian: those of the one before, carried through, and a new one."""
     if place == 0:
         return [Link(weight, 0.0, 1.0)]
-    lowest, highest = layers[place - 1].activation.slope_range
+    lowest, highest, _, _ = ranges[-1]
     centre, spread = (lowest + highest) / 2, (highest - lowest) / 2 * OUTWARD
-    carried = [_carry(weight, centre, link) for link in links]
-    return [*carried, Link(weight, 0.0, spread * reach)]
+    carried = [_carry(weight * centre, link) for link in chains[-1]]
+    reach = _chain_norm(chains[-1], f"reach{place}", spread[None], top)[0]
+    return [*carried, Link(weight * spread.sqrt(), 0.0, reach * OUTWARD)]
 
 
-def _carry(weight: Tensor, centre: float, link: Link) -> Link:
-    size = float(weight.detach().norm()) * abs(centre) * OUTWARD
+def _carry(weight: Tensor, link: Link) -> Link:
+    size = float(weight.detach().norm()) * OUTWARD
     terms = gamma(weight.shape[1] + 4)
     error = size * (link.error + terms * (float(link.matrix.detach().norm()) + link.error))
-    return Link(centre * (weight @ link.matrix), error * OUTWARD, link.factor)
+    return Link(weight @ link.matrix, error * OUTWARD, link.factor)
 
 
-def _chain_norm(links: list[Link], place: int, scales: Tensor, norm: Norm, product) -> Tensor:
-    """The sum over the links, or the product of norms where that is smaller."""
-    norms = [norm((place, index), link, scales) for index, link in enumerate(links)]
-    total = sum(link.factor * value for link, value in zip(links, norms, strict=True))
-    if len(links) == 1:
-        return total
-    return torch.minimum(total, product * norms[-1]) * OUTWARD
+def _chain_norm(links: list[Link], name: str, diagonal: Tensor, top: TopEigenvalue) -> Tensor:
+    """The bound of a Jacobian's norm, its rows scaled by the roots of a diagonal."""
+    squares = [top(f"{name}.{i}", link, diagonal) for i, link in enumerate(links)]
+    # The root of 0 has no gradient; the constant is far below what rounding outward adds.
+    roots = (square.clamp(min=1e-300).sqrt() for square in squares)
+    return sum(link.factor * root for link, root in zip(links, roots, strict=True)) * OUTWARD
 
 
-def _depths(layers: Sequence[Layer], weights: Tensor) -> list[Tensor]:
-    r"""The most each unit can bend a margin down, :math:`d = \max(0, -\min F\sigma'')`.
+def _depths(layers: Sequence[Layer], weights: Tensor, ranges: list[Ranges]) -> list[Tensor]:
+    r"""The most each unit can bend a margin down, :math:`d = -\min F\sigma''`, of any sign.
 
     The interval of :math:`F_I` is carried backwards with its signs, :math:`F_{I-1} =
     W_I^T(\sigma' \odot F_I)`, and rounded outward by the error of the product.
     """
     low = high = weights
     depths = []
-    for layer in reversed(layers[:-1]):
-        row = layer.activation
-        lowest, _ = _product_interval(low, high, *row.bend_range)
-        depths.append(-lowest.clamp(max=0) * OUTWARD)
-        low, high = _product_interval(low, high, *row.slope_range)
-        positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
-        size = torch.maximum(low.abs(), high.abs()).detach() @ layer.weight.detach().abs()
-        error = 2 * gamma(2 * layer.weight.shape[0] + 4) * size
-        low, high = (
-            low @ positive + high @ negative - error,
-            high @ positive + low @ negative + error,
-        )
+    for place in range(len(layers) - 2, -1, -1):
+        least_slope, most_slope, least_bend, most_bend = ranges[place]
+        lowest, _ = _product_interval(low, high, least_bend, most_bend)
+        depths.append(-lowest + lowest.abs() * (OUTWARD - 1))
+        if place:
+            weight = layers[place].weight
+            low, high = _product_interval(low, high, least_slope, most_slope)
+            low, high = _matrix_interval(low, high, weight)
     return depths[::-1]
 
 
-def _product_interval(low: Tensor, high: Tensor, lower: float, upper: float):
+def _product_interval(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor):
     """The range of a product of a factor in [low, high] and one in [lower, upper]."""
-    ends = (low * lower, low * upper, high * lower, high * upper)
-    smallest = torch.minimum(torch.minimum(ends[0], ends[1]), torch.minimum(ends[2], ends[3]))
-    largest = torch.maximum(torch.maximum(ends[0], ends[1]), torch.maximum(ends[2], ends[3]))
-    return smallest, largest
+    ends = torch.stack([low * lower, low * upper, high * lower, high * upper])
+    return ends.amin(0), ends.amax(0)
 
 
-def _proved_norm(_: tuple[int, int], link: Link, scales: Tensor) -> Tensor:
-    largest = scales.amax(1).sqrt()
-    return (scaled_norm_bound(link.matrix, scales.sqrt()) + link.error * largest) * OUTWARD
+def _matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of ``v @ weight`` for v in [low, high], rounded outward."""
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    size = torch.maximum(low.abs(), high.abs()).detach() @ weight.detach().abs()
+    error = 2 * gamma(2 * weight.shape[0] + 4) * size
+    return (
+        low @ positive + high @ negative - error,
+        high @ positive + low @ negative + error,
+    )
+
+
+def _proved(_: str, link: Link, diagonal: Tensor) -> Tensor:
+    bound = top_eigenvalue_bound(link.matrix, diagonal)
+    if link.error == 0:
+        return bound
+    largest = diagonal.amax(1)
+    return (bound.sqrt() + link.error * largest.sqrt()) ** 2 * OUTWARD
+
+
+def local_downward_curvature(
+    rounding: RoundingModel,
+    x0: Tensor,
+    label: Tensor,
+    target: Tensor,
+    radius: Tensor,
+    room: Room | None = None,
+    progress: bool = False,
+) -> Tensor:
+    r"""Proved bounds of :math:`|m|` over the l2 ball around each input, never above the global one.
+
+    An eigenvalue problem a pair: ask only for those that need it. Pairs of one input and radius
+    share their Jacobians where they follow each other.
+
+    Args:
+        rounding: the float64 network with its error bounds.
+        x0: ``(pairs, n)`` inputs.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+        radius: ``(pairs,)`` l2 radii of the balls.
+        room: the box, as the displacements it leaves; None for none.
+        progress: show a progress bar.
+
+    Returns:
+        ``(pairs,)`` float64, at least 0.
+    """
+    network = rounding.network
+    bound = downward_curvature(network, label, target)
+    weights = network.margin_weights(label, target)
+    errors = rounding.preactivation_errors(x0.norm(dim=1))
+    values = network.preactivations(x0)
+    for i in tqdm(range(len(bound)), desc="local curvature", disable=not progress, unit="pair"):
+        place = _Place(
+            network,
+            [z[i] for z in values],
+            [error[i] for error in errors],
+            radius[i],
+            None if room is None else (room.low[i], room.high[i]),
+        )
+        local = curvature_sum(network.layers, weights[i : i + 1], _proved, place.ranges)
+        bound[i] = torch.fmin(bound[i], local[0])
+    return bound
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An input's neighbourhood: how far each preactivation can move in it."""
+
+    network: Network
+    values: list[Tensor]
+    errors: list[Tensor]
+    radius: Tensor
+    room: tuple[Tensor, Tensor] | None
+
+    def ranges(self, place: int, links: list[Link]) -> Ranges:
+        """The ranges of a layer's slopes and bends."""
+        layer, z = self.network.layers[place], self.values[place]
+        rows = [link.factor * (link.matrix.norm(dim=1) + link.error) for link in links]
+        reach = self.radius * sum(rows) * OUTWARD + self.errors[place]
+        low, high = z - reach, z + reach
+        if place == 0 and self.room is not None:
+            down, up = _matrix_interval(*(end[None] for end in self.room), layer.weight.T)
+            low = torch.maximum(low, z + down[0] - self.errors[0])
+            high = torch.minimum(high, z + up[0] + self.errors[0])
+        # One more rounding of the sums themselves.
+        low, high = low - low.abs() * 4 * UNIT, high + high.abs() * 4 * UNIT
+        row = layer.activation
+        return (*row.slope_interval(low, high), *row.bend_interval(low, high))

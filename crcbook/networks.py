@@ -116,6 +116,21 @@ class Network:
             x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
         return x
 
+    def preactivations(self, x: Tensor) -> list[Tensor]:
+        """The inputs z of each hidden layer's activation.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            A tensor ``(batch, width)`` a hidden layer.
+        """
+        values = []
+        for layer in self.layers[:-1]:
+            values.append(torch.addmm(layer.bias, x, layer.weight.T))
+            x = layer.activation.value(values[-1])
+        return values
+
     def margin_weights(self, label: Tensor, target: Tensor) -> Tensor:
         """The last layer's row of ``label`` minus that of ``target``.
 

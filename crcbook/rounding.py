@@ -73,6 +73,25 @@ class RoundingModel:
         Returns:
             ``(pairs,)`` bounds of ``|f - computed f|`` and of the gradient error's l2 norm.
         """
+        steps, size, error = self._forward(x_norm)
+        weight_norm = weights.norm(dim=1)
+        terms = gamma(weights.shape[1] + 4)
+        value = weight_norm * error + terms * (weight_norm * (size + error) + 2 * offset.abs())
+        return value * OUTWARD, self._gradient_error(weight_norm, steps) * OUTWARD
+
+    def preactivation_errors(self, x_norm: Tensor) -> list[Tensor]:
+        """Bounds of the errors of :meth:`Network.preactivations`.
+
+        Args:
+            x_norm: ``(batch,)`` norms of the points evaluated.
+
+        Returns:
+            A tensor ``(batch,)`` a hidden layer, in the l2 norm.
+        """
+        return [step * OUTWARD for step in self._forward(x_norm)[0]]
+
+    def _forward(self, x_norm: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Each layer's preactivation error, and the size and error of the last activation."""
         size, error, steps = x_norm, torch.zeros_like(x_norm), []
         for layer, norm, frobenius in self._hidden():
             row, width = layer.activation, len(layer.bias) ** 0.5
@@ -81,13 +100,9 @@ class RoundingModel:
             computed = size + error
             error = norm * error + gamma(layer.weight.shape[1] + 2) * (frobenius * computed + bias)
             steps.append(error)
-            z_norm = norm * size + bias
-            error = row.max_slope * error + ROUNDING * (row.max_slope * z_norm + width * at_zero)
-            size = row.max_slope * z_norm + width * at_zero
-        weight_norm = weights.norm(dim=1)
-        terms = gamma(weights.shape[1] + 4)
-        value = weight_norm * error + terms * (weight_norm * (size + error) + 2 * offset.abs())
-        return value * OUTWARD, self._gradient_error(weight_norm, steps) * OUTWARD
+            size = row.max_slope * (norm * size + bias) + width * at_zero
+            error = row.max_slope * error + ROUNDING * size
+        return steps, size, error
 
     def _hidden(self):
         return zip(self.network.layers[:-1], self.norms, self.frobenius, strict=True)

@@ -23,57 +23,60 @@ def spectral_norm_bound(weight: Tensor) -> float:
     Returns:
         The bound.
     """
-    return float(scaled_norm_bound(weight, weight.new_ones(1, weight.shape[0])))
+    ones = weight.new_ones(1, weight.shape[0])
+    return float(top_eigenvalue_bound(weight, ones).sqrt()) * OUTWARD
 
 
-def scaled_norm_bound(weight: Tensor, scales: Tensor) -> Tensor:
-    r"""Proved upper bounds of :math:`\|\mathrm{diag}(s)W\|_2`, one for each row s.
+def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
+    r"""Proved upper bounds of :math:`\max(0, \lambda_{\max}(W^T\mathrm{diag}(d)W))`.
 
-    With :math:`A = \mathrm{diag}(s)W`, the computed Gram matrix differs from :math:`A^TA` by at
-    most :math:`\gamma_{k+4}\|A\|_F^2` in norm, and a Cholesky factorisation that runs to
-    completion on a matrix B of order n proves :math:`\lambda_{\min}(B) \ge
-    -2\gamma_{n+1}\,\mathrm{tr}\,B` (Higham, *Accuracy and Stability of Numerical Algorithms*,
-    theorem 10.3). Both are added to the shift that was proved.
+    With :math:`T = \sum_j |d_j| \|w_j\|^2`, the computed matrix differs from the true one by at
+    most :math:`\gamma_{k+4} T` in norm, and a Cholesky factorisation that runs to completion on a
+    matrix B of order n proves :math:`\lambda_{\min}(B) \ge -2\gamma_{n+1}\,\mathrm{tr}\,B`
+    (Higham, *Accuracy and Stability of Numerical Algorithms*, theorem 10.3). Both are added to the
+    shift that was proved.
 
     Args:
         weight: ``(outputs, inputs)`` float64.
-        scales: ``(batch, outputs)`` float64.
+        diagonal: ``(batch, outputs)`` float64 rows d, of any sign.
 
     Returns:
-        ``(batch,)`` float64 upper bounds; infinity where a scale is not finite.
+        ``(batch,)`` float64 upper bounds; infinity where an entry is not finite.
     """
-    largest = scales.abs().amax(1)
+    largest = diagonal.abs().amax(1)
     usable = (largest > 0) & largest.isfinite()
-    unit = scales[usable] / largest[usable, None]  # the norm is homogeneous: no overflow
+    unit = diagonal[usable] / largest[usable, None]  # homogeneous in d and W: no overflow
     weight_size = weight.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     chunk = max(1, _CHUNK_ELEMENTS // weight.numel())
-    parts = [_unit_norm_bound(weight / weight_size, part) for part in unit.split(chunk)]
+    parts = [_unit_bound(weight / weight_size, part) for part in unit.split(chunk)]
     bound = torch.full_like(largest, torch.inf).masked_fill(largest == 0, 0.0)
     if parts:
-        bound[usable] = torch.cat(parts) * largest[usable] * weight_size * OUTWARD
+        bound[usable] = torch.cat(parts) * largest[usable] * weight_size * weight_size * OUTWARD
     return bound
 
 
-def _unit_norm_bound(weight: Tensor, scales: Tensor) -> Tensor:
-    matrices = scales[:, :, None] * weight
-    if matrices.shape[1] < matrices.shape[2]:
-        matrices = matrices.mT
-    gram = matrices.mT @ matrices
-    frobenius = torch.linalg.vector_norm(matrices, dim=(1, 2)) ** 2
-    shift = frobenius.clone()  # the trace of the Gram matrix bounds its largest eigenvalue
+def _unit_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
+    if weight.shape[0] < weight.shape[1] and (diagonal >= 0).all():
+        # The smaller of the two Gram matrices has the same largest eigenvalue.
+        scaled = diagonal.sqrt()[:, :, None] * weight
+        gram = scaled @ scaled.mT
+    else:
+        gram = weight.T @ (diagonal[:, :, None] * weight)
+    total = (diagonal.abs() * weight.square().sum(1)).sum(1)
+    shift = total.clone()  # bounds the largest eigenvalue, proved or not
     todo = torch.arange(len(gram), device=gram.device)
-    guess = _largest_eigenvalue_estimate(gram)
+    guess = _largest_eigenvalue_estimate(gram).clamp(min=0)
     for slack in _SLACKS:
-        candidate = torch.minimum(guess[todo] * (1 + slack), frobenius[todo])
+        candidate = torch.minimum(guess * (1 + slack) + 1e-3 * slack * total, total)[todo]
         proved = _exceeds_eigenvalues(candidate, gram[todo])
         shift[todo[proved]] = candidate[proved]
         todo = todo[~proved]
         if not len(todo):
             break
-    rows, order = matrices.shape[1:]
-    gram_error = 2 * (rows + 8) * UNIT * frobenius
-    cholesky_error = 4 * (order + 4) * UNIT * order * shift
-    return (shift + gram_error + cholesky_error).sqrt() * OUTWARD
+    order = gram.shape[1]
+    gram_error = 2 * (max(weight.shape) + 8) * UNIT * total
+    cholesky_error = 4 * (order + 4) * UNIT * (order * shift + total)
+    return (shift + gram_error + cholesky_error) * OUTWARD
 
 
 def _exceeds_eigenvalues(shift: Tensor, gram: Tensor) -> Tensor:

@@ -176,10 +176,9 @@ class CurvatureEstimate:
         """
         layers = [Layer(linear.weight, linear.bias, row) for linear, row in self.rows.items()]
         weights = layers[-1].weight[self.label] - layers[-1].weight[self.target]
-        return curvature_sum(layers, weights, partial(self._norm, steps)).max()
+        return curvature_sum(layers, weights, partial(self._top, steps)).max()
 
-    def _norm(self, steps: int, place: tuple[int, int], link: Link, scales: Tensor) -> Tensor:
-        key = f"{place[0]}.{place[1]}"
+    def _top(self, steps: int, key: str, link: Link, scales: Tensor) -> Tensor:
         if key not in self.vectors:
             shape = (len(scales), link.matrix.shape[1])
             start = torch.randn(shape, generator=self.generator).to(link.matrix)
@@ -187,7 +186,7 @@ class CurvatureEstimate:
         square, self.vectors[key] = top_eigenvalue_estimate(
             link.matrix, scales, self.vectors[key], steps
         )
-        return (square + 1e-12).sqrt()  # the root of 0 has no gradient
+        return square + 1e-12  # keeps the gradient of its root finite
 
 
 class _Trainer:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import SMOOTH, random_networks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import nn
@@ -331,6 +331,8 @@ def test_bad_options_are_refused():
     model = crc.mlp([4, 8, 3])
     with pytest.raises(ValueError, match="targets must be 'all' or 'runner-up'"):
         crc.certify(model, GOOD_X, GOOD_Y, targets="second")
+    with pytest.raises(ValueError, match="curvature must be 'global' or 'local'"):
+        crc.certify(model, GOOD_X, GOOD_Y, curvature="nearby")
     for radius in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="radius must be positive"):
             crc.verify(model, GOOD_X, GOOD_Y, radius)
@@ -413,3 +415,34 @@ def test_impossible_boxes_are_refused(box, error, message):
     for call in (crc.certify, crc.attack):
         with pytest.raises(error, match=message):
             call(crc.mlp([4, 8, 3]), GOOD_X, GOOD_Y, box=box)
+
+
+@given(random_networks(max_inputs=4, max_width=8), st.booleans())
+@settings(max_examples=25)
+def test_local_curvature_helps_and_no_attack_beats_it(case, boxed):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    box = (x.min() - 0.5, x.max() + 0.5) if boxed else None
+    wide, local = (crc.certify(model, x, y, box=box, curvature=c) for c in ("global", "local"))
+    attacked = crc.attack(model, x, y, box=box, restarts=3)
+    assert (local.radius >= wide.radius).all()
+    assert (attacked.distance >= local.radius).all()
+    assert (local.exact | ~wide.exact).all()
+    radius = float(attacked.distance.nan_to_num(posinf=1.0).median()) + 0.01
+    verdicts = [crc.verify(model, x, y, radius, box=box, curvature=c) for c in ("global", "local")]
+    reached = crc.attack(model, x, y, radius=radius, box=box, restarts=3)
+    assert (verdicts[1].robust | ~verdicts[0].robust).all()
+    assert not (verdicts[1].robust & reached.success).any()
+
+
+def test_box_and_local_curvature_together_are_never_below_either(digits):
+    model = crc.mlp([64, 24, 24, 10], "tanh", seed=0)
+    crc.train(model, digits.train, crc.Recipe("standard", epochs=15, batch_size=64))
+    x, y = digits.test.x[:15], digits.test.y[:15]
+    both = crc.certify(model, x, y, box=(0.0, 1.0), curvature="local").radius
+    assert (both >= crc.certify(model, x, y, box=(0.0, 1.0)).radius).all()
+    local = crc.certify(model, x, y, curvature="local").radius
+    plain = crc.certify(model, x, y).radius
+    assert (both >= local).all() and (local >= plain).all()
+    assert local.mean() > 1.02 * plain.mean()
+    assert (crc.attack(model, x, y, box=(0.0, 1.0), restarts=3).distance >= both).all()

@@ -114,3 +114,48 @@ def test_bad_classes_are_refused():
         crc.curvature_bounds(model, 0, 3)
     with pytest.raises(TypeError, match="label must hold integers"):
         crc.curvature_bounds(model, 0.5, 1)
+
+
+@given(random_networks(), st.sampled_from([0.01, 0.5, 3.0]), st.booleans())
+def test_local_bounds_hold_every_hessian_of_the_region(case, radius, boxed):
+    model, generator = case
+    inputs = model[1].in_features
+    x = torch.rand(2, inputs, generator=generator, dtype=torch.float64)
+    box = (0.0, 1.0) if boxed else None
+    low, high = crc.curvature_bounds(model, 0, 1, x=x, radius=radius, box=box)
+    wide_low, wide_high = crc.curvature_bounds(model, 0, 1)
+    assert (low >= wide_low).all() and (high <= wide_high).all()
+    for _ in range(5):
+        step = torch.randn(2, inputs, generator=generator, dtype=torch.float64)
+        length = torch.rand(2, 1, generator=generator, dtype=torch.float64) ** (1 / inputs)
+        points = x + radius * length * torch.nn.functional.normalize(step, dim=1)
+        for i, point in enumerate(points.clamp(0, 1) if boxed else points):
+            eigenvalues = torch.linalg.eigvalsh(margin_hessian(model, point, 0, 1))
+            slack = 1e-12 * (1 + high[i] - low[i])
+            assert low[i] - slack <= eigenvalues[0] and eigenvalues[-1] <= high[i] + slack
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_local_bounds_close_in_on_the_hessian_of_two_layers(activation):
+    model = crc.mlp([5, 12, 3], activation, seed=4).double()
+    x = torch.randn(1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(margin_hessian(model, x[0], 1, 2))
+    low, high = crc.curvature_bounds(model, 1, 2, x=x, radius=1e-7)
+    assert low.item() == pytest.approx(eigenvalues[0].clamp(max=0).item(), rel=1e-4, abs=1e-6)
+    assert high.item() == pytest.approx(eigenvalues[-1].clamp(min=0).item(), rel=1e-4, abs=1e-6)
+
+
+def test_local_bounds_widen_with_the_ball_and_narrow_with_the_box():
+    model = crc.mlp([5, 12, 8, 3], "softplus", seed=4)
+    x = torch.full((1, 5), 0.5)
+    lows = [crc.curvature_bounds(model, 0, 1, x=x, radius=r)[0].item() for r in (0.1, 1.0, 10.0)]
+    assert lows[0] > lows[1] > lows[2]
+    boxed = crc.curvature_bounds(model, 0, 1, x=x, radius=10.0, box=(0.4, 0.6))[0].item()
+    assert boxed > lows[2]
+
+
+def test_half_a_region_is_refused():
+    model, x = crc.mlp([4, 8, 3]), torch.zeros(1, 4)
+    for region in ({"x": x}, {"radius": 1.0}, {"box": (0, 1)}):
+        with pytest.raises(ValueError, match="needs both x and radius"):
+            crc.curvature_bounds(model, 0, 1, **region)

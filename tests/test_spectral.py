@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crcbook.spectral import scaled_norm_bound, spectral_norm_bound, top_eigenvalue_estimate
+from crcbook.spectral import spectral_norm_bound, top_eigenvalue_bound, top_eigenvalue_estimate
 
 
 def svd_norm(matrix):
@@ -41,7 +41,7 @@ def test_bound_is_tight_at_known_norms(matrix):
 
 def test_zero_matrices_and_zero_scales_have_norm_zero():
     assert spectral_norm_bound(torch.zeros(4, 5).double()) == 0
-    bounds = scaled_norm_bound(
+    bounds = top_eigenvalue_bound(
         torch.eye(3).double(), torch.tensor([[0.0, 0, 0], [0, 2, 1]]).double()
     )
     assert bounds[0] == 0 and bounds[1] == pytest.approx(2, rel=1e-7)
@@ -49,17 +49,32 @@ def test_zero_matrices_and_zero_scales_have_norm_zero():
 
 def test_scales_that_are_not_finite_bound_nothing():
     scales = torch.tensor([[torch.inf, 1], [torch.nan, 1]]).double()
-    assert not (scaled_norm_bound(torch.eye(2).double(), scales) < torch.inf).any()
+    assert not (top_eigenvalue_bound(torch.eye(2).double(), scales) < torch.inf).any()
 
 
 def test_many_scales_equal_each_alone():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(40, 25, generator=generator, dtype=torch.float64)
     scales = torch.rand(15, 40, generator=generator, dtype=torch.float64)
-    together = scaled_norm_bound(weight, scales)
-    for bound, scale in zip(together, scales, strict=True):
-        norm = svd_norm(scale[:, None] * weight)
-        assert norm * (1 - 1e-14) <= bound <= norm * (1 + 1e-4)
+    together = top_eigenvalue_bound(weight, scales)
+    for bound, row in zip(together, scales, strict=True):
+        top = torch.linalg.eigvalsh(weight.T @ (row[:, None] * weight))[-1].item()
+        assert top * (1 - 1e-12) <= bound.item() <= top * (1 + 1e-4)
+
+
+@given(
+    rows=st.integers(1, 25), columns=st.integers(1, 25), seed=st.integers(0, 10**6),
+    shift=st.sampled_from([-2.0, 0.0, 2.0]),
+)  # fmt: skip
+def test_bound_holds_and_is_tight_for_diagonals_of_any_sign(rows, columns, seed, shift):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    diagonal = shift + torch.randn(3, rows, generator=generator, dtype=torch.float64)
+    for bound, row in zip(top_eigenvalue_bound(weight, diagonal), diagonal, strict=True):
+        matrix = weight.T @ (row[:, None] * weight)
+        top = torch.linalg.eigvalsh(matrix)[-1].clamp(min=0).item()
+        size = (row.abs() @ weight.square()).sum().item()
+        assert top - 1e-13 * size <= bound.item() <= top * (1 + 1e-4) + 1e-6 * size
 
 
 def test_bound_holds_where_ten_power_steps_fall_five_percent_short():
@@ -93,5 +108,6 @@ def test_bound_stays_tight_where_scales_switch_units_off():
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(12, 15, generator=generator, dtype=torch.float64)
     scales = torch.randn(40, 12, generator=generator, dtype=torch.float64).clamp(min=0)
-    for bound, scale in zip(scaled_norm_bound(weight, scales), scales, strict=True):
-        assert bound.item() == pytest.approx(svd_norm(scale[:, None] * weight), rel=1e-7)
+    for bound, scale in zip(top_eigenvalue_bound(weight, scales), scales, strict=True):
+        norm = svd_norm(scale.sqrt()[:, None] * weight)
+        assert bound.item() == pytest.approx(norm**2, rel=1e-7)
