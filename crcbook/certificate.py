@@ -334,7 +334,11 @@ class _Problem:
         return best.bound.reshape(shape), best.displacement.reshape(*shape, x.shape[1])
 
     def _prove_at_inputs(self, x, pairs: Pairs, columns: int, radius: float | None) -> "_Proof":
-        """The proofs at c = x_0, where all classes of an input share its hidden layers."""
+        """The proofs at c = x_0, where all classes of an input share its hidden layers.
+
+        The box is left to the pairs that stay open: it takes a search for its multiplier.
+        """
+        pairs = replace(pairs, room=None)
         image = torch.arange(len(x), device=x.device).repeat_interleave(columns)
         values = self.prover.network.margin_and_gradient(x, pairs.label, pairs.target, image)
         proof = _Proof.of(self.prover.minorant(pairs, pairs.x0, *values), pairs.x0, radius)
