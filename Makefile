@@ -2,6 +2,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PORT   ?= 8000
+RUN    ?= runs/m2
 PAGE   := $(CURDIR)/_build/html/index.html
 
 # What a page is made of: a change to any of these rebuilds the book.
@@ -15,7 +16,7 @@ unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book serve test lint record clean
+.PHONY: help install book serve test lint record bench soundness clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,13 @@ lint: install  ## check style and formatting, notebooks included
 
 record: install  ## execute the chapters and record the outputs that the tests check
 	$(PYTHON) tests/notebooks/record.py book/*.ipynb
+
+bench: export OMP_NUM_THREADS := $(shell nproc)
+bench: install  ## time the certificates against the published schedule (RUN=runs/m2)
+	$(PYTHON) benchmarks/speed.py $(RUN)
+
+soundness: install  ## attack 100,000 certificates and count the broken ones: none may be
+	$(PYTHON) benchmarks/soundness.py
 
 clean:  ## remove the built book and caches; .venv and runs stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,8 @@ from crcbook.networks import Network, read_network
 from crcbook.region import Box, step_to_boundary, step_to_sphere
 
 _CHUNK_VALUES = 2**22
-_BISECTIONS = 120
+_BISECTIONS = 300
+_CLOSE = 1e-9  # of the distance
 _LONGEST = 1e150  # a step where the gradient vanishes
 
 
@@ -130,7 +131,7 @@ def boundary_points(
 
     Each step goes towards the nearest point of the boundary of the margin linearised at c, in the
     box, which without one is :math:`x_0 - \nabla f \, (f + \nabla f \cdot (x_0 - c))/\|\nabla
-    f\|^2`. The last direction and the best one are followed to the boundary by bisection.
+    f\|^2`. The best direction is followed to the boundary by root finding.
 
     Args:
         network: a float64 network.
@@ -160,29 +161,37 @@ def boundary_points(
         damping = torch.where(distance > 1.5 * shortest, damping / 2, damping)
         usable = goal.isfinite().all(1, keepdim=True)
         point = torch.where(usable, point + damping[:, None] * (goal - point), point)
-    for last in (point, best):
-        candidate = _retreat(network, x, last, label, target, box)
-        distance = (candidate - x).norm(dim=1)
-        closer = distance < shortest
-        best[closer], shortest[closer] = candidate[closer], distance[closer]
-    return best
+    missed = shortest.isinf()
+    best[missed] = _beyond(network, x[missed], point[missed], label[missed], target[missed], box)
+    return _retreat(network, x, best, label, target, box)
 
 
-def _retreat(network: Network, x, point, label, target, box: Box | None) -> Tensor:
-    """The boundary between an input and a point, or a little beyond it; NaN where there is none."""
-    ray, outside = point - x, torch.full_like(x, torch.nan)
-    for reach in (4.0, 2.0, 1.3, 1.03, 1.001, 1.0 + 1e-5, 1.0 + 1e-7, 1.0 + 1e-9, 1.0):
-        end = _clip(box, x + reach * ray)
-        beyond = _margin(network, end, label, target) <= 0
-        outside = torch.where(beyond[:, None], end, outside)
+def _beyond(network: Network, x, point, label, target, box: Box | None) -> Tensor:
+    """The first adversarial point at or beyond the given ones; NaN where there is none."""
+    outside = torch.full_like(x, torch.nan)
+    for reach in (4.0, 1.3, 1.03, 1.001, 1.0 + 1e-5, 1.0 + 1e-7, 1.0):
+        end = _clip(box, x + reach * (point - x))
+        adversarial = _margin(network, end, label, target) <= 0
+        outside = torch.where(adversarial[:, None], end, outside)
+    return outside
+
+
+def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Tensor:
+    """Where the segments to adversarial points enter, by regula falsi and every third step half."""
     ray = outside - x
     inner, outer = torch.zeros_like(x[:, 0]), torch.ones_like(x[:, 0])
-    for _ in range(_BISECTIONS):
-        middle = (inner + outer) / 2
-        beyond = _margin(network, x + middle[:, None] * ray, label, target) <= 0
-        outer = torch.where(beyond, middle, outer)
-        inner = torch.where(beyond, inner, middle)
-        if not (outer - inner > 1e-15 * outer).any():
+    above, below = (_margin(network, end, label, target) for end in (x, outside))
+    for step in range(_BISECTIONS):
+        middle = (inner * below - outer * above) / (below - above)
+        if step % 3 == 2:
+            middle = (inner + outer) / 2
+        margin = _margin(network, _clip(box, x + middle[:, None] * ray), label, target)
+        beyond = margin <= 0
+        # The Illinois rule: an end that stays put counts half, so that both ends move.
+        above = torch.where(beyond, above / 2, margin)
+        below = torch.where(beyond, margin, below / 2)
+        inner, outer = torch.where(beyond, inner, middle), torch.where(beyond, middle, outer)
+        if not (outer - inner > _CLOSE * outer).any():
             break
     return _clip(box, x + outer[:, None] * ray)
 

@@ -22,7 +22,7 @@ _SEARCH_STEPS = 100
 _POLISH_STEPS = 3
 _LOCAL_STEPS = 4
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
-_ATTACK_STEPS = 10
+_ATTACK_STEPS = 8
 _CHUNK_VALUES = 2**19
 
 
@@ -360,16 +360,17 @@ class _Problem:
         hit = self.prover.is_adversarial(pairs, point)
         hit &= (point - pairs.x0).norm(dim=1) <= radius * (1 + EXACT)
         missed = ~hit & radius.isfinite()
-        point[missed] = self._adversaries(pairs.take(missed))
+        point[missed] = self._adversaries(pairs.take(missed), point[missed])
         point[radius.isinf()] = torch.nan
         distance = (point - pairs.x0).norm(dim=1)
         nearest[rows], exact[rows] = point, hit | (distance <= radius * (1 + EXACT))
         return exact, nearest
 
-    def _adversaries(self, pairs: Pairs) -> Tensor:
+    def _adversaries(self, pairs: Pairs, start: Tensor) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
-        network = self.prover.network
-        found = boundary_points(network, pairs.x0, pairs.label, pairs.target, box=self.box)
+        found = boundary_points(
+            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, self.box
+        )
         found = self._valid(found + 0.5 * EXACT * (found - pairs.x0))  # across, beyond any doubt
         proved = self.prover.is_adversarial(pairs, found)
         return torch.where(proved[:, None], found, torch.nan)

@@ -49,7 +49,7 @@ class Recipe:
 
     method: str = "crt"
     radius: float = 1.58
-    gamma: float = 0.012
+    gamma: float = 0.06
     epochs: int = 18
     batch_size: int = 256
     learning_rate: float = 3e-3

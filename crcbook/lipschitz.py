@@ -1,0 +1,104 @@
+r"""Certified radii from a Lipschitz constant: the first-order bound the book compares with.
+
+If a margin's gradient is nowhere longer than L, then :math:`f(x+\delta) \ge f(x) - L\|\delta\|`,
+and no point closer than f(x)/L is on the other side. The gradient of :math:`z_y - z_t` is
+:math:`(e_y - e_t)^T B_L` with the Jacobian :math:`B_L` of the logits. The usual bound is the
+product of norms (Tsuzuku, Sato & Sugiyama 2018, "Lipschitz-Margin Training")
+
+.. math:: L \le \|w\| \prod_{I=1}^{L-1} g \|W_I\|, \qquad w = W_L^T (e_y - e_t).
+
+The slopes between the layers vary, :math:`\sigma' = c + r \odot e` with :math:`|e| \le 1`, and with
+the links (matrices M with factors :math:`\kappa`) of :mod:`crcbook.curvature` for the Jacobian of
+the last hidden layer,
+
+.. math:: L \le \sum \kappa \|w\,\mathrm{diag}(c)\,M\| + \|w\,\mathrm{diag}(\sqrt r)\| \sup_x
+   \|\mathrm{diag}(\sqrt r) B_{L-1}(x)\|.
+
+A row's norm needs no eigenvalue problem; only the reaches :math:`\sup\|\mathrm{diag}(\sqrt r)
+B_I\|` do, once a network. The smaller of the two bounds is taken.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from crcbook.arithmetic import OUTWARD, gamma
+from crcbook.curvature import Link, _line_ranges, _links, _proved
+from crcbook.minorant import Prover
+from crcbook.networks import Network
+
+_CACHE: OrderedDict[tuple[str, torch.device], list[Link]] = OrderedDict()
+_CACHED_NETWORKS = 16
+
+
+def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    r"""Proved radii :math:`f(x)/L`: the margin is positive at every closer point.
+
+    The margin is evaluated in float64; the bound of its rounding error, and how far a softplus
+    jumps at its threshold, are subtracted.
+
+    Args:
+        prover: the float64 network with its error bounds.
+        x: ``(pairs, n)`` float64 inputs.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+
+    Returns:
+        ``(pairs,)`` float64 l2 radii, rounded down; 0 where the margin is not proved positive at
+        the input, infinity where it is and L = 0.
+    """
+    network, rounding = prover.network, prover.rounding
+    weights = network.margin_weights(label, target)
+    offset = network.layers[-1].bias[label] - network.layers[-1].bias[target]
+    margin, _ = network.margin_and_gradient(x, label, target)
+    error, _ = rounding.errors(x.norm(dim=1), weights, offset)
+    margin = margin - (error + rounding.deviation(weights)) * OUTWARD
+    radius = margin / lipschitz_bound(prover, label, target) / OUTWARD
+    return torch.where(margin > 0, radius.nan_to_num(nan=0.0, posinf=torch.inf), 0.0)
+
+
+def lipschitz_bound(prover: Prover, label: Tensor, target: Tensor) -> Tensor:
+    r"""Proved Lipschitz constants of margins over all of R^n, in the l2 norm.
+
+    Args:
+        prover: the float64 network with its error bounds.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+
+    Returns:
+        ``(pairs,)`` float64 upper bounds of :math:`\sup\|\nabla f\|`, never above the product of
+        norms; 0 where the two classes share their last weights.
+    """
+    weights = prover.network.margin_weights(label, target)
+    links = _logit_links(prover.network)
+    terms = 1 + gamma(prover.network.inputs + prover.network.layers[-1].weight.shape[1] + 8)
+    total = torch.zeros_like(weights[:, 0])
+    for link in links:
+        # Each of the two rows carries the link's error; the factor covers their difference's.
+        row = (link.matrix[label] - link.matrix[target]).norm(dim=1) * terms
+        total = total + link.factor * (row + 2 * link.error)
+    bound = torch.fmin(total * OUTWARD, _product_bound(prover, weights))
+    return bound.masked_fill((weights == 0).all(1), 0.0)
+
+
+def _product_bound(prover: Prover, weights: Tensor) -> Tensor:
+    product = weights.norm(dim=1) * (1 + gamma(weights.shape[1] + 4))
+    for layer, norm in zip(prover.network.layers[:-1], prover.rounding.norms, strict=True):
+        product = product * layer.activation.max_slope * norm
+    return product * OUTWARD
+
+
+def _logit_links(network: Network) -> list[Link]:
+    """The terms of the logits' Jacobian, one row a class, remembered under the weights' hash."""
+    key = (network.key, network.device)
+    if key not in _CACHE:
+        chains, ranges = [], []
+        for place, layer in enumerate(network.layers):
+            chains.append(_links(layer.weight, place, chains, ranges, _proved))
+            ranges.append(_line_ranges(layer))
+        _CACHE[key] = chains[-1]
+    _CACHE.move_to_end(key)
+    while len(_CACHE) > _CACHED_NETWORKS:
+        _CACHE.popitem(last=False)
+    return _CACHE[key]
