@@ -2,13 +2,18 @@ r"""Float64 arithmetic as the proofs see it.
 
 With unit roundoff :math:`u = 2^{-53}`, a computed sum or inner product of k rounded terms errs by
 at most :math:`\gamma_k = ku/(1-ku)` times the sum of the terms' magnitudes, in any order of
-summation, underflow aside (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
+summation, plus what underflow takes (Higham, *Accuracy and Stability of Numerical Algorithms*,
+section 3.1).
 """
 
 UNIT = 2.0**-53
 
 # Error bounds are themselves computed in float64, each from a few dozen positive terms.
 OUTWARD = 1 + 2.0**-40
+
+# More than underflow can take from any sum or product here, and from the square of a norm.
+TINY = 1e-290
+TINY_NORM = 1e-140
 
 
 def gamma(terms: int) -> float:

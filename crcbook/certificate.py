@@ -20,10 +20,11 @@ from crcbook.region import Box
 EXACT = 1e-6
 _SEARCH_STEPS = 100
 _POLISH_STEPS = 3
-_LOCAL_STEPS = 4
+_LOCAL_STEPS = 5
+_INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 8
-_CHUNK_VALUES = 2**19
+_CHUNK_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class _Problem:
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
         width = max(layer.weight.shape[1] for layer in self.rough.layers)
-        size = max(1, _CHUNK_VALUES // width)
+        size = max(1, _CHUNK_VALUES // (width * self.rough.classes))
         starts = range(0, len(self.x), size)
         for start in tqdm(starts, desc=description, disable=not progress, unit="chunk"):
             yield slice(start, start + size)
@@ -183,18 +184,28 @@ class _Problem:
         order, correct = self._targets(x, y)
         best = self._certify(x, y, order, correct, None)
         if self.box is not None:
-            _improve(
-                best,
-                torch.arange(len(x), device=x.device),
-                self._certify(x, y, order, correct, self.box),
-            )
-        exact, nearest = self._nearest(x, y, best, correct)
+            confined = self._certify(x, y, order, correct, self.box)
+            _improve(best, torch.arange(len(x), device=x.device), confined)
+        nearest = self._nearest(x, y, best, correct, self.box)
         if self.local:
+            exact = self._reached(x, y, best, nearest)
             rows = (correct & ~exact & best.bound.isfinite()).nonzero().squeeze(1)
-            self._sharpen(x, y, rows, self._considered(order), best, nearest)
-            distance = (nearest - x).norm(dim=1)
-            exact |= correct & (distance <= best.bound * (1 + EXACT))
+            self._sharpen(x, y, rows, self._considered(order), best, nearest, self.box)
+        for harder in self._harder():
+            radius, target, _, _ = harder.certify(chunk)
+            better = radius > best.bound
+            best.bound[better] = radius[better]
+            if self.targets == "all":
+                best.target[better] = target[better]
+        exact = ~correct | self._reached(x, y, best, nearest)
         return best.bound, best.target, exact, nearest
+
+    def _harder(self):
+        """Problems with smaller radii, whose searches with local curvature could end up larger."""
+        if self.local and self.box is not None:
+            yield replace(self, box=None)
+        if self.local and self.targets == "runner-up":
+            yield replace(self, targets="all")
 
     def _certify(self, x, y, order, correct, box: Box | None) -> "_Best":
         """Radii of the images, each with the class that limits it."""
@@ -216,15 +227,9 @@ class _Problem:
         x, y = self.x[chunk], self.y[chunk]
         order, correct = self._targets(x, y)
         order = self._considered(order)
-        rows = torch.arange(len(x), device=x.device)
-        margins = self._maximise(x, y, rows, order, None, radius=radius)[0]
+        margins = self._margins(x, y, order, correct, None, radius)
         if self.box is not None:
-            wider = self._maximise(x, y, rows, order, self.box, radius=radius)[0]
-            margins = torch.maximum(margins, wider)
-        if self.local:
-            rows = self._undecided(x, y, order, correct, margins, radius)
-            radii = torch.full_like(x[rows, 0], radius)
-            margins[rows] = self._in_balls(x, y, rows, order, radii, margins[rows], radius)
+            margins = torch.maximum(margins, self._margins(x, y, order, correct, self.box, radius))
         margin, position = margins.min(dim=1)
         margin = torch.where(correct, margin, margin.clamp(max=0.0))
         return margin, order.gather(1, position[:, None]).squeeze(1)
@@ -239,41 +244,56 @@ class _Problem:
         order = order[order != y[:, None]].reshape(len(y), -1)
         return order, (own > others.gather(1, order[:, :1])).squeeze(1)
 
+    def _margins(self, x, y, order, correct, box: Box | None, radius: float) -> Tensor:
+        """``(images, targets)`` lower bounds of the margins in the balls."""
+        rows = torch.arange(len(x), device=x.device)
+        margins = self._maximise(x, y, rows, order, box, radius=radius)[0]
+        if self.local:
+            rows = self._undecided(x, y, order, correct, margins, box, radius)
+            radii = torch.full_like(x[rows, 0], radius)
+            margins[rows] = self._in_balls(
+                x, y, rows, order[rows], box, radii, margins[rows], radius
+            )
+        return margins
+
     def _considered(self, order: Tensor) -> Tensor:
         return order if self.targets == "all" else order[:, :1]
 
-    def _sharpen(self, x, y, rows, order, best: "_Best", nearest) -> None:
+    def _sharpen(self, x, y, rows, order, best: "_Best", nearest, box: Box | None) -> None:
         """Raise radii with the curvature of balls, between what is proved and what is attacked.
 
         A radius proved with the curvature of a ball is at most the ball's. Bisection looks for the
-        ball that its own curvature fills.
+        ball that its own curvature fills; where no adversary is known, the balls grow first.
         """
-        columns = order[rows]
+        targets = order[rows]
         upper = (nearest[rows] - x[rows]).norm(dim=1)
-        upper = torch.where(upper.isnan(), 2 * best.bound[rows], upper)
-        bounds = self._maximise(x, y, rows, columns, None, upper)[0]
-        if self.box is not None:
-            wider = self._maximise(x, y, rows, columns, self.box, upper)[0]
-            bounds = torch.maximum(bounds, wider)
+        unknown = upper.isnan()
+        upper = torch.where(unknown, 2 * best.bound[rows], upper)
+        bounds = self._maximise(x, y, rows, targets, None, upper)[0]
+        if box is not None:
+            bounds = torch.maximum(bounds, self._maximise(x, y, rows, targets, box, upper)[0])
         trial = upper.clone()
         for _ in range(_LOCAL_STEPS):
-            lower = torch.maximum(best.bound[rows], bounds.amin(1))
-            wide = ((upper - lower) > _LOCAL_GAP * upper).nonzero().squeeze(1)
+            wide = ((upper - best.bound[rows]) > _LOCAL_GAP * upper).nonzero().squeeze(1)
             bounds[wide] = self._in_balls(
-                x, y, rows[wide], columns[wide], trial[wide], bounds[wide]
+                x, y, rows[wide], targets[wide], box, trial[wide], bounds[wide]
             )
             radius, position = bounds.min(dim=1)
-            upper = torch.where(radius < trial, torch.minimum(upper, trial), upper)
+            filled = radius >= trial
+            upper = torch.where(filled, upper, torch.minimum(upper, trial))
+            unknown &= filled
+            upper = torch.where(unknown, 2 * upper, upper)
             better = radius > best.bound[rows]
             best.bound[rows[better]] = radius[better]
-            best.target[rows[better]] = columns[better, position[better]]
-            trial = (torch.maximum(best.bound[rows], radius) + upper) / 2
+            best.target[rows[better]] = targets[better, position[better]]
+            middle = (torch.maximum(best.bound[rows], radius) + upper) / 2
+            trial = torch.where(unknown, upper, middle)
 
-    def _in_balls(self, x, y, rows, targets, radii, bounds, radius: float | None = None):
+    def _in_balls(self, x, y, rows, targets, box, radii, bounds, radius: float | None = None):
         """Better bounds of the rows' pairs that are short of their ball's radius (or margin 0)."""
         limit = radii if radius is None else torch.zeros_like(radii)
         row, column = (bounds < limit[:, None]).nonzero().T
-        pairs = self._pairs(x, y, rows[row], targets[row, column], self.box)
+        pairs = self._pairs(x, y, rows[row], targets[row, column], box)
         curvature = local_downward_curvature(
             self.prover.rounding, pairs.x0, pairs.label, pairs.target, radii[row], pairs.room
         )
@@ -282,19 +302,22 @@ class _Problem:
         if radius is None:
             point = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
         # The curvature holds in the ball alone: that is where the expansion point must lie.
-        proved = self._prove(pairs, self._valid(into_ball(pairs.x0, point, radii[row])), radius)
+        point = _clip(box, into_ball(pairs.x0, point, radii[row] * (1 - _INSIDE)))
+        proved = self._prove(pairs, point, radius)
         value = proved.bound if radius is not None else torch.minimum(proved.bound, radii[row])
+        outside = (point - pairs.x0).norm(dim=1) > radii[row] * (1 - _INSIDE / 2)
+        value = value.masked_fill(outside, -torch.inf)
         bounds = bounds.clone()
         bounds[row, column] = torch.maximum(bounds[row, column], value)
         return bounds
 
-    def _undecided(self, x, y, order, correct, margins, radius: float) -> Tensor:
+    def _undecided(self, x, y, order, correct, margins, box, radius: float) -> Tensor:
         """The images without a proof and without an adversary in the ball."""
         row, column = ((margins <= 0) & correct[:, None]).nonzero().T
         pairs = self._pairs(x, y, row, order[row, column], None)
         _, lowest = descend(
             self.prover.network, pairs.x0, pairs.label, pairs.target, radius, pairs.x0,
-            _ATTACK_STEPS, self.box,
+            _ATTACK_STEPS, box,
         )  # fmt: skip
         open_images = torch.zeros_like(correct)
         open_images[row] = True
@@ -343,40 +366,53 @@ class _Problem:
         values = self.prover.network.margin_and_gradient(x, pairs.label, pairs.target, image)
         proof = _Proof.of(self.prover.minorant(pairs, pairs.x0, *values), pairs.x0, radius)
         floor = self.prover.floor(pairs.label, pairs.target)
-        proof.bound[floor > 0] = torch.inf if radius is None else floor[floor > 0]
+        everywhere = torch.full_like(floor, torch.inf) if radius is None else floor
+        proof.bound = torch.where(floor > 0, proof.bound.maximum(everywhere), proof.bound)
         return proof
 
     def _prove(self, pairs: Pairs, point: Tensor, radius: float | None) -> "_Proof":
         values = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
         return _Proof.of(self.prover.minorant(pairs, point, *values), point, radius)
 
-    def _nearest(self, x, y, best: "_Best", correct) -> tuple[Tensor, Tensor]:
-        """Overshoot the radius by a hair where the bound falls fastest: an adversary proves it."""
-        nearest, exact = x.clone(), ~correct
-        rows = correct.nonzero().squeeze(1)
-        radius = best.bound[rows]
-        pairs = self._pairs(x, y, rows, best.target[rows], None)
-        point = self._valid(x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
-        hit = self.prover.is_adversarial(pairs, point)
-        hit &= (point - pairs.x0).norm(dim=1) <= radius * (1 + EXACT)
-        missed = ~hit & radius.isfinite()
-        point[missed] = self._adversaries(pairs.take(missed), point[missed])
-        point[radius.isinf()] = torch.nan
-        distance = (point - pairs.x0).norm(dim=1)
-        nearest[rows], exact[rows] = point, hit | (distance <= radius * (1 + EXACT))
-        return exact, nearest
+    def _nearest(self, x, y, best: "_Best", correct, box: Box | None) -> Tensor:
+        """Adversarial points, NaN where none is found; a misclassified image is its own.
 
-    def _adversaries(self, pairs: Pairs, start: Tensor) -> Tensor:
+        Overshooting the radius by a hair, where the bound falls fastest, finds the nearest one
+        wherever the radius is exact. For the others it is where an attack starts.
+        """
+        nearest = x.clone()
+        rows = correct.nonzero().squeeze(1)
+        pairs = self._pairs(x, y, rows, best.target[rows], None)
+        point = _clip(box, x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
+        distance = (point - pairs.x0).norm(dim=1)
+        hit = self.prover.is_adversarial(pairs, point)
+        hit &= distance <= best.bound[rows] * (1 + EXACT)
+        missed = ~hit & best.bound[rows].isfinite()
+        point[missed] = self._adversaries(pairs.take(missed), point[missed], box)
+        point[best.bound[rows].isinf()] = torch.nan
+        nearest[rows] = point
+        return nearest
+
+    def _adversaries(self, pairs: Pairs, start: Tensor, box: Box | None) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
         found = boundary_points(
-            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, self.box
+            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, box
         )
-        found = self._valid(found + 0.5 * EXACT * (found - pairs.x0))  # across, beyond any doubt
+        # Across the boundary, beyond any doubt.
+        found = _clip(box, found + 0.5 * EXACT * (found - pairs.x0))
         proved = self.prover.is_adversarial(pairs, found)
         return torch.where(proved[:, None], found, torch.nan)
 
-    def _valid(self, point: Tensor) -> Tensor:
-        return point if self.box is None else self.box.clip(point)
+    def _reached(self, x, y, best: "_Best", nearest) -> Tensor:
+        """Whether the nearest point known is adversarial for the target and at the radius."""
+        rows = torch.arange(len(x), device=x.device)
+        close = (nearest - x).norm(dim=1) <= best.bound * (1 + EXACT)
+        pairs = self._pairs(x, y, rows, best.target, None)
+        return close & (best.bound > 0) & self.prover.is_adversarial(pairs, nearest)
+
+
+def _clip(box: Box | None, point: Tensor) -> Tensor:
+    return point if box is None else box.clip(point)
 
 
 @dataclass

@@ -52,7 +52,10 @@ def as_classes(name: str, classes, network: Network, batch: int | None = None) -
         TypeError: for anything but integers.
         ValueError: for a wrong shape or a class the model lacks.
     """
-    classes = torch.as_tensor(classes)
+    try:
+        classes = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must hold integers; got {classes!r}") from error
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers; got {classes.dtype}")
     if batch is not None and tuple(classes.shape) != (batch,):

@@ -41,7 +41,7 @@ rounded outward through b and B. Back through a layer of width N, :math:`\Lambda
 activations (of the inputs) that W meets in the ball. All of it is subtracted, underflow aside.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -55,7 +55,6 @@ _PIECES = 16  # of an interval, between the points of its grid
 _CHUNK_VALUES = 2**21
 _TOLERANCE = 1e-4  # of a radius
 _STEPS = 60
-_OFFSET_ERROR = 64 * UNIT
 
 
 def crown_margin(
@@ -75,7 +74,7 @@ def crown_margin(
     Returns:
         ``(pairs,)`` float64; minus infinity where something overflowed.
     """
-    radius = torch.as_tensor(radius).to(x).expand(len(x))
+    radius = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
     balls, item = torch.unique_consecutive(
         torch.cat([x, radius[:, None]], dim=1), dim=0, return_inverse=True
     )
@@ -133,12 +132,16 @@ class Lines:
         low_offset: their values at 0.
         high_slope: slopes of the lines above.
         high_offset: their values at 0.
+        lowest: lower bounds of the activation, which are lines of slope 0.
+        highest: upper bounds of it.
     """
 
     low_slope: Tensor
     low_offset: Tensor
     high_slope: Tensor
     high_offset: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def take(self, index: Tensor) -> "Lines":
         """The lines at ``index``.
@@ -149,8 +152,7 @@ class Lines:
         Returns:
             The chosen lines.
         """
-        columns = (self.low_slope, self.low_offset, self.high_slope, self.high_offset)
-        return Lines(*(column[index] for column in columns))
+        return Lines(*(getattr(self, column.name)[index] for column in fields(self)))
 
 
 def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
@@ -174,14 +176,15 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     low_slope = curve.hull_slope(middle, *at_middle).clamp(*ends)
     high_slope = -mirrored.hull_slope(middle, *(-v for v in at_middle))
     high_slope = high_slope.clamp(*ends)
-    low_offset, high_offset = curve.floor(low_slope), -mirrored.floor(-high_slope)
-    size = _size(row, lower, upper)
-    return Lines(
-        low_slope,
-        low_offset - _OFFSET_ERROR * (size + low_offset.abs()),
-        high_slope,
-        high_offset + _OFFSET_ERROR * (size + high_offset.abs()),
-    )
+    size, zero = _size(row, lower, upper), torch.zeros_like(lower)
+    below = [_down(curve.floor(slope), size) for slope in (low_slope, zero)]
+    above = [-_down(mirrored.floor(-slope), size) for slope in (high_slope, zero)]
+    return Lines(low_slope, below[0], high_slope, above[0], below[1], above[1])
+
+
+def _down(offset: Tensor, size: Tensor) -> Tensor:
+    """An offset less the bound of its rounding error."""
+    return offset - 64 * UNIT * (size + offset.abs())
 
 
 def _grid(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
@@ -276,21 +279,29 @@ class _Balls:
     Attributes:
         x: ``(balls, n)`` centres.
         radius: ``(balls,)`` radii.
-        size: ``(balls, width)`` bounds of the size of the last layer's activations.
+        low: ``(balls, width)`` lower bounds of the last layer's activations, of the inputs at first.
+        high: ``(balls, width)`` upper bounds of them.
         stages: the hidden layers so far.
     """
 
     x: Tensor
     radius: Tensor
-    size: Tensor
+    low: Tensor
+    high: Tensor
     stages: tuple[_Stage, ...] = ()
 
     @classmethod
     def of(cls, prover: Prover, x: Tensor, radius: Tensor) -> "_Balls":
-        balls = cls(x, radius, (x.abs() + radius[:, None]) * OUTWARD)
+        reach = radius[:, None] * OUTWARD + 2 * UNIT * x.abs()
+        balls = cls(x, radius, x - reach, x + reach)
         for layer in prover.network.layers[:-1]:
             balls = balls.through(layer)
         return balls
+
+    @property
+    def size(self) -> Tensor:
+        """``(balls, width)`` bounds of the size of the last layer's activations."""
+        return torch.maximum(self.low.abs(), self.high.abs())
 
     def through(self, layer: Layer) -> "_Balls":
         """The balls one hidden layer further."""
@@ -299,12 +310,13 @@ class _Balls:
         lines = enclosing_lines(layer.activation, lower, upper)
         size = (self.size @ layer.weight.abs().T + layer.bias.abs()) * OUTWARD
         stages = (*self.stages, _Stage(layer, lines, size))
-        return _Balls(self.x, self.radius, _size(layer.activation, lower, upper), stages)
+        return _Balls(self.x, self.radius, lines.lowest, lines.highest, stages)
 
     def take(self, index: Tensor) -> "_Balls":
         """The balls at ``index``."""
         stages = (_Stage(s.layer, s.lines.take(index), s.size[index]) for s in self.stages)
-        return _Balls(self.x[index], self.radius[index], self.size[index], tuple(stages))
+        columns = (self.x, self.radius, self.low, self.high)
+        return _Balls(*(column[index] for column in columns), tuple(stages))
 
     def lowest(self, rows: Tensor, offset: Tensor) -> Tensor:
         """Lower bounds of linear functions of the last layer's activations, in the balls.
@@ -322,17 +334,27 @@ class _Balls:
         return torch.cat([self._lowest(*part) for part in parts], dim=1)
 
     def _lowest(self, rows: Tensor, offset: Tensor) -> Tensor:
+        apart = self._lowest_apart(rows, offset)
         error = torch.zeros_like(offset)
         for stage in reversed(self.stages):
             rows, offset, error = stage.pull(rows, offset, error)
         fall = self.radius[:, None] * rows.norm(dim=2)
         size = offset.abs() + _apply(rows.abs(), self.x.abs()) + fall
         error = error + gamma(rows.shape[2] + 16) * size
-        return offset + _apply(rows, self.x) - fall - error * OUTWARD
+        return torch.fmax(offset + _apply(rows, self.x) - fall - error * OUTWARD, apart)
+
+    def _lowest_apart(self, rows: Tensor, offset: Tensor) -> Tensor:
+        """The bound where each activation takes its worst value, whatever the others do."""
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        size = offset.abs() + _apply(rows.abs(), self.size)
+        lowest = offset + _apply(positive, self.low) + _apply(negative, self.high)
+        return lowest - gamma(2 * rows.shape[2] + 16) * OUTWARD * size
 
 
 def _apply(rows: Tensor, vector: Tensor) -> Tensor:
     """``(balls, functions, width)`` rows times ``(balls, width)`` vectors."""
+    if len(rows) == 1:
+        return vector @ rows[0].T
     return (rows @ vector[:, :, None]).squeeze(2)
 
 
@@ -375,9 +397,10 @@ def _radii(prover: Prover, x, label, target, item, limit) -> Tensor:
 class _Bracket:
     """Radii proved and not proved, ``(pairs,)`` each, with margins there; where to try next."""
 
+    clean: Tensor  # the margin at radius 0
     low: Tensor
-    high: Tensor
     low_margin: Tensor
+    high: Tensor
     high_margin: Tensor
     trial: Tensor
     steps: Tensor  # left to each pair
@@ -388,7 +411,7 @@ class _Bracket:
         trial = torch.where((trial > 0) & trial.isfinite(), trial, 1.0)
         steps = torch.full_like(clean, _STEPS).masked_fill(~(clean > 0) | everywhere, 0)
         low, high = torch.zeros_like(clean), torch.full_like(clean, torch.inf)
-        return cls(low, high, clean, -high, trial, steps)
+        return cls(clean, low, clean.clone(), high, -high, trial, steps)
 
     def unsettled(self, limit: Tensor) -> Tensor:
         """Which pairs are worth another trial."""
@@ -396,24 +419,28 @@ class _Bracket:
         return wide & (self.low <= limit) & (self.steps > 0)
 
     def update(self, pairs: Tensor, radius: Tensor, margin: Tensor) -> None:
-        """Learn from the margins of some pairs at some radii.
-
-        The margin of an end that stays is halved (the Illinois rule, Dowell & Jarratt 1971), so
-        that both ends of a bracket move.
-        """
-        low, high = self.low[pairs], self.high[pairs]
-        inside = (low < radius) & (radius < high)
+        """Learn from the margins of some pairs at some radii."""
+        inside = (self.low[pairs] < radius) & (radius < self.high[pairs])
         raised, lowered = inside & (margin > 0), inside & ~(margin > 0)
-        self.low[pairs] = low = torch.where(raised, radius, low)
-        self.high[pairs] = high = torch.where(lowered, radius, high)
-        low_margin, high_margin = self.low_margin[pairs], self.high_margin[pairs]
-        low_margin = torch.where(lowered, low_margin / 2, torch.where(raised, margin, low_margin))
-        high_margin = torch.where(
-            raised, high_margin / 2, torch.where(lowered, margin, high_margin)
-        )
-        self.low_margin[pairs], self.high_margin[pairs] = low_margin, high_margin
-        share = (low_margin / (low_margin - high_margin)).nan_to_num(nan=0.5)
-        step = _TOLERANCE / 2 * high
-        trial = (low + share * (high - low)).maximum(low + step).minimum(high - step)
-        self.trial[pairs] = torch.where(high.isinf(), 2 * radius.maximum(low), trial)
-        self.steps[pairs] -= 1
+        for chosen, end, value in [
+            (raised, self.low, self.low_margin),
+            (lowered, self.high, self.high_margin),
+        ]:
+            end[pairs[chosen]], value[pairs[chosen]] = radius[chosen], margin[chosen]
+        self.steps[pairs] -= (radius == self.trial[pairs]).to(self.steps)
+        # Aim a little across the root: from either side the next trial then closes the bracket.
+        across = (raised.to(radius) - lowered.to(radius)) * _TOLERANCE / 4
+        self.trial[pairs] = self._next(pairs, across)
+
+    def _next(self, pairs: Tensor, across: Tensor) -> Tensor:
+        """Inverse quadratic interpolation; bisection where that leaves the bracket, or stalls."""
+        clean, steps, trial = self.clean[pairs], self.steps[pairs], self.trial[pairs]
+        low, high = self.low[pairs], self.high[pairs]
+        below, above = self.low_margin[pairs], self.high_margin[pairs]
+        root = (low * above / (below - clean) - high * below / (above - clean)) * clean
+        root = root / (below - above) * (1 + across)
+        secant = (low * -above + high * below) / (below - above) * (1 + across)
+        root = torch.where(low > 0, root, secant)
+        usable = (root > low) & (root < high) & (steps % 4 > 0)
+        root = torch.where(usable, root, (low + high) / 2)
+        return torch.where(high.isinf(), torch.where(low < trial, trial, 2 * low), root)

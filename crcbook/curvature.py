@@ -50,7 +50,7 @@ def curvature_bounds(
         label: a class y, or ``(pairs,)`` of them.
         target: a class t, or ``(pairs,)`` of them.
         x: ``(pairs, *input_shape)`` centres of balls to bound the eigenvalues in; None for all of
-            R^n. With one pair of classes and several inputs, each input gets its own bounds.
+            R^n. A single input, label or target serves all pairs.
         radius: the balls' l2 radius; needed with ``x``.
         box: the valid inputs, as in :func:`crcbook.certify`; only with ``x``.
 
@@ -67,13 +67,20 @@ def curvature_bounds(
     target = as_classes("target", target, network).reshape(-1)
     if (x is None) != (radius is None) or (x is None and box is not None):
         raise ValueError("a region needs both x and radius; a box needs them too")
+    lengths = {len(label), len(target), 1 if x is None else len(x)} - {1}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"label, target and x must have one length, or 1; got {len(label)}, {len(target)}"
+            + ("" if x is None else f" and {len(x)}")
+        )
     if x is None:
         label, target = torch.broadcast_tensors(label, target)
         up = downward_curvature(network, target, label)
         return -downward_curvature(network, label, target), up
     x0, radius = as_inputs(x, network), as_radius(radius)
+    pairs = max(len(x0), len(label), len(target))
+    x0, label, target = x0.expand(pairs, -1), label.expand(pairs), target.expand(pairs)
     room = None if box is None else as_box(box, x0).room(x0)
-    label, target = label.expand(len(x0)), target.expand(len(x0))
     radii = torch.full_like(x0[:, 0], radius)
     rounding = RoundingModel.of(network)
     down, up = (
@@ -111,7 +118,8 @@ def _table(network: Network) -> Tensor:
     key = (network.key, network.device)
     if key not in _CACHE:
         size = (network.classes, network.classes)
-        _CACHE[key] = torch.full(size, torch.nan, dtype=torch.float64, device=network.device)
+        with torch.inference_mode(False):  # it outlives the caller's mode
+            _CACHE[key] = torch.full(size, torch.nan, dtype=torch.float64, device=network.device)
     _CACHE.move_to_end(key)
     while len(_CACHE) > _CACHED_NETWORKS:
         _CACHE.popitem(last=False)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.networks import Network
 from crcbook.region import Room, step_to_boundary, step_to_sphere
 from crcbook.rounding import RoundingModel
@@ -109,7 +109,7 @@ class Minorant:
     def slope(self) -> Tensor:
         """``(pairs,)`` the norm of s, rounded upward."""
         terms = 1 + gamma(self.direction.shape[1] + 4)
-        return self.direction.norm(dim=1) * terms + self.error
+        return self.direction.norm(dim=1) * terms + self.error + TINY_NORM
 
     def radius(self) -> Tensor:
         """How far the bound stays positive.
@@ -135,11 +135,12 @@ class Minorant:
         Returns:
             ``(pairs,)``, rounded down; minus infinity where something overflowed.
         """
-        fall = radius * self.slope + self.curvature * radius**2 / 2
+        square = radius * radius
+        fall = radius * self.slope + self.curvature * square / 2
         margin = self.value - fall - (self.value.abs() + fall) * 8 * UNIT
         if self.room is not None:
             multiplier = self._multiplier(torch.full_like(margin, radius), fixed=True)
-            fall = multiplier * radius**2 / 2 + self.error * radius
+            fall = multiplier * square / 2 + self.error * radius
             inner = self._smallest(multiplier)
             margin = margin.fmax(inner - fall - (inner.abs() + fall) * 8 * UNIT)
         return torch.where(margin.isnan(), -torch.inf, margin)
@@ -175,7 +176,7 @@ class Minorant:
         square = (multiplier - self.curvature) / 2 * delta.square().sum(1)
         # The minimiser is rounded too: h is its value there less what a shift of it can gain.
         size = self.value.abs() + self.direction.norm(dim=1) * delta.norm(dim=1) + square
-        return self.value - linear + square - gamma(4 * delta.shape[1] + 32) * size
+        return self.value - linear + square - gamma(4 * delta.shape[1] + 32) * size - TINY
 
     def _displacement(self, multiplier: Tensor) -> Tensor:
         rise = (multiplier - self.curvature).clamp(min=torch.finfo(multiplier.dtype).tiny)
@@ -194,7 +195,7 @@ class Minorant:
             delta = self._displacement(middle)
             square = delta.square().sum(1)
             if fixed:
-                beyond = square < radius**2
+                beyond = square < radius * radius
             else:
                 bound = self.value - (self.direction * delta).sum(1)
                 beyond = bound + (middle - self.curvature) / 2 * square > middle / 2 * square
@@ -269,7 +270,8 @@ class Prover:
         value = margin + (gradient * away).sum(1) - k / 2 * distance**2
         terms = gamma(away.shape[1] + 8)
         size = margin.abs() + steepness * distance + k * distance**2
-        value = value - (value_error + slope_error * distance + terms * size + deviation) * OUTWARD
+        lost = value_error + slope_error * distance + terms * size + deviation
+        value = value - lost * OUTWARD - TINY
         direction = k[:, None] * away - gradient
         error = (slope_error + terms * (steepness + k * distance)) * OUTWARD
         return Minorant(value, direction, error, k, pairs.room)

@@ -138,7 +138,7 @@ def step_to_sphere(gradient: Tensor, radius: float, room: Room | None) -> Tensor
     eta = radius / square.sum(1).sqrt()
     for _ in range(_PASSES if room is not None else 0):
         free, fixed = _split(eta, gradient, room)
-        left = (radius**2 - fixed.square().sum(1)).clamp(min=0)
+        left = (radius * radius - fixed.square().sum(1)).clamp(min=0)
         eta = (left / (square * free).sum(1)).sqrt()
     return eta
 

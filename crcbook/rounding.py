@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import OUTWARD, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma
 from crcbook.networks import Network
 from crcbook.spectral import spectral_norm_bound
 
 
 @dataclass(frozen=True)
 class RoundingModel:
-    r"""Error bounds of :meth:`Network.margin_and_gradient` in float64, underflow aside.
+    r"""Error bounds of :meth:`Network.margin_and_gradient` in float64.
 
     A vector of norms is carried through the layers. If :math:`\hat a` is within
     :math:`\epsilon` of :math:`a`, the computed :math:`\hat z` is within
@@ -77,7 +77,8 @@ class RoundingModel:
         weight_norm = weights.norm(dim=1)
         terms = gamma(weights.shape[1] + 4)
         value = weight_norm * error + terms * (weight_norm * (size + error) + 2 * offset.abs())
-        return value * OUTWARD, self._gradient_error(weight_norm, steps) * OUTWARD
+        gradient = self._gradient_error(weight_norm, steps)
+        return value * OUTWARD + TINY, gradient * OUTWARD + TINY
 
     def preactivation_errors(self, x_norm: Tensor) -> list[Tensor]:
         """Bounds of the errors of :meth:`Network.preactivations`.

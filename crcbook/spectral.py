@@ -47,7 +47,7 @@ def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
     usable = (largest > 0) & largest.isfinite()
     unit = diagonal[usable] / largest[usable, None]  # homogeneous in d and W: no overflow
     weight_size = weight.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    chunk = max(1, _CHUNK_ELEMENTS // weight.numel())
+    chunk = max(1, _CHUNK_ELEMENTS // max(weight.numel(), weight.shape[1] ** 2))
     parts = [_unit_bound(weight / weight_size, part) for part in unit.split(chunk)]
     bound = torch.full_like(largest, torch.inf).masked_fill(largest == 0, 0.0)
     if parts:

@@ -150,3 +150,9 @@ def test_make_names_the_package_that_brings_a_missing_venv(tmp_path):
     )  # fmt: skip
     assert run.returncode != 0
     assert "apt install python3.11-venv" in run.stderr
+
+
+def test_an_installed_package_carries_every_file_it_reads():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    read = {path.name for path in tracked() if path.parent == ROOT / "crcbook"}
+    assert set(project["package-data"]["crcbook"]) == {n for n in read if not n.endswith(".py")}

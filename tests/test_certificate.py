@@ -446,3 +446,81 @@ def test_box_and_local_curvature_together_are_never_below_either(digits):
     assert (both >= local).all() and (local >= plain).all()
     assert local.mean() > 1.02 * plain.mean()
     assert (crc.attack(model, x, y, box=(0.0, 1.0), restarts=3).distance >= both).all()
+
+
+def test_verdicts_with_local_curvature_do_not_depend_on_the_batch():
+    # Proving an undecided image against another image's classes once made the second one "robust".
+    model = crc.mlp([2, 8, 5], "silu", seed=70).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    x = torch.tensor(
+        [[3.932974607481928, 0.8295098203788683], [-0.9372282349656775, 0.36151017470891417]],
+        dtype=torch.float64,
+    )
+    y, radius = torch.tensor([4, 2]), 0.6489731590697022
+    both = crc.verify(model, x, y, radius, curvature="local")
+    for i in range(2):
+        alone = crc.verify(model, x[i : i + 1], y[i : i + 1], radius, curvature="local")
+        assert alone.robust == both.robust[i]
+        assert alone.margin.item() == pytest.approx(both.margin[i].item(), rel=1e-6)
+    assert not both.robust[1]
+
+
+@given(random_networks(max_inputs=3, max_width=8))
+@settings(max_examples=25)
+def test_local_verdicts_agree_with_distances_in_any_batch(case):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator, count=12)
+    distance = crc.attack(model, x, y, restarts=4).distance
+    if distance.isfinite().any():
+        radius = distance[distance.isfinite()].median().item() * 1.0001
+        verdict = crc.verify(model, x, y, radius, curvature="local")
+        assert not (verdict.robust & (distance < radius)).any()
+
+
+@given(random_networks(max_inputs=2, max_width=6))
+@settings(max_examples=25)
+def test_every_option_that_helps_never_hurts(case):
+    model, generator = case
+    x = torch.rand(6, model[1].in_features, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+
+    def radius(**options):
+        return crc.certify(model, x, y, **options).radius
+
+    box, local = {"box": (0.0, 1.0)}, {"curvature": "local"}
+    runner_up = {"targets": "runner-up"}
+    for weaker, stronger in [
+        (local, box | local), (box, box | local), ({}, local), (local, local | runner_up),
+        (box | local, box | local | runner_up),
+    ]:  # fmt: skip
+        assert (radius(**stronger) >= radius(**weaker)).all()
+
+
+def test_weights_near_underflow_promise_nothing_false():
+    linear = nn.Linear(2, 2, bias=False).double()
+    x, y = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([0])
+    for scale in (1e-100, 1e-160, 1e-170, 1e-300):
+        with torch.no_grad():
+            linear.weight.copy_(torch.eye(2) * scale)
+        assert crc.certify(nn.Sequential(linear), x, y).radius.item() <= 0.125**0.5 * (1 + 1e-9)
+    deep = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(5)))
+    for layer in deep:
+        layer.weight.data = torch.eye(2) * 1e-36
+    assert crc.certify(deep, x, y).radius.item() <= 0.125**0.5 * (1 + 1e-9)
+
+
+def test_enormous_radii_are_answered():
+    model = crc.mlp([3, 8, 3], seed=0).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
+    for box in (None, (-9.0, 9.0)):
+        assert not crc.verify(model, x, y, 1e200, box=box).margin.isnan().any()
+
+
+def test_inference_mode_leaves_the_model_usable():
+    model = crc.mlp([3, 8, 3], seed=11).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inside = crc.certify(model, x, y, targets="runner-up").radius
+    assert (crc.certify(model, x, y).radius <= inside).all()

@@ -112,8 +112,13 @@ def test_bad_classes_are_refused():
     model = crc.mlp([4, 8, 3])
     with pytest.raises(ValueError, match=r"target must be in 0\.\.2"):
         crc.curvature_bounds(model, 0, 3)
-    with pytest.raises(TypeError, match="label must hold integers"):
-        crc.curvature_bounds(model, 0.5, 1)
+    for label in (0.5, "zero"):
+        with pytest.raises(TypeError, match="label must hold integers"):
+            crc.curvature_bounds(model, label, 1)
+    with pytest.raises(ValueError, match="one length"):
+        crc.curvature_bounds(model, torch.tensor([0, 1]), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="one length"):
+        crc.curvature_bounds(model, torch.tensor([0, 1]), 2, x=torch.zeros(3, 4), radius=1.0)
 
 
 @given(random_networks(), st.sampled_from([0.01, 0.5, 3.0]), st.booleans())
