@@ -12,7 +12,11 @@ A linear function :math:`\Lambda a^{(I)} + \kappa` of the activations is then at
 :math:`a^{(I-1)}`; at the input :math:`\Lambda x + \kappa` is at least :math:`\Lambda x_0 + \kappa -
 \rho\|\Lambda\|`. The intervals come layer by layer from the same bound of each
 :math:`\pm z^{(I)}_j`, the margin's bound from that of :math:`w a^{(L-1)}`. In the first layer this
-is exact: :math:`z \pm \rho\|\mathrm{row}\|`.
+is exact: :math:`z \pm \rho\|\mathrm{row}\|`. Where interval arithmetic on the last activations
+alone gives more, that is taken: it does where units saturate.
+
+A bound need not fall as the ball grows, for the lines change with it; a radius is the largest one
+found with a positive bound, which is proof enough.
 
 **The lines.** One derivation serves every activation of the table. The slope
 :math:`\alpha_l` is that of the convex hull of :math:`\sigma` on [l, u] at the midpoint, read off a
@@ -279,7 +283,7 @@ class _Balls:
     Attributes:
         x: ``(balls, n)`` centres.
         radius: ``(balls,)`` radii.
-        low: ``(balls, width)`` lower bounds of the last layer's activations, of the inputs at first.
+        low: ``(balls, width)`` lower bounds of the last layer's activations; at first the inputs'.
         high: ``(balls, width)`` upper bounds of them.
         stages: the hidden layers so far.
     """

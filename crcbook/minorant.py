@@ -139,7 +139,9 @@ class Minorant:
         fall = radius * self.slope + self.curvature * square / 2
         margin = self.value - fall - (self.value.abs() + fall) * 8 * UNIT
         if self.room is not None:
-            multiplier = self._multiplier(torch.full_like(margin, radius), fixed=True)
+            multiplier = self._multiplier(
+                torch.full_like(margin, min(radius, torch.finfo(margin.dtype).max)), fixed=True
+            )
             fall = multiplier * square / 2 + self.error * radius
             inner = self._smallest(multiplier)
             margin = margin.fmax(inner - fall - (inner.abs() + fall) * 8 * UNIT)

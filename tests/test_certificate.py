@@ -418,7 +418,7 @@ def test_impossible_boxes_are_refused(box, error, message):
 
 
 @given(random_networks(max_inputs=4, max_width=8), st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_local_curvature_helps_and_no_attack_beats_it(case, boxed):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -468,7 +468,7 @@ def test_verdicts_with_local_curvature_do_not_depend_on_the_batch():
 
 
 @given(random_networks(max_inputs=3, max_width=8))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_local_verdicts_agree_with_distances_in_any_batch(case):
     model, generator = case
     x, y = inputs_and_predictions(model, generator, count=12)
@@ -479,23 +479,19 @@ def test_local_verdicts_agree_with_distances_in_any_batch(case):
         assert not (verdict.robust & (distance < radius)).any()
 
 
-@given(random_networks(max_inputs=2, max_width=6))
-@settings(max_examples=25)
+@given(random_networks(max_inputs=2, max_width=5, max_classes=3))
+@settings(max_examples=8)
 def test_every_option_that_helps_never_hurts(case):
     model, generator = case
-    x = torch.rand(6, model[1].in_features, generator=generator, dtype=torch.float64)
+    x = torch.rand(3, model[1].in_features, generator=generator, dtype=torch.float64)
     y = model(x).argmax(1)
-
-    def radius(**options):
-        return crc.certify(model, x, y, **options).radius
-
-    box, local = {"box": (0.0, 1.0)}, {"curvature": "local"}
-    runner_up = {"targets": "runner-up"}
-    for weaker, stronger in [
-        (local, box | local), (box, box | local), ({}, local), (local, local | runner_up),
-        (box | local, box | local | runner_up),
-    ]:  # fmt: skip
-        assert (radius(**stronger) >= radius(**weaker)).all()
+    box, local, runner_up = {"box": (0.0, 1.0)}, {"curvature": "local"}, {"targets": "runner-up"}
+    plain, confined, near, both, easy = (
+        crc.certify(model, x, y, **options).radius
+        for options in ({}, box, local, box | local, local | runner_up)
+    )
+    assert (confined >= plain).all() and (near >= plain).all() and (easy >= near).all()
+    assert (both >= near).all() and (both >= confined).all()
 
 
 def test_weights_near_underflow_promise_nothing_false():

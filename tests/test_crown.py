@@ -136,7 +136,7 @@ def test_no_attack_beats_a_radius(case):
 
 
 @given(random_networks())
-def test_margins_fall_with_the_radius(case):
+def test_positive_margins_fall_with_the_radius(case):
     model, generator = case
     network = read_network(model)
     x = torch.randn(1, network.inputs, generator=generator, dtype=torch.float64)
@@ -144,7 +144,7 @@ def test_margins_fall_with_the_radius(case):
     prover = Prover.of(network)
     margins = [crown_margin(prover, x, *pair, r).item() for r in (0, 0.01, 0.1, 0.3, 1.0, 3.0, 9.0)]
     for wide, narrow in zip(margins[1:], margins[:-1], strict=True):
-        assert wide <= narrow + 1e-9 * (1 + abs(narrow))
+        assert wide <= max(0.0, narrow) + 1e-9 * (1 + abs(narrow))
 
 
 def test_linear_networks_get_their_exact_margin_and_distance():
@@ -163,18 +163,25 @@ def test_linear_networks_get_their_exact_margin_and_distance():
         assert (radius <= f / g.norm(dim=1)).all()
 
 
-def test_one_convex_unit_gets_the_tangent_at_its_input():
-    model = crc.mlp([1, 1, 2], "softplus").double()
+def one_or_two_units(*weights):
+    """softplus(w x) summed over the weights, as the margin of class 0 over class 1."""
+    model = crc.mlp([1, len(weights), 2], "softplus").double()
+    values = [[w] for w in weights], 0.0, [[1.0] * len(weights), [0.0] * len(weights)], 0.0
     with torch.no_grad():
-        for parameter, value in zip(
-            model.parameters(), (3.0, 0.0, [[2.0], [0.0]], [-1.0, 0.0]), strict=True
-        ):
+        for parameter, value in zip(model.parameters(), values, strict=True):
             parameter.copy_(torch.tensor(value, dtype=torch.float64))
+    return Prover.of(read_network(model))
+
+
+def test_units_worked_out_by_hand():
     x, pair = torch.tensor([[0.4]], dtype=torch.float64), (torch.tensor([0]), torch.tensor([1]))
-    margin = crown_margin(Prover.of(read_network(model)), x, *pair, 0.2).item()
-    z = 1.2  # f = 2 softplus(3x) - 1, and z moves by 0.6
-    tangent = 2 * math.log1p(math.exp(z)) - 1 - 2 * 0.6 / (1 + math.exp(-z))
-    assert margin == pytest.approx(tangent, abs=1e-4) and margin <= tangent
+    one = crown_margin(one_or_two_units(3.0), x, *pair, 0.2).item()
+    assert one == pytest.approx(math.log1p(math.exp(0.6)), abs=1e-7)  # its value at the left end
+    # z and -z at 1.2, moving by 0.6 against each other: the tangents at the middle.
+    two = crown_margin(one_or_two_units(3.0, -3.0), x, *pair, 0.2).item()
+    slope = 1 / (1 + math.exp(-1.2)) - 1 / (1 + math.exp(1.2))
+    tangents = math.log1p(math.exp(1.2)) + math.log1p(math.exp(-1.2)) - 0.6 * slope
+    assert two == pytest.approx(tangents, abs=1e-3) and two <= tangents
 
 
 @given(random_networks())
