@@ -89,7 +89,9 @@ def as_box(box, x: Tensor) -> Box | None:
     if box is None:
         return None
     try:
-        lower, upper = (torch.as_tensor(end).to(x).flatten() for end in box)
+        lower, upper = (
+            torch.as_tensor(end, dtype=x.dtype, device=x.device).flatten() for end in box
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"box must be a pair (lowest, highest); got {box!r}") from error
     for end in (lower, upper):

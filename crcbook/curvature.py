@@ -192,7 +192,8 @@ def _links(weight: Tensor, place: int, chains, ranges, top: TopEigenvalue) -> li
     if place == 0:
         return [Link(weight, 0.0, 1.0)]
     lowest, highest, _, _ = ranges[-1]
-    centre, spread = (lowest + highest) / 2, (highest - lowest) / 2 * OUTWARD
+    centre = (lowest + highest) / 2
+    spread = (highest - lowest) / 2 * OUTWARD + UNIT * centre.abs()
     carried = [_carry(weight * centre, link) for link in chains[-1]]
     reach = _chain_norm(chains[-1], f"reach{place}", spread[None], top)[0]
     return [*carried, Link(weight * spread.sqrt(), 0.0, reach * OUTWARD)]

@@ -400,6 +400,13 @@ def test_a_box_of_tensors_bounds_each_coordinate():
     assert crc.certify(model, x, y, box=closed).radius == math.inf
 
 
+def test_a_box_of_python_numbers_is_taken_in_double_precision():
+    model = with_parameters(crc.mlp([1, 2]).double(), [[-1.0], [0.0]], [0.9, 0.0])
+    x, y = torch.tensor([[0.1]], dtype=torch.float64), torch.tensor([0])
+    certificate = crc.certify(model, x, y, box=(0.1, 0.9))  # the boundary is the box's end
+    assert certificate.radius.item() == pytest.approx(0.8, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("box", "error", "message"),
     [

@@ -135,16 +135,13 @@ def test_no_attack_beats_a_radius(case):
     assert (again[proved] > 0).all()
 
 
-@given(random_networks())
-def test_positive_margins_fall_with_the_radius(case):
-    model, generator = case
-    network = read_network(model)
-    x = torch.randn(1, network.inputs, generator=generator, dtype=torch.float64)
-    pair = torch.tensor([0]), torch.tensor([1])
-    prover = Prover.of(network)
-    margins = [crown_margin(prover, x, *pair, r).item() for r in (0, 0.01, 0.1, 0.3, 1.0, 3.0, 9.0)]
-    for wide, narrow in zip(margins[1:], margins[:-1], strict=True):
-        assert wide <= max(0.0, narrow) + 1e-9 * (1 + abs(narrow))
+def test_margins_of_trained_digits_fall_with_the_radius(digits, digits_model):
+    # No theorem: the lines change with the ball, and a few saturated networks break the rule.
+    item, label, target = every_pair(10, digits.test.y[:10])
+    x, prover = digits.test.x[:10].flatten(1).double()[item], Prover.of(read_network(digits_model))
+    radii = (0, 0.01, 0.1, 0.2, 0.5, 1.0, 2.0, 8.0)
+    margins = torch.stack([crown_margin(prover, x, label, target, r) for r in radii])
+    assert (margins.diff(dim=0) < 0).all()
 
 
 def test_linear_networks_get_their_exact_margin_and_distance():
