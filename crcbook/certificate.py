@@ -12,11 +12,14 @@ from tqdm.auto import tqdm
 
 from crcbook.attacks import boundary_points, descend, into_ball
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
+from crcbook.crown import crown_radius
 from crcbook.curvature import downward_curvature, local_downward_curvature
+from crcbook.lipschitz import lipschitz_radius
 from crcbook.minorant import Minorant, Pairs, Prover, search
 from crcbook.networks import Network, read_network
 from crcbook.region import Box
 
+METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
 _SEARCH_STEPS = 100
 _POLISH_STEPS = 3
@@ -40,6 +43,7 @@ class Certificate:
         exact: ``(batch,)`` bool: an adversarial point within ``(1 + 1e-6) * radius`` is known, so
             the radius is the distance to the boundary.
         nearest: ``(batch, n)`` float64, the closest adversarial point found; NaN where none was.
+        method: for each input, the method whose bound won.
         targets: ``"all"``, or ``"runner-up"`` where only that class was considered.
     """
 
@@ -47,6 +51,7 @@ class Certificate:
     target: Tensor
     exact: Tensor
     nearest: Tensor
+    method: tuple[str, ...]
     targets: str
 
 
@@ -75,6 +80,7 @@ def certify(
     targets: str = "all",
     box: tuple | None = None,
     curvature: str = "global",
+    method: str = "dual",
     progress: bool = False,
 ) -> Certificate:
     r"""Certified l2 radii: how far each input can move before its label can change.
@@ -94,6 +100,9 @@ def certify(
         curvature: ``"global"``, over all of R^n, or ``"local"``: over balls around the inputs,
             for those that the global bound leaves short of the nearest adversarial point found.
             Local bounds are larger and take an eigenvalue problem an input and class each.
+        method: ``"dual"``, the best minorant found; ``"closed-form"``, the one at the input
+            (Entesari et al. 2024); ``"lipschitz"``, the margin over a global Lipschitz constant;
+            ``"crown"``, linear relaxations (Zhang et al. 2018), slow; or ``"best"`` of them all.
         progress: show a progress bar.
 
     Returns:
@@ -103,9 +112,10 @@ def certify(
         TypeError: for a model or tensors of the wrong kind.
         ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
     """
-    problem = _Problem.of(model, x, y, targets, box, curvature)
+    problem = _Problem.of(model, x, y, targets, box, curvature, method)
     parts = [problem.certify(chunk) for chunk in problem.chunks(progress, "certify")]
-    return Certificate(*(torch.cat(column) for column in zip(*parts, strict=True)), targets)
+    *columns, won = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Certificate(*columns, tuple(METHODS[index] for index in won.tolist()), targets)
 
 
 def verify(
@@ -158,9 +168,10 @@ class _Problem:
     targets: str
     box: Box | None
     local: bool
+    method: str
 
     @classmethod
-    def of(cls, model, x, y, targets: str, box, curvature: str) -> "_Problem":
+    def of(cls, model, x, y, targets: str, box, curvature: str, method="dual") -> "_Problem":
         network = read_network(model)
         x = as_inputs(x, network)
         y = as_classes("y", y, network, batch=len(x))
@@ -169,7 +180,11 @@ class _Problem:
         prover, rough = Prover.of(network), network.to(torch.float32)
         if curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")
-        return cls(prover, rough, x, y, targets, as_box(box, x), curvature == "local")
+        if method not in (*METHODS, "best"):
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, best; got {method!r}")
+        if method in METHODS[1:] and (box is not None or curvature == "local"):
+            raise ValueError(f"method {method!r} knows neither a box nor local curvature")
+        return cls(prover, rough, x, y, targets, as_box(box, x), curvature == "local", method)
 
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
@@ -182,23 +197,48 @@ class _Problem:
     def certify(self, chunk: slice):
         x, y = self.x[chunk], self.y[chunk]
         order, correct = self._targets(x, y)
-        best = self._certify(x, y, order, correct, None)
+        everything = torch.arange(len(x), device=x.device)
+        if self.method in METHODS[1:]:
+            best = self._rival(self.method, x, y, order, correct)
+        else:
+            best = self._certify(x, y, order, correct, None)
         if self.box is not None:
-            confined = self._certify(x, y, order, correct, self.box)
-            _improve(best, torch.arange(len(x), device=x.device), confined)
+            _improve(best, everything, self._certify(x, y, order, correct, self.box))
         nearest = self._nearest(x, y, best, correct, self.box)
         if self.local:
             exact = self._reached(x, y, best, nearest)
             rows = (correct & ~exact & best.bound.isfinite()).nonzero().squeeze(1)
             self._sharpen(x, y, rows, self._considered(order), best, nearest, self.box)
         for harder in self._harder():
-            radius, target, _, _ = harder.certify(chunk)
+            radius, target, _, _, _ = harder.certify(chunk)
             better = radius > best.bound
             best.bound[better] = radius[better]
             if self.targets == "all":
                 best.target[better] = target[better]
+        for name in METHODS[1:] if self.method == "best" else ():
+            _improve(best, everything, self._rival(name, x, y, order, correct))
         exact = ~correct | self._reached(x, y, best, nearest)
-        return best.bound, best.target, exact, nearest
+        return best.bound, best.target, exact, nearest, best.method
+
+    def _rival(self, name: str, x, y, order, correct) -> "_Best":
+        """Radii by another method; those of a misclassified image are 0."""
+        best = _Best.of(x, order, METHODS.index(name))
+        rows = correct.nonzero().squeeze(1)
+        targets = self._considered(order)[rows]
+        pairs = self._pairs(
+            x, y, rows.repeat_interleave(targets.shape[1]), targets.reshape(-1), None
+        )
+        margins = (pairs.x0, pairs.label, pairs.target)
+        if name == "closed-form":
+            bound = self._prove_at_inputs(x[rows], pairs, targets.shape[1], None).bound
+        elif name == "lipschitz":
+            bound = lipschitz_radius(self.prover, *margins)
+        else:
+            bound = crown_radius(self.prover, *margins)
+        bound, column = bound.reshape(targets.shape).min(dim=1)
+        best.bound[rows] = bound
+        best.target[rows] = targets.gather(1, column[:, None]).squeeze(1)
+        return best
 
     def _harder(self):
         """Problems with smaller radii, whose searches with local curvature could end up larger."""
@@ -209,7 +249,7 @@ class _Problem:
 
     def _certify(self, x, y, order, correct, box: Box | None) -> "_Best":
         """Radii of the images, each with the class that limits it."""
-        best = _Best(torch.zeros_like(x[:, 0]), order[:, 0].clone(), torch.zeros_like(x))
+        best = _Best.of(x, order, 0)
         rows = correct.nonzero().squeeze(1)
         # The runner-up comes first and alone, so that "all" can only lower its radius.
         bound, found = self._maximise(x, y, rows, order[rows, :1], box)
@@ -417,11 +457,19 @@ def _clip(box: Box | None, point: Tensor) -> Tensor:
 
 @dataclass
 class _Best:
-    """The radii of a batch, the limiting classes, and the way to the adversaries."""
+    """The radii of a batch, the limiting classes, the way to the adversaries, and the method."""
 
     bound: Tensor
     target: Tensor
     displacement: Tensor
+    method: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, order: Tensor, method: int) -> "_Best":
+        zeros = torch.zeros_like(x[:, 0])
+        return cls(
+            zeros, order[:, 0].clone(), torch.zeros_like(x), torch.full_like(order[:, 0], method)
+        )
 
 
 @dataclass

@@ -527,3 +527,42 @@ def test_inference_mode_leaves_the_model_usable():
     with torch.inference_mode():
         inside = crc.certify(model, x, y, targets="runner-up").radius
     assert (crc.certify(model, x, y).radius <= inside).all()
+
+
+METHODS = ("dual", "closed-form", "lipschitz", "crown")
+
+
+@given(random_networks(max_width=8))
+@settings(max_examples=15)
+def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    attacked = crc.attack(model, x, y, restarts=3)
+    radii = {name: crc.certify(model, x, y, method=name).radius for name in METHODS}
+    best = crc.certify(model, x, y, method="best")
+    for radius in radii.values():
+        assert (attacked.distance >= radius).all()
+        assert (best.radius >= radius).all()
+    assert (radii["dual"] >= radii["closed-form"]).all()
+    for name, radius, index in zip(best.method, best.radius, range(4), strict=True):
+        assert radius == radii[name][index]
+
+
+def test_methods_say_who_they_are_and_agree_on_linear_networks():
+    model = crc.mlp([6, 4], seed=0).double()
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0), count=5)
+    exact = crc.certify(model, x, y)
+    assert exact.method == ("dual",) * 5
+    for name in METHODS[1:]:
+        certificate = crc.certify(model, x, y, method=name)
+        assert certificate.method == (name,) * 5
+        torch.testing.assert_close(certificate.radius, exact.radius, rtol=1e-3, atol=0)
+
+
+def test_impossible_methods_are_refused():
+    model = crc.mlp([4, 8, 3])
+    with pytest.raises(ValueError, match="method must be one of dual, closed-form"):
+        crc.certify(model, GOOD_X, GOOD_Y, method="magic")
+    for option in ({"box": (0.0, 1.0)}, {"curvature": "local"}):
+        with pytest.raises(ValueError, match="neither a box nor local curvature"):
+            crc.certify(model, GOOD_X, GOOD_Y, method="crown", **option)
