@@ -51,7 +51,7 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import Activation
-from crcbook.arithmetic import OUTWARD, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
 from crcbook.minorant import Prover
 from crcbook.networks import Layer
 
@@ -342,7 +342,7 @@ class _Balls:
         error = torch.zeros_like(offset)
         for stage in reversed(self.stages):
             rows, offset, error = stage.pull(rows, offset, error)
-        fall = self.radius[:, None] * rows.norm(dim=2)
+        fall = self.radius[:, None] * (rows.norm(dim=2) + TINY_NORM)
         size = offset.abs() + _apply(rows.abs(), self.x.abs()) + fall
         error = error + gamma(rows.shape[2] + 16) * size
         return torch.fmax(offset + _apply(rows, self.x) - fall - error * OUTWARD, apart)

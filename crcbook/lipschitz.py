@@ -23,7 +23,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, gamma
+from crcbook.arithmetic import OUTWARD, TINY_NORM, gamma
 from crcbook.curvature import Link, _line_ranges, _links, _proved
 from crcbook.minorant import Prover
 from crcbook.networks import Network
@@ -78,7 +78,7 @@ def lipschitz_bound(prover: Prover, label: Tensor, target: Tensor) -> Tensor:
         # Each of the two rows carries the link's error; the factor covers their difference's.
         row = (link.matrix[label] - link.matrix[target]).norm(dim=1) * terms
         total = total + link.factor * (row + 2 * link.error)
-    bound = torch.fmin(total * OUTWARD, _product_bound(prover, weights))
+    bound = torch.fmin(total * OUTWARD, _product_bound(prover, weights)) + TINY_NORM
     return bound.masked_fill((weights == 0).all(1), 0.0)
 
 

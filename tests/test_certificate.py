@@ -507,7 +507,9 @@ def test_weights_near_underflow_promise_nothing_false():
     for scale in (1e-100, 1e-160, 1e-170, 1e-300):
         with torch.no_grad():
             linear.weight.copy_(torch.eye(2) * scale)
-        assert crc.certify(nn.Sequential(linear), x, y).radius.item() <= 0.125**0.5 * (1 + 1e-9)
+        for name in ("dual", "closed-form", "lipschitz", "crown"):
+            radius = crc.certify(nn.Sequential(linear), x, y, method=name).radius.item()
+            assert radius <= 0.125**0.5 * (1 + 1e-9)
     deep = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(5)))
     for layer in deep:
         layer.weight.data = torch.eye(2) * 1e-36
