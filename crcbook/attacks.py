@@ -126,6 +126,7 @@ def boundary_points(
     start: Tensor | None = None,
     steps: int = 30,
     box: Box | None = None,
+    rough: Network | None = None,
 ) -> Tensor:
     r"""Points where a target overtakes the label, as close to the inputs as the search gets.
 
@@ -141,12 +142,22 @@ def boundary_points(
         start: ``(pairs, n)`` first points; the inputs where None.
         steps: the number of gradients.
         box: where the points must stay; None for everywhere.
+        rough: the network in another precision, for the steps; None for the same one.
 
     Returns:
         ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
     """
-    point = x if start is None else start
-    room = None if box is None else box.room(x)
+    point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
+    missed = ~(_margin(network, point, label, target) <= 0)
+    point[missed] = _beyond(network, x[missed], point[missed], label[missed], target[missed], box)
+    return _retreat(network, x, point, label, target, box)
+
+
+def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
+    """The nearest adversarial points of some steps, or where they ended."""
+    exact, dtype = x.dtype, network.layers[0].weight.dtype
+    room = None if box is None else box.room(x).to(dtype)
+    x, point = x.to(dtype), point.to(dtype)
     best = torch.full_like(x, torch.nan)
     shortest = torch.full_like(x[:, 0], torch.inf)
     damping = torch.ones_like(shortest)
@@ -156,14 +167,13 @@ def boundary_points(
         hit = (margin <= 0) & (distance < shortest)
         best[hit], shortest[hit] = point[hit], distance[hit]
         eta = step_to_boundary(margin + (gradient * (x - point)).sum(1), gradient, room)
-        goal = _clip(box, x - eta[:, None] * gradient)
+        step = -eta[:, None] * gradient
+        goal = x + (step if room is None else room.clip(step))
         # Beyond the best point found there is nothing to look for: shorten what overshoots.
         damping = torch.where(distance > 1.5 * shortest, damping / 2, damping)
         usable = goal.isfinite().all(1, keepdim=True)
         point = torch.where(usable, point + damping[:, None] * (goal - point), point)
-    missed = shortest.isinf()
-    best[missed] = _beyond(network, x[missed], point[missed], label[missed], target[missed], box)
-    return _retreat(network, x, best, label, target, box)
+    return torch.where(shortest.isinf()[:, None], point, best).to(exact)
 
 
 def _beyond(network: Network, x, point, label, target, box: Box | None) -> Tensor:
@@ -178,14 +188,14 @@ def _beyond(network: Network, x, point, label, target, box: Box | None) -> Tenso
 
 def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Tensor:
     """Where the segments to adversarial points enter, by regula falsi and every third step half."""
-    ray = outside - x
+    margin_at = network.margin_along(x, outside, label, target)
     inner, outer = torch.zeros_like(x[:, 0]), torch.ones_like(x[:, 0])
-    above, below = (_margin(network, end, label, target) for end in (x, outside))
+    above, below = margin_at(inner), margin_at(outer)
     for step in range(_BISECTIONS):
         middle = (inner * below - outer * above) / (below - above)
         if step % 3 == 2:
             middle = (inner + outer) / 2
-        margin = _margin(network, _clip(box, x + middle[:, None] * ray), label, target)
+        margin = margin_at(middle)
         beyond = margin <= 0
         # The Illinois rule: an end that stays put counts half, so that both ends move.
         above = torch.where(beyond, above / 2, margin)
@@ -193,7 +203,13 @@ def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Te
         inner, outer = torch.where(beyond, inner, middle), torch.where(beyond, middle, outer)
         if not (outer - inner > _CLOSE * outer).any():
             break
-    return _clip(box, x + outer[:, None] * ray)
+    # Interpolation rounds otherwise than evaluation does: keep the nearest point truly outside.
+    nearest = outside
+    for step in (_CLOSE, 1e-11, 1e-13, 0.0):
+        end = _clip(box, x + (outer * (1 + step))[:, None] * (outside - x))
+        adversarial = _margin(network, end, label, target) <= 0
+        nearest = torch.where(adversarial[:, None], end, nearest)
+    return nearest
 
 
 def _clip(box: Box | None, point: Tensor) -> Tensor:

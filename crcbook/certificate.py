@@ -15,7 +15,13 @@ from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.crown import crown_radius
 from crcbook.curvature import downward_curvature, local_downward_curvature
 from crcbook.lipschitz import lipschitz_radius
-from crcbook.minorant import Minorant, Pairs, Prover, search
+from crcbook.minorant import (
+    Pairs,
+    Prover,
+    parabola_margin,
+    parabola_radius,
+    search,
+)
 from crcbook.networks import Network, read_network
 from crcbook.region import Box
 
@@ -23,11 +29,12 @@ METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
 _SEARCH_STEPS = 100
 _POLISH_STEPS = 3
+_AT_BOUNDARY = 1e-3  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 8
-_CHUNK_VALUES = 2**22
+_CHUNK_VALUES = 2**23
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ class _Problem:
         )
         margins = (pairs.x0, pairs.label, pairs.target)
         if name == "closed-form":
-            bound = self._prove_at_inputs(x[rows], pairs, targets.shape[1], None).bound
+            bound = self._prove(pairs, pairs.x0, None).bound
         elif name == "lipschitz":
             bound = lipschitz_radius(self.prover, *margins)
         else:
@@ -373,46 +380,59 @@ class _Problem:
     def _maximise(self, x, y, rows, targets, box, limit=None, radius: float | None = None):
         """The best bounds found of the rows' margins over each of their targets.
 
-        They are radii, or margins in the ball of ``radius``. A proof at the input itself settles
-        most pairs; for the others a search in single precision chooses a point to prove at, and
-        for radii a few double-precision steps polish it. A pair is left alone once its radius
-        passes its row's ``limit`` (its margin 0).
+        They are radii, or margins in the ball of ``radius``. A glance at the input settles most
+        pairs; for the others a search in single precision chooses a point to prove at, and for
+        radii a few double-precision steps polish it. A pair is left alone once its radius passes
+        its row's ``limit`` (its margin 0).
 
         Returns ``(rows, targets)`` bounds and ``(rows, targets, n)`` displacements to where the
         bounds reach zero.
         """
-        columns = targets.shape[1]
-        pairs = self._pairs(x, y, rows.repeat_interleave(columns), targets.reshape(-1), box)
+        image, target = rows.repeat_interleave(targets.shape[1]), targets.reshape(-1)
         if limit is None:
             limit = torch.full_like(x[rows, 0], torch.inf if radius is None else 0.0)
-        limit = limit.repeat_interleave(columns)
-        best = self._prove_at_inputs(x[rows], pairs, columns, radius)
-        stages = [(self.rough, _SEARCH_STEPS), (self.prover.network, _POLISH_STEPS)]
-        for network, steps in stages if radius is None else stages[:1]:
-            index = (best.bound <= limit).nonzero().squeeze(1)
+        limit = limit.repeat_interleave(targets.shape[1])
+        bound = self._glance(x[rows], y[image], target, radius)
+        displacement = x.new_zeros(len(bound), x.shape[1])
+        left = (bound <= limit).nonzero().squeeze(1)
+        pairs, limit = self._pairs(x, y, image[left], target[left], box), limit[left]
+        best = _Proof(bound[left], displacement[left], pairs.x0.clone(), limit > limit)
+        point = search(self.rough, pairs, best.point, _SEARCH_STEPS, limit, radius)
+        _improve(best, torch.arange(len(left), device=x.device), self._prove(pairs, point, radius))
+        if radius is None:
+            # Where the search ended at the boundary there is no gap, and digits to be gained.
+            index = ((best.bound <= limit) & best.at_boundary).nonzero().squeeze(1)
             part = pairs.take(index)
-            point = search(network, part, best.point[index], steps, limit[index], radius)
+            point = search(
+                self.prover.network, part, best.point[index], _POLISH_STEPS, limit[index]
+            )
             _improve(best, index, self._prove(part, point, radius))
-        shape = (len(rows), columns)
-        return best.bound.reshape(shape), best.displacement.reshape(*shape, x.shape[1])
+        bound[left], displacement[left] = best.bound, best.displacement
+        return bound.reshape(targets.shape), displacement.reshape(*targets.shape, x.shape[1])
 
-    def _prove_at_inputs(self, x, pairs: Pairs, columns: int, radius: float | None) -> "_Proof":
-        """The proofs at c = x_0, where all classes of an input share its hidden layers.
+    def _glance(self, x, label, target, radius: float | None) -> Tensor:
+        """Bounds at the inputs themselves, where all classes share the hidden layers.
 
         The box is left to the pairs that stay open: it takes a search for its multiplier.
         """
-        pairs = replace(pairs, room=None)
-        image = torch.arange(len(x), device=x.device).repeat_interleave(columns)
-        values = self.prover.network.margin_and_gradient(x, pairs.label, pairs.target, image)
-        proof = _Proof.of(self.prover.minorant(pairs, pairs.x0, *values), pairs.x0, radius)
-        floor = self.prover.floor(pairs.label, pairs.target)
-        everywhere = torch.full_like(floor, torch.inf) if radius is None else floor
-        proof.bound = torch.where(floor > 0, proof.bound.maximum(everywhere), proof.bound)
-        return proof
+        value, slope = self.prover.glance(x, label, target)
+        curvature = downward_curvature(self.prover.network, label, target)
+        floor = self.prover.floor(label, target)
+        if radius is None:
+            bound = parabola_radius(value, slope, curvature)
+            everywhere = torch.full_like(floor, torch.inf)
+        else:
+            bound, everywhere = parabola_margin(value, slope, curvature, radius), floor
+        return torch.where(floor > 0, bound.maximum(everywhere), bound)
 
     def _prove(self, pairs: Pairs, point: Tensor, radius: float | None) -> "_Proof":
         values = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
-        return _Proof.of(self.prover.minorant(pairs, point, *values), point, radius)
+        minorant = self.prover.minorant(pairs, point, *values)
+        at_boundary = values[0].abs() <= _AT_BOUNDARY * minorant.value
+        if radius is not None:
+            return _Proof(minorant.margin(radius), torch.zeros_like(point), point, at_boundary)
+        bound = minorant.radius()
+        return _Proof(bound, minorant.nearest(bound), point.clone(), at_boundary)
 
     def _nearest(self, x, y, best: "_Best", correct, box: Box | None) -> Tensor:
         """Adversarial points, NaN where none is found; a misclassified image is its own.
@@ -436,8 +456,9 @@ class _Problem:
     def _adversaries(self, pairs: Pairs, start: Tensor, box: Box | None) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
         found = boundary_points(
-            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, box
-        )
+            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, box,
+            self.rough,
+        )  # fmt: skip
         # Across the boundary, beyond any doubt.
         found = _clip(box, found + 0.5 * EXACT * (found - pairs.x0))
         proved = self.prover.is_adversarial(pairs, found)
@@ -474,18 +495,12 @@ class _Best:
 
 @dataclass
 class _Proof:
-    """What is proved of each pair: a bound, the way to where it ends, the point it took."""
+    """What is proved of each pair: a bound, the way to where it ends, and the point it took."""
 
     bound: Tensor
     displacement: Tensor
     point: Tensor
-
-    @classmethod
-    def of(cls, minorant: Minorant, point: Tensor, radius: float | None) -> "_Proof":
-        if radius is not None:
-            return cls(minorant.margin(radius), torch.zeros_like(point), point.clone())
-        bound = minorant.radius()
-        return cls(bound, minorant.nearest(bound), point.clone())
+    at_boundary: Tensor
 
 
 def _improve(best: "_Best | _Proof", index: Tensor, other: "_Best | _Proof") -> None:

@@ -21,7 +21,6 @@ the table; over a ball, or a ball in a box, the norms of the rows of :math:`B_I`
 :math:`z^{(I)}` can move, and the ranges shrink to those intervals.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,13 +30,10 @@ from tqdm.auto import tqdm
 
 from crcbook.arithmetic import OUTWARD, UNIT, gamma
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
-from crcbook.networks import Layer, Network, read_network
+from crcbook.networks import Layer, Network, read_network, remembered
 from crcbook.region import Room
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import top_eigenvalue_bound
-
-_CACHE: OrderedDict[tuple[str, torch.device], Tensor] = OrderedDict()
-_CACHED_NETWORKS = 16
 
 
 def curvature_bounds(
@@ -105,25 +101,27 @@ def downward_curvature(network: Network, label: Tensor, target: Tensor) -> Tenso
     Returns:
         ``(pairs,)`` float64, at least 0.
     """
-    table = _table(network)
+    table = curvature_table(network)
     pairs = torch.unique(torch.stack([label, target]), dim=1)
     missing = pairs[:, table[pairs[0], pairs[1]].isnan()]
     if missing.shape[1]:
         weights = network.margin_weights(*missing)
-        table[missing[0], missing[1]] = curvature_sum(network.layers, weights, _proved)
+        table[missing[0], missing[1]] = curvature_sum(network.layers, weights, proved)
     return table[label, target]
 
 
-def _table(network: Network) -> Tensor:
-    key = (network.key, network.device)
-    if key not in _CACHE:
-        size = (network.classes, network.classes)
-        with torch.inference_mode(False):  # it outlives the caller's mode
-            _CACHE[key] = torch.full(size, torch.nan, dtype=torch.float64, device=network.device)
-    _CACHE.move_to_end(key)
-    while len(_CACHE) > _CACHED_NETWORKS:
-        _CACHE.popitem(last=False)
-    return _CACHE[key]
+@remembered
+def curvature_table(network: Network) -> Tensor:
+    """What :func:`downward_curvature` knows of a network already.
+
+    Args:
+        network: the float64 network.
+
+    Returns:
+        ``(classes, classes)`` float64, NaN where nothing is known yet.
+    """
+    size = (network.classes, network.classes)
+    return torch.full(size, torch.nan, dtype=torch.float64, device=network.device)
 
 
 @dataclass(frozen=True)
@@ -165,12 +163,7 @@ def curvature_sum(
     Returns:
         ``(pairs,)``, at least 0.
     """
-    ranges_of = ranges_of or (lambda place, _: _line_ranges(layers[place]))
-    chains: list[list[Link]] = []
-    ranges: list[Ranges] = []
-    for place, layer in enumerate(layers[:-1]):
-        chains.append(_links(layer.weight, place, chains, ranges, top))
-        ranges.append(ranges_of(place, chains[-1]))
+    chains, ranges = jacobian_chains(layers[:-1], top, ranges_of)
     first, *inner = _depths(layers, weights, ranges) or [weights.new_zeros(len(weights), 1)]
     if not chains:
         return weights.new_zeros(len(weights))
@@ -180,6 +173,28 @@ def curvature_sum(
         norm = _chain_norm(chains[place], f"curve{place}", depths.clamp(min=0), top)
         total = total + norm**2
     return total * OUTWARD
+
+
+def jacobian_chains(
+    layers: Sequence[Layer], top: TopEigenvalue, ranges_of=None
+) -> tuple[list[list[Link]], list[Ranges]]:
+    """The terms of each layer's Jacobian, and the ranges of its slopes and bends.
+
+    Args:
+        layers: the layers to carry the input's Jacobian through.
+        top: as in :func:`curvature_sum`.
+        ranges_of: as in :func:`curvature_sum`.
+
+    Returns:
+        A list of links and a tuple of ranges a layer.
+    """
+    ranges_of = ranges_of or (lambda place, _: _line_ranges(layers[place]))
+    chains: list[list[Link]] = []
+    ranges: list[Ranges] = []
+    for place, layer in enumerate(layers):
+        chains.append(_links(layer.weight, place, chains, ranges, top))
+        ranges.append(ranges_of(place, chains[-1]))
+    return chains, ranges
 
 
 def _line_ranges(layer: Layer) -> Ranges:
@@ -250,7 +265,16 @@ def _matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor,
     )
 
 
-def _proved(_: str, link: Link, diagonal: Tensor) -> Tensor:
+def proved(_: str, link: Link, diagonal: Tensor) -> Tensor:
+    """The ``top`` of a proof: :func:`top_eigenvalue_bound`, with the link's error.
+
+    Args:
+        link: the term.
+        diagonal: ``(pairs, width)`` rows.
+
+    Returns:
+        ``(pairs,)`` upper bounds.
+    """
     bound = top_eigenvalue_bound(link.matrix, diagonal)
     if link.error == 0:
         return bound
@@ -297,7 +321,7 @@ def local_downward_curvature(
             radius[i],
             None if room is None else (room.low[i], room.high[i]),
         )
-        local = curvature_sum(network.layers, weights[i : i + 1], _proved, place.ranges)
+        local = curvature_sum(network.layers, weights[i : i + 1], proved, place.ranges)
         bound[i] = torch.fmin(bound[i], local[0])
     return bound
 

@@ -18,18 +18,13 @@ A row's norm needs no eigenvalue problem; only the reaches :math:`\sup\|\mathrm{
 B_I\|` do, once a network. The smaller of the two bounds is taken.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY_NORM, gamma
-from crcbook.curvature import Link, _line_ranges, _links, _proved
+from crcbook.curvature import Link, jacobian_chains, proved
 from crcbook.minorant import Prover
-from crcbook.networks import Network
-
-_CACHE: OrderedDict[tuple[str, torch.device], list[Link]] = OrderedDict()
-_CACHED_NETWORKS = 16
+from crcbook.networks import Network, remembered
 
 
 def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
@@ -52,7 +47,7 @@ def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -
     weights = network.margin_weights(label, target)
     offset = network.layers[-1].bias[label] - network.layers[-1].bias[target]
     margin, _ = network.margin_and_gradient(x, label, target)
-    error, _ = rounding.errors(x.norm(dim=1), weights, offset)
+    error, _ = rounding.errors(x.norm(dim=1), weights.norm(dim=1), offset.abs())
     margin = margin - (error + rounding.deviation(weights)) * OUTWARD
     radius = margin / lipschitz_bound(prover, label, target) / OUTWARD
     return torch.where(margin > 0, radius.nan_to_num(nan=0.0, posinf=torch.inf), 0.0)
@@ -89,16 +84,8 @@ def _product_bound(prover: Prover, weights: Tensor) -> Tensor:
     return product * OUTWARD
 
 
+@remembered
 def _logit_links(network: Network) -> list[Link]:
-    """The terms of the logits' Jacobian, one row a class, remembered under the weights' hash."""
-    key = (network.key, network.device)
-    if key not in _CACHE:
-        chains, ranges = [], []
-        for place, layer in enumerate(network.layers):
-            chains.append(_links(layer.weight, place, chains, ranges, _proved))
-            ranges.append(_line_ranges(layer))
-        _CACHE[key] = chains[-1]
-    _CACHE.move_to_end(key)
-    while len(_CACHE) > _CACHED_NETWORKS:
-        _CACHE.popitem(last=False)
-    return _CACHE[key]
+    """The terms of the logits' Jacobian, one row a class."""
+    chains, _ = jacobian_chains(network.layers, proved)
+    return chains[-1]

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
-from crcbook.networks import Network
+from crcbook.networks import Network, remembered
 from crcbook.region import Room, step_to_boundary, step_to_sphere
 from crcbook.rounding import RoundingModel
+from crcbook.spectral import NormSketch
 
-_GAIN = 1e-7  # a smaller relative gain counts as none
-_PATIENCE = 6  # steps without a gain
+_GAIN = 1e-5  # a smaller relative gain counts as none
+_PATIENCE = 3  # steps without a gain
 _SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
 _SHORTEST = 0.01  # of a full step
 # The bound is flat at the best multiplier: half the digits of the precision are enough.
@@ -77,6 +78,39 @@ class Pairs:
         return Pairs(self.x0.to(dtype), self.label, self.target, self.curvature.to(dtype), room)
 
 
+def parabola_radius(value: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+    r"""How far :math:`q - s r - kr^2/2` stays positive.
+
+    Args:
+        value: ``(pairs,)`` q.
+        slope: ``(pairs,)`` s, at least 0.
+        curvature: ``(pairs,)`` k, at least 0.
+
+    Returns:
+        ``(pairs,)`` radii, rounded down; 0 where q is not positive.
+    """
+    root = (slope**2 + 2 * curvature * value.clamp(min=0)).sqrt()
+    radius = (2 * value / (slope + root) / OUTWARD).nan_to_num(nan=0.0, posinf=torch.inf)
+    return torch.where(value > 0, radius, 0.0)
+
+
+def parabola_margin(value: Tensor, slope: Tensor, curvature: Tensor, radius: float) -> Tensor:
+    r"""The smallest value of :math:`q - s r - kr^2/2` up to a radius.
+
+    Args:
+        value: ``(pairs,)`` q.
+        slope: ``(pairs,)`` s, at least 0.
+        curvature: ``(pairs,)`` k, at least 0.
+        radius: the largest r.
+
+    Returns:
+        ``(pairs,)``, rounded down; minus infinity where something overflowed.
+    """
+    fall = radius * slope + curvature * (radius * radius) / 2
+    margin = value - fall - (value.abs() + fall) * 8 * UNIT
+    return torch.where(margin.isnan(), -torch.inf, margin)
+
+
 @dataclass(frozen=True)
 class Minorant:
     r"""The bound :math:`q - s\cdot\delta - k\|\delta\|^2/2` of each pair.
@@ -118,12 +152,9 @@ class Minorant:
             ``(pairs,)`` l2 radii, rounded down; 0 where the bound is not positive at the input,
             infinity where it is positive in the whole box.
         """
-        slope = self.slope
-        root = (slope**2 + 2 * self.curvature * self.value.clamp(min=0)).sqrt()
-        radius = 2 * self.value / (slope + root)
+        radius = parabola_radius(self.value, self.slope, self.curvature)
         if self.room is not None:
-            radius = radius.fmax(self._radius_in_box(radius))
-        radius = (radius / OUTWARD).nan_to_num(nan=0.0, posinf=torch.inf)
+            radius = radius.fmax(self._radius_in_box(radius) / OUTWARD)
         return torch.where(self.value > 0, radius, 0.0)
 
     def margin(self, radius: float) -> Tensor:
@@ -135,10 +166,9 @@ class Minorant:
         Returns:
             ``(pairs,)``, rounded down; minus infinity where something overflowed.
         """
-        square = radius * radius
-        fall = radius * self.slope + self.curvature * square / 2
-        margin = self.value - fall - (self.value.abs() + fall) * 8 * UNIT
+        margin = parabola_margin(self.value, self.slope, self.curvature, radius)
         if self.room is not None:
+            square = radius * radius
             multiplier = self._multiplier(
                 torch.full_like(margin, min(radius, torch.finfo(margin.dtype).max)), fixed=True
             )
@@ -212,10 +242,12 @@ class Prover:
     Attributes:
         network: the float64 network.
         rounding: its error bounds.
+        sketch: of the first layer's weight; None where it would save nothing.
     """
 
     network: Network
     rounding: RoundingModel
+    sketch: NormSketch | None
 
     @classmethod
     def of(cls, network: Network) -> "Prover":
@@ -227,7 +259,34 @@ class Prover:
         Returns:
             The prover.
         """
-        return cls(network, RoundingModel.of(network))
+        return cls(network, RoundingModel.of(network), _sketch(network))
+
+    def glance(self, x: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The value and a bound of the slope of the minorants at c = x_0, for less.
+
+        Classes of one input share its hidden layers, and the norm of a gradient is bounded by the
+        sketch of the first layer instead of being computed.
+
+        Args:
+            x: ``(batch, n)`` the inputs.
+            label: ``(pairs,)`` classes: equally many an input, next to each other.
+            target: ``(pairs,)`` classes.
+
+        Returns:
+            ``(pairs,)`` values q, rounded down, and ``(pairs,)`` slopes, rounded upward.
+        """
+        item = torch.arange(len(x), device=x.device)
+        item = item.repeat_interleave(len(label) // max(1, len(x)))
+        margin, units = self.network.margin_and_units(x, label, target, item)
+        value_error, slope_error, deviation = self._errors(label, target, x.norm(dim=1)[item])
+        lost = value_error + 8 * UNIT * margin.abs() + deviation
+        if self.sketch is not None:
+            slope = self.sketch.norm_bound(units)
+        else:
+            weight = self.network.layers[0].weight
+            gradient = units if len(self.network.layers) == 1 else units @ weight
+            slope = gradient.norm(dim=1) * (1 + gamma(gradient.shape[1] + 4)) + TINY_NORM
+        return margin - lost * OUTWARD - TINY, (slope + slope_error) * OUTWARD
 
     def floor(self, label: Tensor, target: Tensor) -> Tensor:
         """Lower bounds of margins over all of R^n, from the range of the last activation.
@@ -239,16 +298,7 @@ class Prover:
         Returns:
             ``(pairs,)``; minus infinity where there is none.
         """
-        weights, offset = self._last(label, target)
-        if len(self.network.layers) == 1:
-            return torch.where((weights == 0).all(1), offset, -torch.inf)
-        low, high = self.network.layers[-2].activation.value_range
-        lowest = torch.where(weights > 0, weights * low, weights * high)
-        lowest = torch.where(weights == 0, 0.0, lowest)
-        size = lowest.abs().sum(1) + 2 * offset.abs()
-        floor = lowest.sum(1) + offset - gamma(weights.shape[1] + 8) * size
-        floor = floor - self.rounding.deviation(weights)
-        return torch.where(floor.isnan(), -torch.inf, floor)
+        return self._of_classes(self._floor, label, target)
 
     def minorant(self, pairs: Pairs, point: Tensor, margin: Tensor, gradient: Tensor) -> Minorant:
         r"""The minorants of an evaluation.
@@ -267,7 +317,9 @@ class Prover:
             The minorants.
         """
         k, away = pairs.curvature, pairs.x0 - point
-        value_error, slope_error, deviation = self._errors(pairs, point)
+        value_error, slope_error, deviation = self._errors(
+            pairs.label, pairs.target, point.norm(dim=1)
+        )
         distance, steepness = away.norm(dim=1), gradient.norm(dim=1)
         value = margin + (gradient * away).sum(1) - k / 2 * distance**2
         terms = gamma(away.shape[1] + 8)
@@ -289,17 +341,44 @@ class Prover:
             ``(pairs,)`` bool.
         """
         margin, _ = self.network.margin_and_gradient(point, pairs.label, pairs.target)
-        value_error, _, deviation = self._errors(pairs, point)
+        value_error, _, deviation = self._errors(pairs.label, pairs.target, point.norm(dim=1))
         return margin + value_error + deviation <= 0
 
-    def _last(self, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        bias = self.network.layers[-1].bias
-        return self.network.margin_weights(label, target), bias[label] - bias[target]
+    def _floor(self, weights: Tensor, offset: Tensor) -> Tensor:
+        if len(self.network.layers) == 1:
+            return torch.where((weights == 0).all(1), offset, -torch.inf)
+        low, high = self.network.layers[-2].activation.value_range
+        lowest = torch.where(weights > 0, weights * low, weights * high)
+        lowest = torch.where(weights == 0, 0.0, lowest)
+        size = lowest.abs().sum(1) + 2 * offset.abs()
+        floor = lowest.sum(1) + offset - gamma(weights.shape[1] + 8) * size
+        floor = floor - self.rounding.deviation(weights)
+        return torch.where(floor.isnan(), -torch.inf, floor)
 
-    def _errors(self, pairs: Pairs, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights, offset = self._last(pairs.label, pairs.target)
-        value, slope = self.rounding.errors(point.norm(dim=1), weights, offset)
-        return value, slope, self.rounding.deviation(weights)
+    def _of_classes(self, function, label: Tensor, target: Tensor) -> Tensor:
+        """What depends on a pair's classes alone, evaluated once for each two classes."""
+        classes = self.network.classes
+        code, pair = torch.unique(label * classes + target, return_inverse=True)
+        label, target = code // classes, code % classes
+        bias = self.network.layers[-1].bias
+        offset = bias[label] - bias[target]
+        return function(self.network.margin_weights(label, target), offset)[..., pair]
+
+    def _errors(
+        self, label: Tensor, target: Tensor, x_norm: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def sizes(weights: Tensor, offset: Tensor) -> Tensor:
+            deviation = self.rounding.deviation(weights)
+            return torch.stack([weights.norm(dim=1), offset.abs(), deviation])
+
+        weight_norm, offset, deviation = self._of_classes(sizes, label, target)
+        value, slope = self.rounding.errors(x_norm, weight_norm, offset)
+        return value, slope, deviation
+
+
+@remembered
+def _sketch(network: Network) -> NormSketch | None:
+    return NormSketch.of(network.layers[0].weight) if len(network.layers) > 1 else None
 
 
 def search(

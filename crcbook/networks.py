@@ -6,14 +6,18 @@ is :math:`f(x) = z^{(L)}_y(x) - z^{(L)}_t(x)`.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS, IDENTITY, Activation, activation_module, activation_of
+
+_REMEMBERED_NETWORKS = 16
 
 
 def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn.Sequential:
@@ -158,6 +162,51 @@ class Network:
         Returns:
             ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
         """
+        margin, gradient = self.margin_and_units(x, label, target, item)
+        return margin, gradient if len(self.layers) == 1 else gradient @ self.layers[0].weight
+
+    def margin_along(
+        self, start: Tensor, end: Tensor, label: Tensor, target: Tensor
+    ) -> Callable[[Tensor], Tensor]:
+        """The margins on segments, where the first layer's preactivations are interpolated.
+
+        Args:
+            start: ``(pairs, n)``.
+            end: ``(pairs, n)``.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+
+        Returns:
+            A function of ``(pairs,)`` fractions of the way.
+        """
+        first, *rest = self.layers
+        begin = torch.addmm(first.bias, start, first.weight.T)
+        way = (end - start) @ first.weight.T
+
+        def margin(fraction: Tensor) -> Tensor:
+            x = first.activation.value(begin + fraction[:, None] * way)
+            for layer in rest:
+                x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
+            return (x.gather(1, label[:, None]) - x.gather(1, target[:, None])).squeeze(1)
+
+        return margin
+
+    def margin_and_units(
+        self, x: Tensor, label: Tensor, target: Tensor, item: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The margin and its gradient in the first layer's preactivations.
+
+        Args:
+            x: ``(batch, n)``.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+            item: ``(pairs,)`` positions in ``x``, where several pairs share an input; None where
+                each has its own.
+
+        Returns:
+            ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
+            there is no hidden layer.
+        """
         slopes = []
         for layer in self.layers[:-1]:
             z = torch.addmm(layer.bias, x, layer.weight.T)
@@ -168,9 +217,39 @@ class Network:
         gradient = self.margin_weights(label, target)
         offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
         margin = (gradient * x).sum(1) + offset
-        for layer, slope in zip(self.layers[-2::-1], reversed(slopes), strict=True):
-            gradient = (gradient * slope) @ layer.weight
+        for place in range(len(slopes) - 1, -1, -1):
+            gradient = gradient * slopes[place]
+            if place:
+                gradient = gradient @ self.layers[place].weight
         return margin, gradient
+
+
+def remembered(function: Callable) -> Callable:
+    """Remember what a function makes of a network under the hash of its weights.
+
+    Only the last few networks are remembered; an edited model is another network.
+
+    Args:
+        function: of a :class:`Network` alone.
+
+    Returns:
+        The function; its ``forget()`` empties the memory.
+    """
+    memory: OrderedDict[tuple, object] = OrderedDict()
+
+    @wraps(function)
+    def recall(network: Network):
+        key = (network.key, network.device)
+        if key not in memory:
+            with torch.inference_mode(False):  # it outlives the caller's mode
+                memory[key] = function(network)
+        memory.move_to_end(key)
+        while len(memory) > _REMEMBERED_NETWORKS:
+            memory.popitem(last=False)
+        return memory[key]
+
+    recall.forget = memory.clear
+    return recall
 
 
 def read_network(model: nn.Sequential) -> Network:

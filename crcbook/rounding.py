@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crcbook.activations import ROUNDING
 from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma
-from crcbook.networks import Network
+from crcbook.networks import Network, remembered
 from crcbook.spectral import spectral_norm_bound
 
 
@@ -45,7 +45,7 @@ class RoundingModel:
         """
         weights = [layer.weight for layer in network.layers[:-1]]
         frobenius = (float(weight.norm()) * (1 + gamma(weight.numel() + 2)) for weight in weights)
-        return cls(network, tuple(map(spectral_norm_bound, weights)), tuple(frobenius))
+        return cls(network, _spectral_norms(network), tuple(frobenius))
 
     def deviation(self, weights: Tensor) -> Tensor:
         r"""How far the margin torch evaluates can be from the one of the table, anywhere.
@@ -62,20 +62,19 @@ class RoundingModel:
             error = row.max_slope * norm * error + len(layer.bias) ** 0.5 * row.deviation
         return weights.norm(dim=1) * error * OUTWARD
 
-    def errors(self, x_norm: Tensor, weights: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    def errors(self, x_norm: Tensor, weight_norm: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the errors of a margin and of its gradient.
 
         Args:
             x_norm: ``(pairs,)`` norms of the points evaluated.
-            weights: ``(pairs, width)`` rows of the last layer's differences.
-            offset: ``(pairs,)`` differences of the last layer's biases.
+            weight_norm: ``(pairs,)`` norms of the last layer's differences of rows.
+            offset: ``(pairs,)`` sizes of the differences of the last layer's biases.
 
         Returns:
             ``(pairs,)`` bounds of ``|f - computed f|`` and of the gradient error's l2 norm.
         """
         steps, size, error = self._forward(x_norm)
-        weight_norm = weights.norm(dim=1)
-        terms = gamma(weights.shape[1] + 4)
+        terms = gamma(self.network.layers[-1].weight.shape[1] + 4)
         value = weight_norm * error + terms * (weight_norm * (size + error) + 2 * offset.abs())
         gradient = self._gradient_error(weight_norm, steps)
         return value * OUTWARD + TINY, gradient * OUTWARD + TINY
@@ -122,3 +121,8 @@ class RoundingModel:
             error = norm * error + terms * frobenius * (size + error)
             size = norm * size
         return error
+
+
+@remembered
+def _spectral_norms(network: Network) -> tuple[float, ...]:
+    return tuple(spectral_norm_bound(layer.weight) for layer in network.layers[:-1])

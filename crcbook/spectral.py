@@ -5,13 +5,16 @@ is an estimate and no bound. Here an estimate is only a guess, which a Cholesky 
 proves: if :math:`sI - A^TA` has a factorisation, s bounds every eigenvalue of :math:`A^TA`.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, UNIT
+from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
 
 _SLACKS = (1e-8, 1e-5, 1e-3, 1e-1)
-_CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS = 2**22
+_SKETCHED = 0.1  # of the largest singular value: what a sketch leaves out is smaller
 
 
 def spectral_norm_bound(weight: Tensor) -> float:
@@ -25,6 +28,68 @@ def spectral_norm_bound(weight: Tensor) -> float:
     """
     ones = weight.new_ones(1, weight.shape[0])
     return float(top_eigenvalue_bound(weight, ones).sqrt()) * OUTWARD
+
+
+@dataclass(frozen=True)
+class NormSketch:
+    r"""A cheap upper bound of :math:`\|vW\|`, for many rows v.
+
+    With P of low rank and :math:`WW^T \preceq PP^T + \tau I`, :math:`\|vW\|^2 \le \|vP\|^2 +
+    \tau\|v\|^2`. P holds the largest singular directions; that the rest is at most
+    :math:`\tau` is proved like any other eigenvalue.
+
+    Attributes:
+        factor: ``(outputs, rank)`` P.
+        rest: :math:`\tau`.
+    """
+
+    factor: Tensor
+    rest: float
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "NormSketch | None":
+        """Sketch a matrix.
+
+        Args:
+            weight: ``(outputs, inputs)`` float64.
+
+        Returns:
+            The sketch; None where a good one has more than half the rank of the matrix.
+        """
+        size = weight.abs().max()
+        if not 1e-100 < size < 1e100:
+            return None
+        wide = weight.shape[0] < weight.shape[1]
+        squares, vectors = torch.linalg.eigh(weight @ weight.T if wide else weight.T @ weight)
+        squares = squares.clamp(min=0)
+        rank = int((squares > _SKETCHED**2 * squares[-1]).sum())
+        if not 0 < rank <= min(weight.shape) // 2:
+            return None
+        kept, first_left_out = squares[-rank:], squares[-rank - 1]
+        shrink = (1 - first_left_out / kept).clamp(min=0).sqrt()
+        factor = vectors[:, -rank:]
+        factor = factor * (shrink * kept.sqrt()) if wide else weight @ factor * shrink
+        rows = torch.cat([weight.T, factor.T])
+        signs = torch.ones_like(rows[None, :, 0])
+        signs[:, weight.shape[1] :] = -1
+        return cls(factor, float(top_eigenvalue_bound(rows, signs)))
+
+    def norm_bound(self, v: Tensor) -> Tensor:
+        """Proved upper bounds of the norms of ``v @ weight``.
+
+        Args:
+            v: ``(batch, outputs)`` float64.
+
+        Returns:
+            ``(batch,)``; infinity where v is not finite.
+        """
+        size = v.norm(dim=1)
+        factor_size = float(self.factor.norm())
+        error = 2 * gamma(v.shape[1] + 8) * factor_size * size
+        main = (v @ self.factor).norm(dim=1) * (1 + gamma(v.shape[1] + 8)) + error
+        bound = (main**2 + self.rest * (size * (1 + gamma(v.shape[1] + 8))) ** 2).sqrt()
+        bound = bound + TINY_NORM * (1 + factor_size + self.rest**0.5)
+        return (bound * OUTWARD).nan_to_num(nan=torch.inf)
 
 
 def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
@@ -48,7 +113,7 @@ def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
     unit = diagonal[usable] / largest[usable, None]  # homogeneous in d and W: no overflow
     weight_size = weight.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     chunk = max(1, _CHUNK_ELEMENTS // max(weight.numel(), weight.shape[1] ** 2))
-    parts = [_unit_bound(weight / weight_size, part) for part in unit.split(chunk)]
+    parts = [_unit_bound(weight / weight_size, part) for part in unit.split(chunk) if len(part)]
     bound = torch.full_like(largest, torch.inf).masked_fill(largest == 0, 0.0)
     if parts:
         bound[usable] = torch.cat(parts) * largest[usable] * weight_size * weight_size * OUTWARD
@@ -56,10 +121,12 @@ def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
 
 
 def _unit_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
-    if weight.shape[0] < weight.shape[1] and (diagonal >= 0).all():
-        # The smaller of the two Gram matrices has the same largest eigenvalue.
-        scaled = diagonal.sqrt()[:, :, None] * weight
-        gram = scaled @ scaled.mT
+    if (diagonal >= 0).all():
+        # Rows without weight take no part, and of the two Gram matrices the smaller one will do.
+        rank = int((diagonal > 0).sum(1).amax())
+        size, rows = diagonal.topk(rank, dim=1)
+        scaled = size.sqrt()[:, :, None] * weight[rows]
+        gram = scaled @ scaled.mT if rank < weight.shape[1] else scaled.mT @ scaled
     else:
         gram = weight.T @ (diagonal[:, :, None] * weight)
     total = (diagonal.abs() * weight.square().sum(1)).sum(1)
@@ -85,21 +152,28 @@ def _exceeds_eigenvalues(shift: Tensor, gram: Tensor) -> Tensor:
     return torch.linalg.cholesky_ex(shifted).info == 0
 
 
-def _largest_eigenvalue_estimate(gram: Tensor, steps: int = 30) -> Tensor:
-    """Lanczos with full orthogonalisation, batched: close, and from below."""
+def _largest_eigenvalue_estimate(gram: Tensor, steps: int = 40) -> Tensor:
+    """Lanczos with full orthogonalisation, batched: close, and from below.
+
+    The vector is found in single precision, which its Rayleigh quotient squares.
+    """
+    exact, gram = gram, gram.float()
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(gram.shape[1], generator=generator, dtype=gram.dtype).to(gram)
     basis = (vector / vector.norm()).expand(len(gram), 1, -1)
     for _ in range(min(steps, gram.shape[1]) - 1):
-        vector = (gram @ basis[:, -1, :, None]).squeeze(2)
+        vector = (gram * basis[:, -1, None, :]).sum(2)  # bmm is slow with one column
         size = vector.norm(dim=1, keepdim=True)
         for _ in range(2):
             vector = vector - (basis.mT @ (basis @ vector[:, :, None])).squeeze(2)
         rest = vector.norm(dim=1, keepdim=True)
         # What rounding leaves of a vector inside the span is noise: the search has ended there.
-        vector = torch.where(rest > 1e-10 * size, vector / rest, 0.0)
+        vector = torch.where(rest > 1e-5 * size, vector / rest, 0.0)
         basis = torch.cat([basis, vector[:, None]], dim=1)
-    return torch.linalg.eigvalsh(basis @ gram @ basis.mT)[:, -1]
+    ritz = torch.linalg.eigh(basis @ gram @ basis.mT).eigenvectors[:, :, -1:]
+    vector = (basis.mT @ ritz).to(exact)
+    size = vector.square().sum((1, 2)).clamp(min=0.5)  # 1, or 0 where the search had ended
+    return ((exact @ vector) * vector).sum((1, 2)) / size
 
 
 def top_eigenvalue_estimate(weight: Tensor, diagonal: Tensor, start: Tensor, steps: int = 1):

@@ -11,6 +11,7 @@ iteration: an estimate, good enough to train with and never certified with.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
+from crcbook.activations import IDENTITY, activation_of
 from crcbook.certificate import verify
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
 from crcbook.curvature import Link, curvature_sum
 from crcbook.datasets import Split
-from crcbook.networks import Layer, read_network
+from crcbook.networks import Layer
 from crcbook.spectral import top_eigenvalue_estimate
 
 METHODS = ("standard", "adversarial", "crt")
@@ -44,6 +46,11 @@ class Recipe:
         learning_rate: Adam's peak rate; it rises over the first 30 % of the steps and falls to 0.
         ramp_epochs: epochs over which the attack grows to its radius.
         attack_steps: gradients an attack.
+        attack_dtype: their precision; ``"bfloat16"`` is faster where the processor knows it.
+        curvature_every: steps between two gradients of the curvature, which moves slowly; each
+            serves until the next.
+        loss_q: q of the generalised cross-entropy :math:`(1 - p_y^q)/q` (Zhang & Sabuncu 2018),
+            bounded by 1/q, so that hopeless items count less; 0 is the cross-entropy.
         seed: the seed of the order of the data.
     """
 
@@ -55,6 +62,9 @@ class Recipe:
     learning_rate: float = 3e-3
     ramp_epochs: float = 2.0
     attack_steps: int = 8
+    attack_dtype: str = "float32"
+    curvature_every: int = 4
+    loss_q: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,27 +129,78 @@ def train(
     return trainer.history
 
 
-def worst_points(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> Tensor:
+def worst_points(
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    radius: float,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Attack all classes at once: projected gradient ascent on the cross-entropy in an l2 ball.
 
     Args:
-        model: the classifier.
+        model: an :func:`crcbook.mlp`.
         x: ``(batch, n)``.
         y: ``(batch,)`` labels.
         radius: the l2 radius of the ball.
         steps: the number of gradients.
+        dtype: the precision of the gradients.
 
     Returns:
         ``(batch, n)`` points of the ball.
     """
+    layers = [
+        Layer(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype), layer.activation)
+        for layer in _layers(model)
+    ]
     delta = torch.zeros_like(x)
     for _ in range(steps):
-        point = (x + delta).requires_grad_()
-        loss = cross_entropy(model(point), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, point)
+        gradient = _loss_gradient(layers, (x + delta).to(dtype), y).to(x.dtype)
         delta = delta + 2.5 * radius / steps * normalize(gradient, dim=1)
         delta = delta * (radius / delta.norm(dim=1, keepdim=True)).clamp(max=1)
     return x + delta
+
+
+def _layers(model: nn.Sequential) -> list[Layer]:
+    """The layers with the weights being trained."""
+    modules = [module for module in model if not isinstance(module, nn.Flatten)]
+    rows = [*map(activation_of, modules[1::2]), IDENTITY]
+    return [
+        Layer(linear.weight, linear.bias, row)
+        for linear, row in zip(modules[::2], rows, strict=True)
+    ]
+
+
+def _loss_gradient(layers: Sequence[Layer], x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the cross-entropy in x, by hand: several times faster than autograd."""
+    slopes = []
+    for layer in layers[:-1]:
+        z = torch.addmm(layer.bias, x, layer.weight.T)
+        slopes.append(layer.activation.slope(z))
+        x = layer.activation.value(z)
+    logits = torch.addmm(layers[-1].bias, x, layers[-1].weight.T)
+    wrong = logits.softmax(1)
+    wrong[torch.arange(len(y), device=y.device), y] -= 1
+    gradient = wrong @ layers[-1].weight
+    for layer, slope in zip(layers[-2::-1], reversed(slopes), strict=True):
+        gradient = (gradient * slope) @ layer.weight
+    return gradient
+
+
+def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float) -> Tensor:
+    r"""The mean of :math:`(1 - p_y^q)/q` over a batch (Zhang & Sabuncu 2018).
+
+    Args:
+        logits: ``(batch, classes)``.
+        y: ``(batch,)`` labels.
+        q: from 0, the cross-entropy, to 1, one minus the probability.
+
+    Returns:
+        A scalar.
+    """
+    entropy = cross_entropy(logits, y, reduction="none")
+    return entropy.mean() if q == 0 else (-torch.expm1(-q * entropy) / q).mean()
 
 
 class CurvatureEstimate:
@@ -156,10 +217,8 @@ class CurvatureEstimate:
             model: an :func:`crcbook.mlp`, trained in place elsewhere.
             seed: the seed of the directions.
         """
-        self.linears = [module for module in model if isinstance(module, nn.Linear)]
-        rows = [layer.activation for layer in read_network(model).layers]
-        self.rows = dict(zip(self.linears, rows, strict=True))
-        classes = self.linears[-1].out_features
+        self.model = model
+        classes = _layers(model)[-1].weight.shape[0]
         self.label, self.target = (1 - torch.eye(classes)).nonzero().T
         self.generator = torch.Generator().manual_seed(seed)
         self.vectors: dict[str, Tensor] = {}
@@ -174,7 +233,7 @@ class CurvatureEstimate:
         Returns:
             A scalar.
         """
-        layers = [Layer(linear.weight, linear.bias, row) for linear, row in self.rows.items()]
+        layers = _layers(self.model)
         weights = layers[-1].weight[self.label] - layers[-1].weight[self.target]
         return curvature_sum(layers, weights, partial(self._top, steps)).max()
 
@@ -199,6 +258,7 @@ class _Trainer:
         self.validation = validation
         self.optimizer = torch.optim.Adam(model.parameters())
         self.curvature = CurvatureEstimate(model, recipe.seed) if recipe.method == "crt" else None
+        self.pull = 0.0, [None] * len(list(model.parameters()))
         self.steps = math.ceil(len(self.y) / recipe.batch_size)
         self.history: list[dict] = []
         self.best: dict[str, Tensor] = {}
@@ -211,7 +271,7 @@ class _Trainer:
             done = epoch + step / self.steps
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate * _one_cycle(done / self.recipe.epochs)
-            loss, curvature = self.step(self.x[index], self.y[index], done)
+            loss, curvature = self.step(step, self.x[index], self.y[index], done)
             losses.append(loss)
             bar.update()
             if step % 10 == 0:
@@ -223,17 +283,26 @@ class _Trainer:
         if not self.best or self._score(self.history[-1]) >= self._best_score():
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
-    def step(self, x: Tensor, y: Tensor, done: float) -> tuple[float, float]:
+    def step(self, step: int, x: Tensor, y: Tensor, done: float) -> tuple[float, float]:
         recipe = self.recipe
         if recipe.method != "standard":
             radius = recipe.radius * min(1.0, (done + 1e-3) / max(recipe.ramp_epochs, 1e-3))
-            x = worst_points(self.model, x, y, radius, recipe.attack_steps)
-        loss = cross_entropy(self.model(x), y)
-        curvature = self.curvature() if self.curvature else torch.zeros(())
+            dtype = getattr(torch, recipe.attack_dtype)
+            x = worst_points(self.model, x, y, radius, recipe.attack_steps, dtype)
+        if self.curvature and step % recipe.curvature_every == 0:
+            self.optimizer.zero_grad()
+            curvature = self.curvature()
+            (recipe.gamma * curvature).backward()
+            self.pull = float(curvature.detach()), [p.grad for p in self.model.parameters()]
+        curvature, gradients = self.pull
+        loss = generalised_cross_entropy(self.model(x), y, recipe.loss_q)
         self.optimizer.zero_grad()
-        (loss + recipe.gamma * curvature).backward() if self.curvature else loss.backward()
+        loss.backward()
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            if gradient is not None:
+                parameter.grad += gradient
         self.optimizer.step()
-        return float(loss.detach()), float(curvature.detach())
+        return float(loss.detach()), curvature
 
     def keep_best(self) -> None:
         if self.validation is not None and self.best:

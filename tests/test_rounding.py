@@ -48,7 +48,9 @@ def test_errors_are_within_the_bounds_and_the_bounds_within_reason(activation, s
     margin, gradient = network.margin_and_gradient(x, label, target)
     weights = network.margin_weights(label, target)
     offset = network.layers[-1].bias[label] - network.layers[-1].bias[target]
-    value_error, slope_error = RoundingModel.of(network).errors(x.norm(dim=1), weights, offset)
+    value_error, slope_error = RoundingModel.of(network).errors(
+        x.norm(dim=1), weights.norm(dim=1), offset.abs()
+    )
     with mpmath.workdps(80):
         for i in range(6):
             exact_margin, exact_gradient = evaluate_exactly(network, x[i], 0, 1)

@@ -1,11 +1,18 @@
 """Proved norms are never too small, and hardly ever too large."""
 
+from functools import partial
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from crcbook.spectral import spectral_norm_bound, top_eigenvalue_bound, top_eigenvalue_estimate
+from crcbook.spectral import (
+    NormSketch,
+    spectral_norm_bound,
+    top_eigenvalue_bound,
+    top_eigenvalue_estimate,
+)
 
 
 def svd_norm(matrix):
@@ -111,3 +118,33 @@ def test_bound_stays_tight_where_scales_switch_units_off():
     for bound, scale in zip(top_eigenvalue_bound(weight, scales), scales, strict=True):
         norm = svd_norm(scale.sqrt()[:, None] * weight)
         assert bound.item() == pytest.approx(norm**2, rel=1e-7)
+
+
+@given(
+    outputs=st.integers(6, 40), inputs=st.integers(6, 40), rank=st.integers(1, 4),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_a_sketch_bounds_the_norms_of_products(outputs, inputs, rank, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
+    weight = scale * (normal(outputs, rank) @ normal(rank, inputs))
+    weight = weight + 1e-3 * scale * normal(outputs, inputs)
+    sketch = NormSketch.of(weight)
+    assume(sketch is not None)
+    v = normal(50, outputs)
+    true = (v @ weight).norm(dim=1)
+    bound = sketch.norm_bound(v)
+    assert (bound >= true * (1 - 1e-14)).all()
+    assert (bound <= true + 0.101 * svd_norm(weight) * v.norm(dim=1)).all()
+
+
+def test_a_sketch_is_tight_where_the_rest_is_small_and_none_where_nothing_is():
+    generator = torch.Generator().manual_seed(0)
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
+    weight = normal(60, 5) @ normal(5, 50)
+    v = normal(20, 60)
+    bound = NormSketch.of(weight).norm_bound(v)
+    assert torch.allclose(bound, (v @ weight).norm(dim=1), rtol=1e-3)
+    assert NormSketch.of(torch.eye(30, dtype=torch.float64)) is None
+    assert NormSketch.of(torch.zeros(30, 30, dtype=torch.float64)) is None
+    assert NormSketch.of(weight).norm_bound(v[:1] * torch.inf).isinf().all()
