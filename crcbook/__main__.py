@@ -1,22 +1,26 @@
-"""The command line: ``python -m crcbook train`` and ``python -m crcbook certify``."""
+"""The command line: ``python -m crcbook train``, ``certify`` and ``reproduce``."""
 
 import argparse
 import json
-import platform
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from crcbook.activations import ACTIVATIONS
-from crcbook.attacks import attack
-from crcbook.certificate import certify
 from crcbook.checkpoints import load_model, save_model, write_atomically
-from crcbook.datasets import DATASETS, Dataset, Split, load, split_validation
-from crcbook.networks import mlp
-from crcbook.training import METHODS, Recipe, train
+from crcbook.datasets import DATASETS, load
+from crcbook.experiments import (
+    PROFILES,
+    Experiment,
+    evaluate,
+    experiments,
+    reproduce,
+    run_training,
+    summary,
+)
+from crcbook.training import METHODS, Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands.add_parser("train", help="train a network and keep its best epoch"))
     _add_certify(commands.add_parser("certify", help="certify a trained network's test images"))
+    _add_reproduce(commands.add_parser("reproduce", help="run the book's experiments"))
     return parser
 
 
@@ -60,6 +65,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="weight of the curvature; of several, validation keeps one")  # fmt: skip
     add("--epochs", type=int, default=recipe.epochs)
     add("--batch-size", type=int, default=recipe.batch_size)
+    add("--attack-dtype", choices=("float32", "bfloat16"), default=recipe.attack_dtype,
+        help="precision of the attack's gradients")  # fmt: skip
+    add("--loss-q", type=float, default=recipe.loss_q,
+        help="bound the loss: q of the generalised cross-entropy, 0 for the plain one")  # fmt: skip
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True, help="folder of the run")
     add("--resume", action="store_true", help="go on from the run's checkpoints")
@@ -73,23 +82,37 @@ def _add_certify(parser: argparse.ArgumentParser) -> None:
     add("--dataset", choices=DATASETS, required=True)
     add("--radius", type=float, default=Recipe().radius, help="l2 radius to report accuracies at")
     add("--box", action="store_true", help="also with an adversary confined to pixels in [0, 1]")
+    add("--local", action="store_true",
+        help="also with the curvature of the ball around each image")  # fmt: skip
     add("--limit", type=int, help="certify only the first images")
     add("--json", type=Path, help="write the figures here")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.set_defaults(run=_certify)
 
 
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", choices=PROFILES, default="full",
+        help="quick: the same code on the bundled digits")  # fmt: skip
+    add("--only", nargs="+", metavar="NAME", help="run these experiments alone")
+    add("--results", type=Path, help="folder of the records (full: book/results)")
+    add("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and weights")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(run=_reproduce)
+
+
 def _train(options: argparse.Namespace) -> None:
     if options.layers < 1:
         raise ValueError(f"--layers must be at least 1; got {options.layers}")
-    data = load(options.dataset)
-    data_split = split_validation(data.train, min(5000, len(data.train) // 6))
-    recipes = [
-        Recipe(options.method, options.radius, gamma, options.epochs, options.batch_size,
-               seed=options.seed)
-        for gamma in options.gamma
-    ]  # fmt: skip
-    runs = [_train_one(options, recipe, data, *data_split) for recipe in recipes]
+    runs = []
+    for gamma in options.gamma:
+        recipe = Recipe(options.method, options.radius, gamma, options.epochs, options.batch_size,
+                        attack_dtype=options.attack_dtype, loss_q=options.loss_q,
+                        seed=options.seed)  # fmt: skip
+        experiment = Experiment(options.dataset, options.layers, options.activation, recipe,
+                                options.width, options.seed)  # fmt: skip
+        folder = options.out if len(options.gamma) == 1 else options.out / f"gamma-{gamma:g}"
+        runs.append(run_training(experiment, folder, options.device, options.resume, True))
     model, facts = max(runs, key=lambda run: run[1]["validation"]["certified_accuracy"])
     save_model(options.out / "model.safetensors", model)
     facts["candidates"] = [run[1]["validation"] | run[1]["recipe"] for run in runs]
@@ -101,46 +124,6 @@ def _train(options: argparse.Namespace) -> None:
     print(f"wrote {options.out / 'model.safetensors'}")
 
 
-def _train_one(options, recipe: Recipe, data: Dataset, training, validation):
-    folder = options.out
-    if len(options.gamma) > 1:
-        folder = options.out / f"gamma-{recipe.gamma:g}"
-    sizes = [data.inputs, *[options.width] * (options.layers - 1), data.classes]
-    model = mlp(sizes, options.activation, options.seed).to(options.device)
-    started = time.time()
-    history = train(model, training, recipe, validation, folder, options.resume, progress=True)
-    best = max(
-        range(len(history)),
-        key=lambda i: (history[i]["certified_accuracy"], history[i]["clean_accuracy"], i),
-    )
-    facts = {
-        "dataset": data.name,
-        "sizes": sizes,
-        "activation": options.activation,
-        "recipe": asdict(recipe),
-        "validation": {"epoch": best + 1, **history[best]},
-        "history": history,
-        "seconds": round(time.time() - started, 1),
-        "environment": environment(options.device),
-    }
-    return model, facts
-
-
-def environment(device: str) -> dict:
-    """What a figure depends on beside its command.
-
-    Args:
-        device: the torch device used.
-
-    Returns:
-        Versions and the device's name.
-    """
-    name = platform.machine() + f", {torch.get_num_threads()} threads"
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    return {"python": platform.python_version(), "torch": torch.__version__, "device": name}
-
-
 def _certify(options: argparse.Namespace) -> None:
     path = options.run_folder
     model = load_model(path / "model.safetensors" if path.is_dir() else path).to(options.device)
@@ -149,7 +132,10 @@ def _certify(options: argparse.Namespace) -> None:
         if options.limit < 1:
             raise ValueError(f"--limit must be at least 1; got {options.limit}")
         test = test.take(slice(0, options.limit))
-    figures = report(model, test, options.radius, options.box)
+    started = time.time()
+    columns = evaluate(model, test, options.radius, options.box, options.local, progress=True)
+    figures = {"radius": options.radius, **summary(columns, options.radius)}
+    figures["seconds"] = round(time.time() - started, 3)
     for name, value in figures.items():
         print(f"{name:30} {'none' if value is None else format(value, '.6g')}")
     if options.json:
@@ -157,51 +143,27 @@ def _certify(options: argparse.Namespace) -> None:
         print(f"wrote {options.json}")
 
 
-def report(model: torch.nn.Sequential, test: Split, radius: float, box: bool = False) -> dict:
-    """Certify and attack a test split.
-
-    Args:
-        model: the classifier.
-        test: the images and labels.
-        radius: the l2 radius the accuracies are for.
-        box: also confine the adversary to pixels in [0, 1], in figures of their own.
-
-    Returns:
-        The figures by name: accuracies as fractions of all images, ``mean_radius`` and
-        ``exact_fraction`` over the correctly classified (None where the mean is infinite or
-        there are none), ``violations`` (attacks inside a certified ball: 0), ``seconds`` the
-        certificates took.
-    """
-    started = time.time()
-    certificate = certify(model, test.x, test.y, progress=True)
-    seconds = time.time() - started
-    runner_up = certify(model, test.x, test.y, targets="runner-up", progress=True)
-    attacked = attack(model, test.x, test.y, radius=radius, progress=True)
-    correct = (certificate.radius > 0) | ~certificate.exact
-    robust = certificate.radius >= radius
-    mean = certificate.radius[correct].mean().item()
-    figures = {
-        "images": len(test),
-        "radius": radius,
-        "clean_accuracy": correct.double().mean().item(),
-        "certified_accuracy": robust.double().mean().item(),
-        "certified_accuracy_runner_up": (runner_up.radius >= radius).double().mean().item(),
-        "empirical_accuracy": (~attacked.success).double().mean().item(),
-        "violations": int((robust & attacked.success).sum()),
-        "mean_radius": mean if 0 <= mean < float("inf") else None,
-        "exact_fraction": certificate.exact[correct].double().mean().nan_to_num().item(),
-        "seconds": round(seconds, 3),
-    }
-    if box:
-        confined = certify(model, test.x, test.y, box=(0.0, 1.0), progress=True)
-        reached = attack(model, test.x, test.y, radius=radius, box=(0.0, 1.0), progress=True)
-        robust = confined.radius >= radius
-        figures |= {
-            "certified_accuracy_box": robust.double().mean().item(),
-            "empirical_accuracy_box": (~reached.success).double().mean().item(),
-            "violations_box": int((robust & reached.success).sum()),
-        }
-    return figures
+def _reproduce(options: argparse.Namespace) -> None:
+    wanted = experiments(options.profile)
+    if options.only:
+        unknown = sorted(set(options.only) - set(wanted))
+        if unknown:
+            raise ValueError(
+                f"the {options.profile} profile has no experiment {', '.join(unknown)}; "
+                f"it has {', '.join(wanted)}"
+            )
+        wanted = {name: wanted[name] for name in options.only}
+    results = options.results or (
+        Path("book/results") if options.profile == "full" else Path("runs/results")
+    )
+    written = reproduce(wanted, results, options.runs, options.device, progress=True)
+    for name in wanted:
+        path = results / f"{name}.json"
+        if path.exists():
+            record = json.loads(path.read_text())
+            figures = f"clean {record['clean_accuracy']:.2%}  "
+            figures += f"certified {record['certified_accuracy']:.2%}"
+            print(f"{name:34} {figures}  {'new' if path in written else 'recorded'}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from crcbook.attacks import boundary_points, descend, into_ball
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.crown import crown_radius
-from crcbook.curvature import downward_curvature, local_downward_curvature
+from crcbook.curvature import downward_curvature
 from crcbook.lipschitz import lipschitz_radius
 from crcbook.minorant import (
     Pairs,
@@ -24,6 +24,7 @@ from crcbook.minorant import (
 )
 from crcbook.networks import Network, read_network
 from crcbook.region import Box
+from crcbook.trust_region import Neighbourhood
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
@@ -31,6 +32,7 @@ _SEARCH_STEPS = 100
 _POLISH_STEPS = 3
 _AT_BOUNDARY = 1e-3  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
+_BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 8
@@ -338,13 +340,17 @@ class _Problem:
 
     def _in_balls(self, x, y, rows, targets, box, radii, bounds, radius: float | None = None):
         """Better bounds of the rows' pairs that are short of their ball's radius (or margin 0)."""
+        if len(self.rough.layers) == 1:
+            return bounds
         limit = radii if radius is None else torch.zeros_like(radii)
-        row, column = (bounds < limit[:, None]).nonzero().T
+        bounds = bounds.clone()
+        curvature = torch.full_like(bounds, torch.inf)
+        for i in (bounds < limit[:, None]).any(1).nonzero().squeeze(1).tolist():
+            self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
+                         curvature[i], radius)  # fmt: skip
+        row, column = ((bounds < limit[:, None]) & curvature.isfinite()).nonzero().T
         pairs = self._pairs(x, y, rows[row], targets[row, column], box)
-        curvature = local_downward_curvature(
-            self.prover.rounding, pairs.x0, pairs.label, pairs.target, radii[row], pairs.room
-        )
-        pairs = replace(pairs, curvature=curvature)
+        pairs = replace(pairs, curvature=torch.minimum(pairs.curvature, curvature[row, column]))
         point = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, limit[row], radius)
         if radius is None:
             point = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
@@ -354,9 +360,32 @@ class _Problem:
         value = proved.bound if radius is not None else torch.minimum(proved.bound, radii[row])
         outside = (point - pairs.x0).norm(dim=1) > radii[row] * (1 - _INSIDE / 2)
         value = value.masked_fill(outside, -torch.inf)
-        bounds = bounds.clone()
         bounds[row, column] = torch.maximum(bounds[row, column], value)
         return bounds
+
+    def _follow(self, x0, label, targets, box, ball, limit, bounds, curvature, radius):
+        """Raise an image's bounds by following the curvature along the way.
+
+        Where that fails, the curvature of the whole ball can only help if it is small against the
+        gradient (there would be no gap then); if so it is filled in for a search.
+        """
+        room = None if box is None else box.room(x0[None])
+        place = Neighbourhood.of(self.prover, x0, float(ball), room)
+        for column in bounds.argsort().tolist():
+            if bounds[column] >= limit:
+                break
+            margin = place.margin(label, targets[column])
+            value = margin if radius is not None else ball * (1.0 if margin > 0 else 0.0)
+            bounds[column] = torch.maximum(bounds[column], value)
+            if margin <= 0:
+                pair = label[None], targets[column, None]
+                _, gradient = self.rough.margin_and_gradient(x0[None].to(torch.float32), *pair)
+                bent = place.curvature(label, targets[column]) * ball
+                if bent > _BENT * gradient.norm():
+                    break  # no radius or verdict for the image without this class
+                for other in (bounds < limit).nonzero().squeeze(1).tolist():
+                    curvature[other] = place.curvature(label, targets[other])
+                break
 
     def _undecided(self, x, y, order, correct, margins, box, radius: float) -> Tensor:
         """The images without a proof and without an adversary in the ball."""

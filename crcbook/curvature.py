@@ -164,7 +164,7 @@ def curvature_sum(
         ``(pairs,)``, at least 0.
     """
     chains, ranges = jacobian_chains(layers[:-1], top, ranges_of)
-    first, *inner = _depths(layers, weights, ranges) or [weights.new_zeros(len(weights), 1)]
+    first, *inner = bend_depths(layers, weights, ranges) or [weights.new_zeros(len(weights), 1)]
     if not chains:
         return weights.new_zeros(len(weights))
     # The first Jacobian is constant: units that bend the margin up may count against the others.
@@ -229,11 +229,19 @@ def _chain_norm(links: list[Link], name: str, diagonal: Tensor, top: TopEigenval
     return sum(link.factor * root for link, root in zip(links, roots, strict=True)) * OUTWARD
 
 
-def _depths(layers: Sequence[Layer], weights: Tensor, ranges: list[Ranges]) -> list[Tensor]:
+def bend_depths(layers: Sequence[Layer], weights: Tensor, ranges: list[Ranges]) -> list[Tensor]:
     r"""The most each unit can bend a margin down, :math:`d = -\min F\sigma''`, of any sign.
 
     The interval of :math:`F_I` is carried backwards with its signs, :math:`F_{I-1} =
     W_I^T(\sigma' \odot F_I)`, and rounded outward by the error of the product.
+
+    Args:
+        layers: the network's layers.
+        weights: ``(pairs, width)`` last-layer rows of the margins.
+        ranges: of each hidden layer's slopes and bends, ``(width,)`` or ``(pairs, width)`` each.
+
+    Returns:
+        ``(pairs, width)`` a hidden layer.
     """
     low = high = weights
     depths = []
@@ -244,7 +252,7 @@ def _depths(layers: Sequence[Layer], weights: Tensor, ranges: list[Ranges]) -> l
         if place:
             weight = layers[place].weight
             low, high = _product_interval(low, high, least_slope, most_slope)
-            low, high = _matrix_interval(low, high, weight)
+            low, high = matrix_interval(low, high, weight)
     return depths[::-1]
 
 
@@ -254,8 +262,17 @@ def _product_interval(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor):
     return ends.amin(0), ends.amax(0)
 
 
-def _matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The range of ``v @ weight`` for v in [low, high], rounded outward."""
+def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of ``v @ weight`` for v in [low, high], rounded outward.
+
+    Args:
+        low: ``(pairs, outputs)`` lower ends.
+        high: ``(pairs, outputs)`` upper ends.
+        weight: ``(outputs, inputs)``.
+
+    Returns:
+        ``(pairs, inputs)`` lower and upper ends.
+    """
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
     size = torch.maximum(low.abs(), high.abs()).detach() @ weight.detach().abs()
     error = 2 * gamma(2 * weight.shape[0] + 4) * size
@@ -343,7 +360,7 @@ class _Place:
         reach = self.radius * sum(rows) * OUTWARD + self.errors[place]
         low, high = z - reach, z + reach
         if place == 0 and self.room is not None:
-            down, up = _matrix_interval(*(end[None] for end in self.room), layer.weight.T)
+            down, up = matrix_interval(*(end[None] for end in self.room), layer.weight.T)
             low = torch.maximum(low, z + down[0] - self.errors[0])
             high = torch.minimum(high, z + up[0] + self.errors[0])
         # One more rounding of the sums themselves.

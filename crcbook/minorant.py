@@ -278,7 +278,7 @@ class Prover:
         item = torch.arange(len(x), device=x.device)
         item = item.repeat_interleave(len(label) // max(1, len(x)))
         margin, units = self.network.margin_and_units(x, label, target, item)
-        value_error, slope_error, deviation = self._errors(label, target, x.norm(dim=1)[item])
+        value_error, slope_error, deviation = self.errors(label, target, x.norm(dim=1)[item])
         lost = value_error + 8 * UNIT * margin.abs() + deviation
         if self.sketch is not None:
             slope = self.sketch.norm_bound(units)
@@ -317,7 +317,7 @@ class Prover:
             The minorants.
         """
         k, away = pairs.curvature, pairs.x0 - point
-        value_error, slope_error, deviation = self._errors(
+        value_error, slope_error, deviation = self.errors(
             pairs.label, pairs.target, point.norm(dim=1)
         )
         distance, steepness = away.norm(dim=1), gradient.norm(dim=1)
@@ -341,7 +341,7 @@ class Prover:
             ``(pairs,)`` bool.
         """
         margin, _ = self.network.margin_and_gradient(point, pairs.label, pairs.target)
-        value_error, _, deviation = self._errors(pairs.label, pairs.target, point.norm(dim=1))
+        value_error, _, deviation = self.errors(pairs.label, pairs.target, point.norm(dim=1))
         return margin + value_error + deviation <= 0
 
     def _floor(self, weights: Tensor, offset: Tensor) -> Tensor:
@@ -364,9 +364,21 @@ class Prover:
         offset = bias[label] - bias[target]
         return function(self.network.margin_weights(label, target), offset)[..., pair]
 
-    def _errors(
+    def errors(
         self, label: Tensor, target: Tensor, x_norm: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """What has to be subtracted from evaluations of margins.
+
+        Args:
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+            x_norm: ``(pairs,)`` norms of the points evaluated.
+
+        Returns:
+            ``(pairs,)`` bounds of the error of f, of that of its gradient in the l2 norm, and of
+            how far the margin torch evaluates can be from f.
+        """
+
         def sizes(weights: Tensor, offset: Tensor) -> Tensor:
             deviation = self.rounding.deviation(weights)
             return torch.stack([weights.norm(dim=1), offset.abs(), deviation])

@@ -11,6 +11,10 @@ from crcbook.training import CurvatureEstimate, worst_points
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
 
 
+def without_seconds(history):
+    return [{name: epoch[name] for name in epoch if name != "seconds"} for epoch in history]
+
+
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
@@ -51,7 +55,8 @@ def test_gamma_buys_low_curvature_and_robust_training_radius(digits):
 def test_training_is_reproducible(digits):
     models = [crc.mlp([64, 16, 10], seed=0) for _ in range(2)]
     histories = [crc.train(model, digits.train, RECIPE) for model in models]
-    assert torch.equal(weights(models[0]), weights(models[1])) and histories[0] == histories[1]
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert without_seconds(histories[0]) == without_seconds(histories[1])
     other = crc.mlp([64, 16, 10], seed=0)
     crc.train(other, digits.train, replace(RECIPE, seed=1))
     assert not torch.equal(weights(models[0]), weights(other))
@@ -78,7 +83,8 @@ def test_an_interrupted_training_resumes_to_the_same_weights(digits, tmp_path, m
     monkeypatch.undo()
     model = crc.mlp([64, 16, 10], seed=5)
     resumed = crc.train(model, training, RECIPE, validation, folder=tmp_path, resume=True)
-    assert torch.equal(weights(model), weights(whole)) and resumed == history
+    assert torch.equal(weights(model), weights(whole))
+    assert without_seconds(resumed) == without_seconds(history)
     assert torch.equal(weights(crc.load_model(tmp_path / "model.safetensors")), weights(whole))
 
 

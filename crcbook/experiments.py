@@ -1,0 +1,409 @@
+"""Named, recorded experiments: every figure of the book's tables comes from one of these.
+
+``python -m crcbook reproduce`` runs what is missing. A record is a JSON file with the figures, the
+radii themselves, and everything a figure depends on. Started by ``torchrun``, several processes
+share the trainings, and then the test images of each network.
+"""
+
+import base64
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from crcbook.attacks import attack
+from crcbook.certificate import certify, verify
+from crcbook.checkpoints import load_model, write_atomically
+from crcbook.datasets import Split, load, split_validation
+from crcbook.networks import mlp
+from crcbook.training import Recipe, train
+
+PROFILES = ("quick", "full")
+RADIUS_UNIT = 1e-4  # of the recorded radii
+_VALIDATION_ITEMS = 5000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network to train and what to certify it for.
+
+    Attributes:
+        dataset: a name that :func:`crcbook.load` knows.
+        layers: linear layers; 2 is one hidden layer.
+        activation: a name from the table of activations.
+        recipe: how it is trained; its radius is also the one its accuracies are for.
+        width: units of a hidden layer.
+        seed: the seed of the initialisation; the recipe has its own.
+        box: also confine an adversary to pixels in [0, 1].
+    """
+
+    dataset: str
+    layers: int
+    activation: str
+    recipe: Recipe
+    width: int = 1024
+    seed: int = 0
+    box: bool = True
+
+
+def experiments(profile: str = "full") -> dict[str, Experiment]:
+    """The experiments of a profile, in the order of their worth.
+
+    Args:
+        profile: ``"full"``, the book's tables, or ``"quick"``, the same code on the digits.
+
+    Returns:
+        Experiments by name.
+
+    Raises:
+        ValueError: for an unknown profile.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}; got {profile!r}")
+    return _full() if profile == "full" else _quick()
+
+
+def _full() -> dict[str, Experiment]:
+    recipe = partial(Recipe, attack_dtype="bfloat16", loss_q=0.3, curvature_every=8)
+    gammas = {2: 0.04, 3: 0.08, 4: 0.08}
+    found = {}
+    for dataset in ("mnist", "fashion-mnist"):
+        for layers, gamma in gammas.items():
+            crt = Experiment(dataset, layers, "softplus", recipe("crt", gamma=gamma))
+            found[f"{dataset}-{layers}-softplus-crt"] = crt
+    return found
+
+
+def _quick() -> dict[str, Experiment]:
+    recipe = partial(Recipe, radius=0.5, epochs=30, batch_size=64)
+    return {
+        f"digits-{layers}-softplus-{method}": Experiment(
+            "digits", layers, "softplus", recipe(method, gamma=0.02), width=64
+        )
+        for layers in (2, 3)
+        for method in ("crt", "adversarial", "standard")
+    }
+
+
+def reproduce(
+    wanted: dict[str, Experiment],
+    results: Path | str,
+    runs: Path | str,
+    device: str = "cpu",
+    progress: bool = False,
+) -> list[Path]:
+    """Run the experiments that have no record yet.
+
+    Args:
+        wanted: experiments by name.
+        results: the folder of the records, ``NAME.json`` each.
+        runs: the folder of checkpoints and weights, ``NAME/`` each; a training resumes there.
+        device: where to run.
+        progress: show progress bars.
+
+    Returns:
+        The records written by this call.
+
+    Raises:
+        RuntimeError: where a file cannot be written, or a record belongs to another experiment of
+            that name: delete it to run it anew.
+    """
+    results, runs = Path(results), Path(runs)
+    missing = {
+        name: experiment
+        for name, experiment in wanted.items()
+        if not _is_recorded(results / f"{name}.json", experiment)
+    }
+    team = _Team.join()
+    for name in list(missing)[team.rank :: team.size]:
+        run_training(missing[name], runs / name, device, progress=progress)
+    team.wait()
+    written = []
+    for name, experiment in missing.items():
+        test = load(experiment.dataset).test
+        model = load_model(runs / name / "model.safetensors").to(device)
+        started = time.time()
+        columns = evaluate(
+            model,
+            test.take(slice(team.rank, None, team.size)),
+            experiment.recipe.radius,
+            experiment.box,
+            local=True,
+            progress=progress,
+        )
+        columns = team.gather(columns)
+        if team.rank == 0:
+            training = json.loads((runs / name / "run.json").read_text())
+            record = {
+                "name": name,
+                **_facts(experiment),
+                **summary(columns, experiment.recipe.radius),
+                "radii": encode_radii(columns["radius"]),
+                **{key: training[key] for key in ("validation", "history")},
+                "seconds_an_epoch": training["seconds_an_epoch"],
+                "seconds_to_certify": round(time.time() - started, 1),
+                "training_environment": training["environment"],
+                "environment": environment(device) | {"processes": team.size},
+                "command": f"python -m crcbook reproduce --only {name}",
+            }
+            path = results / f"{name}.json"
+            write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+            written.append(path)
+    return written
+
+
+def _facts(experiment: Experiment) -> dict:
+    facts = asdict(experiment)
+    return facts | {"method": experiment.recipe.method, "radius": experiment.recipe.radius}
+
+
+def _is_recorded(path: Path, experiment: Experiment) -> bool:
+    if not path.exists():
+        return False
+    record = json.loads(path.read_text())
+    facts = json.loads(json.dumps(_facts(experiment)))
+    differing = [key for key, value in facts.items() if record.get(key) != value]
+    if differing:
+        raise RuntimeError(
+            f"{path} records another experiment of this name (its {', '.join(differing)} differs); "
+            "delete it to run this one"
+        )
+    return True
+
+
+def run_training(
+    experiment: Experiment,
+    folder: Path,
+    device: str = "cpu",
+    resume: bool = True,
+    progress: bool = False,
+) -> tuple[nn.Sequential, dict]:
+    """Train an experiment's network, or go on where its folder's checkpoint ends.
+
+    Writes ``model.safetensors`` and ``run.json``.
+
+    Args:
+        experiment: what to train.
+        folder: where to keep it.
+        device: where to run.
+        resume: go on from the folder's checkpoint, if there is one.
+        progress: show a progress bar.
+
+    Returns:
+        The network, at its best epoch on the validation split, and the facts of ``run.json``.
+
+    Raises:
+        RuntimeError: where a file cannot be written or read.
+    """
+    data = load(experiment.dataset)
+    items = min(_VALIDATION_ITEMS, len(data.train) // 6)
+    training, validation = split_validation(data.train, items)
+    hidden = [experiment.width] * (experiment.layers - 1)
+    sizes = [data.inputs, *hidden, data.classes]
+    model = mlp(sizes, experiment.activation, experiment.seed).to(device)
+    history = train(model, training, experiment.recipe, validation, folder, resume, progress)
+    best = max(
+        range(len(history)),
+        key=lambda i: (history[i]["certified_accuracy"], history[i]["clean_accuracy"], i),
+    )
+    seconds = sorted(record["seconds"] for record in history)
+    facts = {
+        "dataset": data.name,
+        "sizes": sizes,
+        "activation": experiment.activation,
+        "recipe": asdict(experiment.recipe),
+        "validation": {"epoch": best + 1, **history[best]},
+        "history": history,
+        "seconds_an_epoch": round(seconds[len(seconds) // 2], 2),
+        "environment": environment(device),
+    }
+    write_atomically(folder / "run.json", (json.dumps(facts, indent=1) + "\n").encode())
+    return model, facts
+
+
+def evaluate(
+    model: nn.Sequential,
+    test: Split,
+    radius: float,
+    box: bool = False,
+    local: bool = False,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Certify and attack each item of a test split.
+
+    Args:
+        model: the classifier.
+        test: the items.
+        radius: the l2 radius of the attacks and of the local certificates.
+        box: also with an adversary confined to pixels in [0, 1].
+        local: also with the curvature of the balls of that radius, where the curvature over all of
+            R^n decides nothing.
+        progress: show progress bars.
+
+    Returns:
+        Columns of one entry an item: ``correct``, ``exact``, ``radius``, ``runner_up`` (its
+        radius), ``certified`` (at the radius, by any of the certificates), ``survived`` (the
+        attack), and with a box ``certified_box`` and ``survived_box``.
+    """
+    x, y = test.x, test.y
+    certificate = certify(model, x, y, progress=progress)
+    columns = {
+        "correct": (certificate.radius > 0) | ~certificate.exact,
+        "exact": certificate.exact,
+        "radius": certificate.radius,
+        "runner_up": certify(model, x, y, targets="runner-up", progress=progress).radius,
+        "certified": certificate.radius >= radius,
+    }
+    for box_of_call, suffix in ((None, ""), ((0.0, 1.0), "_box"))[: 1 + box]:
+        attacked = attack(model, x, y, radius=radius, box=box_of_call, progress=progress)
+        columns[f"survived{suffix}"] = ~attacked.success
+        certified = columns["certified"].clone()
+        stages = [{"curvature": "local"}] if local else []
+        stages = stages if box_of_call is None else [{}, *stages]
+        for options in stages:
+            # What the attack broke needs no certificate.
+            undecided = (~certified & ~attacked.success).nonzero().squeeze(1)
+            if len(undecided):
+                verdict = verify(model, x[undecided], y[undecided], radius, box=box_of_call,
+                                 progress=progress, **options)  # fmt: skip
+                certified[undecided] = verdict.robust
+        columns[f"certified{suffix}"] = certified
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def summary(columns: dict[str, Tensor], radius: float) -> dict:
+    """The figures of an evaluation.
+
+    Args:
+        columns: what :func:`evaluate` returned.
+        radius: the radius it was asked for.
+
+    Returns:
+        Accuracies as fractions of all items, ``mean_radius`` and ``exact_fraction`` over the
+        correctly classified (None where the mean is infinite or there are none), ``violations``
+        (attacks inside a certified ball: 0).
+    """
+    correct, certified = columns["correct"], columns["certified"]
+    mean = columns["radius"][correct].mean().item()
+    figures = {
+        "images": len(correct),
+        "clean_accuracy": _fraction(correct),
+        "certified_accuracy": _fraction(certified),
+        "certified_accuracy_global": _fraction(columns["radius"] >= radius),
+        "certified_accuracy_runner_up": _fraction(certified | (columns["runner_up"] >= radius)),
+        "empirical_accuracy": _fraction(columns["survived"]),
+        "violations": int((certified & ~columns["survived"]).sum()),
+        "mean_radius": mean if 0 <= mean < float("inf") else None,
+        "exact_fraction": columns["exact"][correct].double().mean().nan_to_num().item(),
+    }
+    if "certified_box" in columns:
+        survived = columns["survived_box"]
+        figures |= {
+            "certified_accuracy_box": _fraction(columns["certified_box"]),
+            "empirical_accuracy_box": _fraction(survived),
+            "violations_box": int((columns["certified_box"] & ~survived).sum()),
+        }
+    return figures
+
+
+def _fraction(column: Tensor) -> float:
+    return round(column.double().mean().item(), 6)
+
+
+def encode_radii(radius: Tensor) -> str:
+    """Radii in two bytes each, rounded down to ``RADIUS_UNIT``.
+
+    Args:
+        radius: ``(items,)``; what is above 65535 units, infinity too, counts as that many.
+
+    Returns:
+        Base64 text of little-endian integers.
+    """
+    units = (radius / RADIUS_UNIT).floor().clamp(max=65535).numpy().astype("<u2")
+    return base64.b64encode(units.tobytes()).decode()
+
+
+def decode_radii(text: str) -> Tensor:
+    """What :func:`encode_radii` encoded.
+
+    Args:
+        text: a record's ``radii``.
+
+    Returns:
+        ``(items,)`` float64 radii.
+    """
+    units = base64.b64decode(text)
+    return torch.from_numpy(np.frombuffer(units, "<u2").astype("f8")) * RADIUS_UNIT
+
+
+def environment(device: str) -> dict:
+    """What a figure depends on beside its command.
+
+    Args:
+        device: the torch device used.
+
+    Returns:
+        Versions, the device's name, the time and, in a checkout, the commit.
+    """
+    name = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": name,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Team:
+    """The processes that share the work: one, unless ``torchrun`` started more."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls) -> "_Team":
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not distributed.is_initialized():
+            # One waits for another's training at most this long.
+            distributed.init_process_group("gloo", timeout=timedelta(days=2))
+        return cls(int(os.environ.get("RANK", "0")) if size > 1 else 0, size)
+
+    def wait(self) -> None:
+        if self.size > 1:
+            distributed.barrier()
+
+    def gather(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Everyone's columns, back in the order of the test split."""
+        if self.size == 1:
+            return columns
+        shares: list[dict[str, Tensor]] = [{}] * self.size
+        distributed.all_gather_object(shares, columns)
+        whole = {}
+        for name in columns:
+            items = sum(len(share[name]) for share in shares)
+            whole[name] = torch.empty(items, dtype=columns[name].dtype)
+            for rank, share in enumerate(shares):
+                whole[name][rank :: self.size] = share[name]
+        return whole

@@ -1,0 +1,144 @@
+"""Experiments are run once, recorded whole, and shared among processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crcbook as crc
+from crcbook.experiments import (
+    RADIUS_UNIT,
+    Experiment,
+    decode_radii,
+    encode_radii,
+    evaluate,
+    experiments,
+    reproduce,
+    summary,
+)
+
+TINY = Experiment(
+    "digits",
+    2,
+    "softplus",
+    crc.Recipe(radius=0.4, gamma=0.02, epochs=2, batch_size=64),
+    width=16,
+)
+RECORDS = sorted((Path(__file__).parents[1] / "book" / "results").glob("*.json"))
+
+
+@given(st.lists(st.floats(0, 6.5), min_size=1, max_size=50))
+def test_recorded_radii_are_rounded_down_by_less_than_a_unit(values):
+    radius = torch.tensor(values, dtype=torch.float64)
+    decoded = decode_radii(encode_radii(radius))
+    assert (decoded <= radius * (1 + 1e-15)).all()
+    assert (decoded > radius - RADIUS_UNIT * (1 + 1e-9)).all()
+
+
+def test_an_infinite_radius_is_recorded_as_the_largest():
+    assert decode_radii(encode_radii(torch.tensor([torch.inf]))) == 65535 * RADIUS_UNIT
+
+
+def test_what_is_recorded_is_not_run_again(tmp_path):
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    [path] = reproduce({"tiny": TINY}, results, runs)
+    record = json.loads(path.read_text())
+    check_record(record)
+    model = crc.load_model(runs / "tiny" / "model.safetensors")
+    test = crc.load("digits").test
+    radius = crc.certify(model, test.x, test.y).radius
+    assert (decode_radii(record["radii"]) <= radius).all()
+    assert record["certified_accuracy_global"] == pytest.approx(
+        (radius >= 0.4).double().mean().item(), abs=1e-6
+    )
+    assert reproduce({"tiny": TINY}, results, runs) == []
+    other = replace(TINY, width=17)
+    with pytest.raises(RuntimeError, match="another experiment of this name .its width differs"):
+        reproduce({"tiny": other}, results, runs)
+
+
+def check_record(record):
+    """What a reader of a record relies on."""
+    names = (
+        "name dataset layers activation method radius clean_accuracy certified_accuracy "
+        "certified_accuracy_box certified_accuracy_runner_up certified_accuracy_global "
+        "empirical_accuracy empirical_accuracy_box mean_radius exact_fraction radii history "
+        "seconds_an_epoch seconds_to_certify seed environment training_environment command images"
+    )
+    assert not set(names.split()) - set(record)
+    assert record["violations"] == record["violations_box"] == 0
+    assert record["certified_accuracy"] <= record["empirical_accuracy"] <= record["clean_accuracy"]
+    assert record["certified_accuracy_box"] <= record["empirical_accuracy_box"]
+    assert record["certified_accuracy"] <= record["certified_accuracy_box"]
+    assert record["certified_accuracy_global"] <= record["certified_accuracy"]
+    assert record["certified_accuracy"] <= record["certified_accuracy_runner_up"]
+    radii = decode_radii(record["radii"])
+    assert len(radii) == record["images"]
+    assert (radii > 0).double().mean() <= record["clean_accuracy"] + 1e-6
+    robust = (radii >= record["radius"]).double().mean()
+    assert robust <= record["certified_accuracy_global"] + 1e-6
+    assert len(record["history"]) == record["recipe"]["epochs"]
+    assert record["command"].startswith("python -m crcbook reproduce")
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_books_records_are_whole_and_belong_to_its_experiments(path):
+    record = json.loads(path.read_text())
+    check_record(record)
+    assert record["name"] == path.stem
+    wanted = experiments("full")[path.stem]
+    assert record["recipe"] == json.loads(json.dumps(wanted.recipe.__dict__))
+    assert (record["dataset"], record["layers"]) == (wanted.dataset, wanted.layers)
+    assert record["images"] == 10_000
+
+
+def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
+    test = digits.test.take(slice(0, 60))
+    columns = evaluate(digits_model, test, radius=0.5, box=True, local=True)
+    assert set(columns) == {
+        "correct", "exact", "radius", "runner_up", "certified", "survived", "certified_box",
+        "survived_box",
+    }  # fmt: skip
+    assert (columns["certified"] | (columns["radius"] < 0.5)).all()
+    assert (columns["survived"] | ~columns["certified"]).all()
+    assert (columns["survived_box"] | ~columns["certified_box"]).all()
+    assert (columns["certified_box"] | ~columns["certified"]).all()
+    figures = summary(columns, 0.5)
+    assert figures["images"] == 60 and figures["violations"] == 0
+
+
+def test_two_processes_share_the_work(tmp_path):
+    alone = [sys.executable, "-m", "crcbook"]
+    team = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "crcbook"]
+    names = ["digits-2-softplus-standard", "digits-2-softplus-crt"]
+    records = []
+    for program, folder in ((alone, tmp_path / "alone"), (team, tmp_path / "team")):
+        words = ["reproduce", "--profile", "quick", "--only", *names, "--device", "cpu",
+                 "--results", str(folder), "--runs", str(folder / "runs")]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*program, *words], check=True, env=environment, capture_output=True)
+        records.append([json.loads((folder / f"{name}.json").read_text()) for name in names])
+    for one, two in zip(*records, strict=True):
+        assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
+        for figure in ("clean_accuracy", "certified_accuracy", "empirical_accuracy_box"):
+            assert one[figure] == pytest.approx(two[figure], abs=0.01)
+        difference = decode_radii(one["radii"]) - decode_radii(two["radii"])
+        assert difference.abs().max() <= 0.01
+
+
+def test_profiles_are_named_and_unknown_ones_refused():
+    for profile in ("quick", "full"):
+        for name, experiment in experiments(profile).items():
+            assert name.startswith(
+                f"{experiment.dataset}-{experiment.layers}-{experiment.activation}"
+                f"-{experiment.recipe.method}"
+            )
+    with pytest.raises(ValueError, match="profile must be one of quick, full; got 'slow'"):
+        experiments("slow")
