@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -73,14 +73,13 @@ def experiments(profile: str = "full") -> dict[str, Experiment]:
 
 
 def _full() -> dict[str, Experiment]:
-    recipe = partial(Recipe, attack_dtype="bfloat16", loss_q=0.3, curvature_every=8)
-    gammas = {2: 0.04, 3: 0.08, 4: 0.08}
-    found = {}
-    for dataset in ("mnist", "fashion-mnist"):
-        for layers, gamma in gammas.items():
-            crt = Experiment(dataset, layers, "softplus", recipe("crt", gamma=gamma))
-            found[f"{dataset}-{layers}-softplus-crt"] = crt
-    return found
+    shallow = Recipe(gamma=0.03, epochs=30, attack_dtype="bfloat16", loss_q=0.3)
+    deep = replace(shallow, epochs=14, learning_rate=2e-3, curvature="local", curvature_every=2)
+    return {
+        f"{dataset}-{layers}-softplus-crt": Experiment(dataset, layers, "softplus", recipe)
+        for dataset in ("mnist", "fashion-mnist")
+        for layers, recipe in ((2, shallow), (3, deep), (4, deep))
+    }
 
 
 def _quick() -> dict[str, Experiment]:
