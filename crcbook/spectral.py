@@ -109,7 +109,7 @@ def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
         ``(batch,)`` float64 upper bounds; infinity where an entry is not finite.
     """
     largest = diagonal.abs().amax(1)
-    usable = (largest > 0) & largest.isfinite()
+    usable = (largest > 0) & largest.isfinite() & weight.isfinite().all()
     unit = diagonal[usable] / largest[usable, None]  # homogeneous in d and W: no overflow
     weight_size = weight.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     chunk = max(1, _CHUNK_ELEMENTS // max(weight.numel(), weight.shape[1] ** 2))

@@ -245,9 +245,9 @@ def _trust_region_bound(
     order = rows.shape[1]
     matrix = rows.T @ (diagonal[:, None] * rows)
     total = (diagonal.abs() * rows.square().sum(1)).sum()
-    if not (total.isfinite() and gradient.isfinite().all()):
-        return torch.full_like(constant, -torch.inf)
     best = torch.full_like(constant, -torch.inf)
+    if not ((total + constant).isfinite() and gradient.isfinite().all()):
+        return best
     identity = torch.eye(order, dtype=rows.dtype, device=rows.device)
     matrix_error = 2 * (len(rows) + 8) * UNIT * total
     for multiplier in _multipliers(matrix, gradient, radius, -constant):
@@ -275,9 +275,10 @@ def _trust_region_bound(
 
 def _multipliers(matrix: Tensor, gradient: Tensor, radius: float, least: Tensor):
     """Guesses of the best multiplier, each safer than the one before."""
-    values, vectors = torch.linalg.eigh(matrix.float())
-    values, parts = values.double(), (vectors.T @ gradient.float()).double().square()
-    size = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
+    size = matrix.abs().amax().clamp(min=torch.finfo(matrix.dtype).tiny)
+    values, vectors = torch.linalg.eigh((matrix / size).float())
+    values, parts = values.double() * size, (vectors.T.double() @ gradient).square()
+    size = values.abs().amax()
     for slack in _SLACKS:
         low = torch.maximum(values[-1] + slack * size, least)
         high = low + gradient.norm() / radius

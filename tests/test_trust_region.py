@@ -1,0 +1,118 @@
+"""Bounds that follow the curvature outward hold everywhere in the ball, and nearly touch."""
+
+import pytest
+import torch
+from conftest import SMOOTH, margin_hessian, random_networks
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crcbook as crc
+from crcbook.attacks import descend
+from crcbook.minorant import Prover
+from crcbook.networks import read_network
+from crcbook.region import Box
+from crcbook.trust_region import Neighbourhood
+
+ZERO, ONE = torch.tensor([0]), torch.tensor([1])
+
+
+def neighbourhood(model, x, radius, room=None):
+    return Neighbourhood.of(Prover.of(read_network(model)), x, radius, room)
+
+
+def ball(x, radius, generator, points=20):
+    noise = torch.randn(points, len(x), generator=generator, dtype=torch.float64)
+    length = torch.rand(points, 1, generator=generator, dtype=torch.float64)
+    return x + radius * length * torch.nn.functional.normalize(noise, dim=1)
+
+
+@given(random_networks(), st.sampled_from([0.01, 0.3, 2.0, 10.0]))
+def test_no_point_of_the_ball_is_below_the_bound(case, radius):
+    model, generator = case
+    x = torch.randn(model[1].in_features, generator=generator, dtype=torch.float64)
+    bound = neighbourhood(model, x, radius).margin(ZERO[0], ONE[0])
+    network = read_network(model)
+    points = ball(x, radius, generator)
+    starts = torch.cat([x[None], points])
+    pair = ZERO.expand(len(starts)), ONE.expand(len(starts))
+    centres = x.expand(len(starts), -1)
+    _, reached = descend(network, centres, *pair, radius, starts)
+    logits = network.logits(torch.cat([points, x[None]]))
+    lowest = torch.cat([reached, logits[:, 0] - logits[:, 1]]).min()
+    assert bound <= lowest + 1e-12 * (1 + logits.abs().max())
+
+
+@given(random_networks(), st.sampled_from([0.1, 1.0, 5.0]))
+def test_the_curvature_of_a_ball_holds_every_hessian_in_it(case, radius):
+    model, generator = case
+    x = torch.randn(model[1].in_features, generator=generator, dtype=torch.float64)
+    bound = neighbourhood(model, x, radius).curvature(ZERO[0], ONE[0])
+    for point in ball(x, radius, generator, 6):
+        least = torch.linalg.eigvalsh(margin_hessian(model, point, 0, 1))[0]
+        assert -least <= bound + 1e-12 * (1 + bound)
+
+
+@given(random_networks(), st.sampled_from([0.1, 1.0]))
+def test_in_a_box_only_its_points_count(case, radius):
+    model, generator = case
+    x = torch.rand(model[1].in_features, generator=generator, dtype=torch.float64)
+    box = Box(torch.zeros_like(x), torch.ones_like(x))
+    boxed = neighbourhood(model, x, radius, box.room(x[None]))
+    for point in box.clip(ball(x, radius, generator, 6)):
+        least = torch.linalg.eigvalsh(margin_hessian(model, point, 0, 1))[0]
+        bound = boxed.curvature(ZERO[0], ONE[0])
+        assert -least <= bound + 1e-12 * (1 + bound)
+    logits = read_network(model).logits(box.clip(ball(x, radius, generator)))
+    margins = logits[:, 0] - logits[:, 1]
+    assert boxed.margin(ZERO[0], ONE[0]) <= margins.min() + 1e-12 * (1 + logits.abs().max())
+
+
+@pytest.mark.parametrize("hidden", [[30], [30, 30], [30, 30, 30]])
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_in_a_small_ball_the_bound_is_the_second_order_minimum(activation, hidden):
+    model = crc.mlp([5, *hidden, 3], activation, seed=1).double()
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    network = read_network(model)
+    value, gradient = network.margin_and_gradient(x[None], ZERO, ONE)
+    curvature = -torch.linalg.eigvalsh(margin_hessian(model, x, 0, 1))[0]
+    first_order = value.item() - 1e-3 * gradient.norm().item()
+    bound = neighbourhood(model, x, 1e-3).margin(ZERO[0], ONE[0]).item()
+    # Deeper terms count where they bend down only, so up to their size is lost; all of it is of
+    # the second order.
+    allowed = curvature.clamp(min=0).item() + (1e-3 if len(hidden) == 1 else 0.5)
+    assert first_order - allowed * 1e-6 <= bound <= first_order + 1e-6
+
+
+def test_for_two_layers_the_curvature_of_a_point_is_the_hessians():
+    model = crc.mlp([6, 40, 3], "tanh", seed=0).double()
+    x = torch.linspace(0, 1, 6, dtype=torch.float64)
+    bound = neighbourhood(model, x, 1e-7).curvature(ZERO[0], ONE[0])
+    least = torch.linalg.eigvalsh(margin_hessian(model, x, 0, 1))[0]
+    assert bound.item() == pytest.approx(-least.item(), rel=1e-4)
+
+
+def test_following_the_curvature_beats_one_number_for_the_ball(digits):
+    model = crc.mlp([64, 32, 32, 10], seed=0)
+    crc.train(model, digits.train, crc.Recipe("standard", epochs=10, batch_size=64))
+    network = read_network(model)
+    x = digits.test.x[:8].flatten(1).double()
+    label = network.logits(x).argmax(1)
+    target = network.logits(x).argsort(1)[:, -2]
+    value, gradient = network.margin_and_gradient(x, label, target)
+    for i in range(8):
+        place = neighbourhood(model, x[i], 0.5)
+        k = place.curvature(label[i], target[i])
+        plain = value[i] - 0.5 * gradient[i].norm() - k * 0.5**2 / 2
+        assert place.margin(label[i], target[i]) > plain + 0.1 * k * 0.5**2 / 2
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3, 1e155])
+def test_weights_of_any_size_give_a_bound_or_none(scale):
+    model = crc.mlp([4, 6, 5, 3], seed=3).double()
+    with torch.no_grad():
+        model[1].weight.mul_(scale)
+    x = torch.ones(4, dtype=torch.float64)
+    bound = neighbourhood(model, x, 0.1).margin(ZERO[0], ONE[0])
+    logits = read_network(model).logits(ball(x, 0.1, torch.Generator().manual_seed(0)))
+    assert not bound.isnan()
+    assert bound <= (logits[:, 0] - logits[:, 1]).min() + 1e-12 * (1 + logits.abs().max())
