@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.training import CurvatureEstimate, worst_points
+from crcbook.objectives import CurvatureEstimate, worst_points
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
 
