@@ -7,10 +7,17 @@ Curvature-based robust training (CRT; Singla & Feizi 2020, section 6) minimises
 where :math:`x'` attacks the label in the l2 ball around x and K bounds the curvature of the
 margins. Here x' is attacked towards all classes at once, by projected gradient steps on the
 cross-entropy, and K is the largest :math:`|m|` over all pairs of classes, followed by power
-iteration: an estimate, good enough to train with and never certified with. As published, x' is
-attacked towards the runner-up only, by the paper's dual, and K is that pair's own, averaged over
-the batch. The rivals take the cross-entropy of the worst margins that intervals, lines or a
-Lipschitz constant leave possible in the ball. All of it is in :mod:`crcbook.objectives`.
+iteration: an estimate, good enough to train with and never certified with.
+
+As published, x' is attacked towards the runner-up only, by the paper's dual, and K is that pair's
+own, averaged over the batch. ``"crt-published"`` is that objective, not the authors' release: the
+release bisects the dual's multiplier, follows norms by 50 power steps at a time and keeps the epoch
+with the best clean test accuracy; here the attack is a fixed point, K is :math:`|m|` by this
+package's formula, one power step at a time, and the schedule and the choice of the epoch are those
+of the other methods.
+
+The rivals take the cross-entropy of the worst margins that intervals, lines or a Lipschitz constant
+leave possible in the ball. All objectives are in :mod:`crcbook.objectives`.
 """
 
 import math
