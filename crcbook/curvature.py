@@ -23,6 +23,7 @@ the table; over a ball, or a ball in a box, the norms of the rows of :math:`B_I`
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -126,17 +127,37 @@ def curvature_table(network: Network) -> Tensor:
 
 @dataclass(frozen=True)
 class Link:
-    """A term of a Jacobian's bound.
+    """A term of a Jacobian's bound: a product of weights and slopes.
 
     Attributes:
-        matrix: ``(width, ...)``, a product of weights and slopes.
-        error: a bound of the spectral norm of the matrix's rounding error.
+        weight: ``(width, ...)``, the first matrix of the product.
         factor: what its norm counts, a float or a scalar tensor.
+        before: the link that is the rest of the product; None where there is no more.
     """
 
-    matrix: Tensor
-    error: float
+    weight: Tensor
     factor: float | Tensor
+    before: "Link | None" = None
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """The matrices of the product, in its order: all that a power iteration needs."""
+        return [self.weight, *(self.before.matrices if self.before else [])]
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The product, ``(width, n)``, computed where a proof asks for it."""
+        return self.weight @ self.before.matrix if self.before else self.weight
+
+    @cached_property
+    def error(self) -> float:
+        """A bound of the spectral norm of the computed product's error."""
+        if not self.before:
+            return 0.0
+        size = float(self.weight.norm()) * OUTWARD
+        terms = gamma(self.weight.shape[1] + 4)
+        rest = float(self.before.matrix.norm())
+        return size * (self.before.error + terms * (rest + self.before.error)) * OUTWARD
 
 
 TopEigenvalue = Callable[[str, Link, Tensor], Tensor]
@@ -205,20 +226,13 @@ def _line_ranges(layer: Layer) -> Ranges:
 def _links(weight: Tensor, place: int, chains, ranges, top: TopEigenvalue) -> list[Link]:
     """The terms of a layer's Jacobian: those of the one before, carried through, and a new one."""
     if place == 0:
-        return [Link(weight, 0.0, 1.0)]
+        return [Link(weight, 1.0)]
     lowest, highest, _, _ = ranges[-1]
     centre = (lowest + highest) / 2
     spread = (highest - lowest) / 2 * OUTWARD + UNIT * centre.abs()
-    carried = [_carry(weight * centre, link) for link in chains[-1]]
+    carried = [Link(weight * centre, link.factor, link) for link in chains[-1]]
     reach = _chain_norm(chains[-1], f"reach{place}", spread[None], top)[0]
-    return [*carried, Link(weight * spread.sqrt(), 0.0, reach * OUTWARD)]
-
-
-def _carry(weight: Tensor, link: Link) -> Link:
-    size = float(weight.detach().norm()) * OUTWARD
-    terms = gamma(weight.shape[1] + 4)
-    error = size * (link.error + terms * (float(link.matrix.detach().norm()) + link.error))
-    return Link(weight @ link.matrix, error * OUTWARD, link.factor)
+    return [*carried, Link(weight * spread.sqrt(), reach * OUTWARD)]
 
 
 def _chain_norm(links: list[Link], name: str, diagonal: Tensor, top: TopEigenvalue) -> Tensor:

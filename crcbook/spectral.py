@@ -5,6 +5,7 @@ is an estimate and no bound. Here an estimate is only a guess, which a Cholesky 
 proves: if :math:`sI - A^TA` has a factorisation, s bounds every eigenvalue of :math:`A^TA`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -176,14 +177,16 @@ def _largest_eigenvalue_estimate(gram: Tensor, steps: int = 40) -> Tensor:
     return ((exact @ vector) * vector).sum((1, 2)) / size
 
 
-def top_eigenvalue_estimate(weight: Tensor, diagonal: Tensor, start: Tensor, steps: int = 1):
+def top_eigenvalue_estimate(
+    matrices: Sequence[Tensor], diagonal: Tensor, start: Tensor, steps: int = 1
+) -> tuple[Tensor, Tensor]:
     r"""Estimates of the largest eigenvalue of :math:`W^T\mathrm{diag}(d)W`, by power iteration.
 
     They approach it from below and are differentiable in W and d: for training, never for a
-    certificate.
+    certificate. W may be a product, which is never formed.
 
     Args:
-        weight: ``(outputs, inputs)``.
+        matrices: the factors of W, in their order: ``(outputs, ...)`` to ``(..., inputs)``.
         diagonal: ``(batch, outputs)`` rows d, nonnegative.
         start: ``(batch, inputs)`` unit vectors, the last call's second result or random.
         steps: the number of power iterations.
@@ -193,6 +196,14 @@ def top_eigenvalue_estimate(weight: Tensor, diagonal: Tensor, start: Tensor, ste
     """
     with torch.no_grad():
         for _ in range(steps):
-            start = ((start @ weight.T) * diagonal) @ weight
+            start = _image(matrices, start) * diagonal
+            for matrix in matrices:
+                start = start @ matrix
             start = torch.nn.functional.normalize(start, dim=1)
-    return (diagonal * (start @ weight.T) ** 2).sum(1), start
+    return (diagonal * _image(matrices, start) ** 2).sum(1), start
+
+
+def _image(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+    for matrix in reversed(matrices):
+        x = x @ matrix.T
+    return x

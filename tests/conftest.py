@@ -14,12 +14,12 @@ SMOOTH = sorted(crc.ACTIVATIONS)
 
 
 @st.composite
-def random_networks(draw, max_inputs=6, max_width=12, max_classes=4):
+def random_networks(draw, max_inputs=6, max_width=12, max_classes=4, activations=SMOOTH):
     """A network of 2 to 5 layers whose weights are scaled by 1/4 to 4, and its generator."""
     seed = draw(st.integers(0, 2**31 - 1))
     hidden = draw(st.lists(st.integers(1, max_width), min_size=1, max_size=4))
     sizes = [draw(st.integers(1, max_inputs)), *hidden, draw(st.integers(2, max_classes))]
-    model = crc.mlp(sizes, draw(st.sampled_from(SMOOTH)), seed=seed)
+    model = crc.mlp(sizes, draw(st.sampled_from(activations)), seed=seed)
     scale = draw(st.sampled_from([0.25, 1.0, 4.0]))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,12 +1,14 @@
 """The command line, as a newcomer uses it."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from crcbook.__main__ import main
+from crcbook.training import METHODS
 
 TRAIN = ["train", "--dataset", "digits", "--width", "24", "--epochs", "3", "--batch-size", "64",
          "--radius", "0.4", "--gamma", "0.02", "--device", "cpu"]  # fmt: skip
@@ -62,5 +64,10 @@ def test_python_dash_m_shows_its_commands():
         [sys.executable, "-m", "crcbook", "--help"], capture_output=True, text=True, check=True
     )
     assert "train" in shown.stdout and "certify" in shown.stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "crcbook", "train", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    assert f"{{{','.join(METHODS)}}}" in shown.stdout
     wrong = subprocess.run([sys.executable, "-m", "crcbook", "fly"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "invalid choice" in wrong.stderr

@@ -1,5 +1,7 @@
 """Curvature bounds hold every Hessian, and are attained where theory says so."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from conftest import SMOOTH, margin_hessian, random_networks
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook.curvature import Link
 from crcbook.networks import read_network
 
 
@@ -164,3 +167,28 @@ def test_half_a_region_is_refused():
     for region in ({"x": x}, {"radius": 1.0}, {"box": (0, 1)}):
         with pytest.raises(ValueError, match="needs both x and radius"):
             crc.curvature_bounds(model, 0, 1, **region)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_product_of_links_is_within_its_error(scale):
+    generator = torch.Generator().manual_seed(0)
+    link, exact = None, None
+    for shape in [(25, 30), (20, 25), (40, 20)]:
+        weight = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        link = Link(weight, 1.0, link)
+        wide = [[Fraction(value) for value in row] for row in weight.tolist()]
+        exact = wide if exact is None else _product(wide, exact)
+        difference = [
+            [float(Fraction(value) - true) for value, true in zip(*rows, strict=True)]
+            for rows in zip(link.matrix.tolist(), exact, strict=True)
+        ]
+        error = torch.linalg.matrix_norm(torch.tensor(difference, dtype=torch.float64), 2).item()
+        assert error <= link.error <= 1e-10 * link.matrix.norm().item()
+    assert error > 0 and [m.shape for m in link.matrices] == [(40, 20), (20, 25), (25, 30)]
+
+
+def _product(left, right):
+    columns = list(zip(*right, strict=True))
+    return [
+        [sum(a * b for a, b in zip(row, column, strict=True)) for column in columns] for row in left
+    ]

@@ -91,7 +91,7 @@ def test_bound_holds_where_ten_power_steps_fall_five_percent_short():
     matrix = left * singular
     start = torch.randn(1, 300, generator=generator, dtype=torch.float64)
     ones = torch.ones(1, 300, dtype=torch.float64)
-    estimate, _ = top_eigenvalue_estimate(matrix, ones, start / start.norm(), steps=10)
+    estimate, _ = top_eigenvalue_estimate([matrix], ones, start / start.norm(), steps=10)
     assert float(estimate.sqrt()) < 0.95
     assert 1 <= spectral_norm_bound(matrix) < 1 + 1e-4
 
@@ -103,9 +103,9 @@ def test_estimate_converges_from_below_and_is_differentiable():
     start = torch.nn.functional.normalize(torch.ones(2, 6).double(), dim=1)
     fixed = weight.detach()
     truth = [torch.linalg.eigvalsh(fixed.T @ (d[:, None] * fixed))[-1].item() for d in diagonal]
-    estimate, _ = top_eigenvalue_estimate(weight, diagonal, start, steps=500)
+    estimate, _ = top_eigenvalue_estimate([weight], diagonal, start, steps=500)
     assert estimate.tolist() == pytest.approx(truth, rel=1e-9)
-    early, _ = top_eigenvalue_estimate(weight, diagonal, start, steps=2)
+    early, _ = top_eigenvalue_estimate([weight], diagonal, start, steps=2)
     assert (early <= estimate * (1 + 1e-12)).all()
     (gradient,) = torch.autograd.grad(estimate.sum(), weight)
     assert gradient.abs().sum() > 0
