@@ -1,9 +1,10 @@
 """Try to break certificates: ``make soundness``.
 
 Random and trained networks of 2 to 5 layers, every activation, weights of many scales, in float32
-and float64: each certified radius is attacked from the input, from random points and from the
-certificate's nearest point. A violation is a point inside a certified ball whose margin, less the
-rounding error of its float64 evaluation, is not positive.
+and float64, with and without a box, with global and local curvature, by every method: each
+certified radius is attacked from the input, from random points and from the certificate's nearest
+point, and along every class's gradient. A violation is a point inside a certified ball whose
+margin, less the rounding error of its float64 evaluation, is not positive.
 """
 
 import argparse
@@ -18,9 +19,20 @@ import crcbook as crc
 from crcbook.attacks import boundary_points
 from crcbook.minorant import Pairs, Prover
 from crcbook.networks import read_network
+from crcbook.region import Box
 
 SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3])
 SCALES = (0.1, 1.0, 3.0, 20.0)
+SETTINGS = {
+    "dual": {},
+    "box": {"box": (0.0, 1.0)},
+    "local": {"curvature": "local"},
+    "box, local": {"box": (0.0, 1.0), "curvature": "local"},
+    "closed-form": {"method": "closed-form"},
+    "lipschitz": {"method": "lipschitz"},
+    "crown": {"method": "crown"},
+}
+COSTLY = 12  # items for the settings that take an eigenvalue problem or a search for each
 
 
 def random_model(shape, activation, scale, dtype, seed) -> torch.nn.Sequential:
@@ -41,38 +53,43 @@ def trained_model(layers, activation, method, seed) -> torch.nn.Sequential:
 
 
 def cases(seed: int):
-    """Every model of the campaign with inputs for it."""
+    """Every model of the campaign with inputs in [0, 1] for it."""
     generator = torch.Generator().manual_seed(seed)
     activations = sorted(crc.ACTIVATIONS)
     dtypes = (torch.float32, torch.float64)
     for shape, activation, scale, dtype in itertools.product(SHAPES, activations, SCALES, dtypes):
         model = random_model(shape, activation, scale, dtype, seed)
-        x = torch.randn(60, shape[0], generator=generator, dtype=dtype)
-        yield f"random {len(shape) - 1} layers", model, x
+        yield f"random {len(shape) - 1}", model, torch.rand(30, shape[0], generator=generator)
     digits = crc.load("digits").test.x
-    for layers, activation in itertools.product((2, 3, 4), ("softplus", "sigmoid", "tanh")):
+    for layers, activation in itertools.product((2, 3, 4, 5), ("softplus", "sigmoid", "tanh")):
         for method in ("standard", "crt"):
+            model = trained_model(layers, activation, method, seed)
             yield (
-                f"{method} {layers} layers",
-                trained_model(layers, activation, method, seed),
-                digits,
+                f"{method} {layers}",
+                model,
+                digits[torch.randperm(len(digits), generator=generator)[:120]],
             )
 
 
-def challenge(model, x, restarts: int, seed: int) -> dict[str, float]:
-    """Certify inputs against each class by itself and attack every one of the certificates."""
+def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, float]:
+    """Certify inputs against every class, and attack every one of the certificates."""
     network = read_network(model)
     flat = x.flatten(1).double()
     y = network.logits(flat).argmax(1)
-    certificate = crc.certify(model, x, y)
-    attacked = crc.attack(model, x, y, restarts=restarts, seed=seed)
-    closer = boundary_points(network, flat, y, certificate.target,
-                             certificate.nearest.nan_to_num())  # fmt: skip
+    certificate = crc.certify(model, x, y, **options)
+    bounds = options.get("box")
+    attacked = crc.attack(model, x, y, box=bounds, restarts=restarts, seed=seed)
+    box = None if bounds is None else Box(*(torch.full_like(flat[0], end) for end in bounds))
+    start = certificate.nearest
+    start = torch.where(start.isnan(), attacked.point, start).nan_to_num()
+    closer = boundary_points(network, flat, y, certificate.target, start, box=box)
     distance = torch.minimum(
         attacked.distance, (closer - flat).norm(dim=1).nan_to_num(nan=torch.inf)
     )
-    inside = [attacked.point, closer, certificate.nearest]
-    violations = sum(int(broken(network, flat, y, certificate.radius, p).sum()) for p in inside)
+    points = [attacked.point, closer, certificate.nearest, *inside(network, flat, y, certificate)]
+    if box is not None:
+        points = [box.clip(point) for point in points]
+    violations = sum(int(broken(network, flat, y, certificate.radius, p).sum()) for p in points)
     found = distance.isfinite() & (distance > 0)
     return {
         "certificates": len(x) * (network.classes - 1),
@@ -80,6 +97,15 @@ def challenge(model, x, restarts: int, seed: int) -> dict[str, float]:
         "radius": certificate.radius[found].sum().item(),
         "distance": distance[found].sum().item(),
     }
+
+
+def inside(network, x, y, certificate):
+    """Points just inside the certified balls, where each class's margin falls fastest."""
+    radius = certificate.radius.nan_to_num(posinf=1e6) * (1 - 1e-9)
+    for shift in range(1, network.classes):
+        target = (y + shift) % network.classes
+        _, gradient = network.margin_and_gradient(x, y, target)
+        yield x - radius[:, None] * torch.nn.functional.normalize(gradient, dim=1)
 
 
 def broken(network, x, y, radius, point) -> torch.Tensor:
@@ -93,6 +119,28 @@ def broken(network, x, y, radius, point) -> torch.Tensor:
     return inside & wrong & (radius > 0)
 
 
+def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Challenge at least so many certificates; the totals by kind of network and setting."""
+    totals: dict[str, dict[str, float]] = {}
+    done = 0
+    with tqdm(total=certificates, unit="certificate") as bar:
+        while done < certificates:
+            for name, model, x in cases(seed):
+                for setting, options in SETTINGS.items():
+                    costly = "local" in setting or setting == "crown"
+                    part = x[:COSTLY] if costly else x
+                    figures = challenge(model, part, options, restarts, seed)
+                    row = totals.setdefault(f"{name}, {setting}", dict.fromkeys(figures, 0.0))
+                    for key, value in figures.items():
+                        row[key] += value
+                    done += figures["certificates"]
+                    bar.update(figures["certificates"])
+                if done >= certificates:
+                    break
+            seed += 1
+    return totals
+
+
 def main() -> int:
     """Run the campaign and print a table; the status is 1 where a certificate was broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -101,23 +149,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # networks this small are fastest on one core
-    totals: dict[str, dict[str, float]] = {}
-    started, seed, done = time.time(), options.seed, 0
-    with tqdm(total=options.certificates, unit="certificate") as bar:
-        while done < options.certificates:
-            for name, model, x in cases(seed):
-                figures = challenge(model, x, options.restarts, seed)
-                row = totals.setdefault(name, dict.fromkeys(figures, 0.0))
-                for key, value in figures.items():
-                    row[key] += value
-                done += figures["certificates"]
-                bar.update(figures["certificates"])
-            seed += 1
-    print(f"{'networks':20} {'certificates':>13} {'violations':>11} {'certified/attack':>17}")
+    started = time.time()
+    totals = campaign(options.certificates, options.restarts, options.seed)
+    print(f"{'networks, layers, setting':28} {'certificates':>13} {'violations':>11} "
+          f"{'certified/attack':>17}")  # fmt: skip
     for name, row in totals.items():
         ratio = row["radius"] / max(row["distance"], 1e-300)
-        print(f"{name:20} {row['certificates']:13.0f} {row['violations']:11.0f} {ratio:17.3f}")
-    violations = int(sum(row["violations"] for row in totals.values()))
+        print(f"{name:28} {row['certificates']:13.0f} {row['violations']:11.0f} {ratio:17.3f}")
+    done, violations = (
+        int(sum(row[key] for row in totals.values())) for key in ("certificates", "violations")
+    )
     print(f"{done} certificates, {violations} violations, {time.time() - started:.0f} s")
     return int(violations > 0)
 
