@@ -1,16 +1,23 @@
 """Live widgets: they recompute certificates, so they need a running kernel."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from crcbook.curvature import curvature_bounds
 from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
-from crcbook.plots import svg
+from crcbook.networks import read_network
+from crcbook.plots import PALETTE, svg
 
 _BACKGROUND_POINTS = 61
+_DESCENT_STEPS = 2000
+_SMALL_RESIDUAL = 1e-9
 
 
 def certificate_at(model: nn.Sequential, x: float, y: float, **options) -> RadiusField:
@@ -114,3 +121,132 @@ def _picture(
     draw_ball(axes, point)
     plt.close(figure)
     return svg(figure, describe(point))
+
+
+@dataclass(frozen=True)
+class DualPoint:
+    r"""One value of the dual of the distance to a boundary.
+
+    Attributes:
+        eta: the multiplier :math:`\eta`.
+        point: ``(n,)`` the inner minimiser found.
+        margin: the margin there; its sign says on which side the best multiplier lies.
+        value: a lower bound of :math:`d(\eta)`, whether or not the minimiser has converged.
+        radius: :math:`\sqrt{2\,\mathrm{value}}`, certified; 0 where the value is negative.
+    """
+
+    eta: float
+    point: np.ndarray
+    margin: float
+    value: float
+    radius: float
+
+
+def dual_at(
+    model: nn.Sequential, x0: Sequence[float], eta: float, label: int = 0, target: int = 1
+) -> DualPoint:
+    r"""The dual :math:`d(\eta) = \min_x \|x - x_0\|^2/2 + \eta f(x)`: what the sliders call.
+
+    Gradient descent finds the minimiser; what it leaves of the gradient is subtracted,
+    :math:`\varphi(c) - \|\nabla\varphi(c)\|^2/(2(1 - \eta|m|))`. Rounding is not.
+
+    Args:
+        model: a classifier, as :func:`crcbook.certify` takes it.
+        x0: ``(n,)`` the input.
+        eta: the multiplier, at least 0 and below :math:`1/|m|`.
+        label: a class.
+        target: another class.
+
+    Returns:
+        The value and where it was found.
+
+    Raises:
+        ValueError: for a multiplier out of range.
+    """
+    m, top = (bound.item() for bound in curvature_bounds(model, label, target))
+    if not (eta >= 0 and 1 + eta * m > 0):
+        raise ValueError(f"eta must be at least 0 and below 1/|m| = {-1 / m:g}; got {eta:g}")
+    network, pair = read_network(model), (torch.tensor([label]), torch.tensor([target]))
+    start = torch.as_tensor(x0, dtype=torch.float64).reshape(1, -1)
+    point = start.clone()
+    for _ in range(_DESCENT_STEPS):
+        margin, gradient = network.margin_and_gradient(point, *pair)
+        residual = point - start + eta * gradient
+        if residual.norm() < _SMALL_RESIDUAL:
+            break
+        point = point - residual / (1 + eta * top)
+    margin, gradient = network.margin_and_gradient(point, *pair)
+    residual = point - start + eta * gradient
+    value = (point - start).square().sum() / 2 + eta * margin
+    value = (value - residual.square().sum() / (2 * (1 + eta * m))).item()
+    radius = math.sqrt(2 * max(value, 0.0))
+    return DualPoint(eta, point[0].numpy(), margin.item(), value, radius)
+
+
+def live_dual(
+    model: nn.Sequential, xs: Sequence[float], ys: Sequence[float], label: int = 0, target: int = 1
+) -> ipywidgets.VBox:
+    """Sliders for a point of the plane and a multiplier, with the dual's value at every move.
+
+    Args:
+        model: a classifier of points in the plane.
+        xs: the range of the first coordinate; only its ends matter.
+        ys: the range of the second coordinate; only its ends matter.
+        label: a class.
+        target: another class.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    m, _ = curvature_bounds(model, label, target)
+    share = ipywidgets.FloatSlider(0.5, min=0.0, max=0.98, step=0.02, description="η · |m|")
+    sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
+    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        x0 = [slider.value for slider in sliders]
+        found = dual_at(model, x0, share.value / max(-m.item(), 1e-12), label, target)
+        picture.value = _dual_picture(model, xs, ys, x0, found, (label, target))
+        text.value = describe_dual(found)
+
+    for control in (share, *sliders):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([share, *sliders, text, picture])
+
+
+def describe_dual(found: DualPoint) -> str:
+    """Say what a value of the dual proves, the radius rounded down.
+
+    Args:
+        found: what :func:`dual_at` returned.
+
+    Returns:
+        One sentence.
+    """
+    radius = np.floor(found.radius * 1e3) / 1e3
+    advice = "raise η" if found.margin > 0 else "lower η"
+    return (
+        f"Certified radius {radius:.3f}; the margin at the minimiser is {found.margin:+.3f}, "
+        + (f"so {advice} for more.")
+    )
+
+
+def _dual_picture(model: nn.Sequential, xs, ys, x0, found: DualPoint, pair) -> str:
+    grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
+    points = torch.from_numpy(np.stack(np.meshgrid(*grid), axis=-1).reshape(-1, 2))
+    logits = read_network(model).logits(points).numpy()
+    margin = (logits[:, pair[0]] - logits[:, pair[1]]).reshape(len(grid[1]), -1)
+    figure, axes = plt.subplots()
+    ink = plt.rcParams["text.color"]
+    axes.contour(*grid, margin, levels=9, colors=ink, linewidths=0.5)
+    axes.contour(*grid, margin, levels=[0], colors=ink, linewidths=2.5)
+    axes.add_patch(plt.Circle(x0, found.radius, facecolor=(0.5, 0.5, 0.5, 0.25), edgecolor=ink))
+    axes.plot(*zip(x0, found.point, strict=True), ":", color=PALETTE[1])
+    axes.plot(*x0, "o", color=PALETTE[0])
+    axes.plot(*found.point, "D", color=PALETTE[1])
+    axes.set(
+        aspect="equal", xlabel="x₁", ylabel="x₂", xlim=xs[:: len(xs) - 1], ylim=ys[:: len(ys) - 1]
+    )
+    plt.close(figure)
+    return svg(figure, describe_dual(found))

@@ -7,7 +7,7 @@ import torch
 
 import crcbook as crc
 from crcbook.explorer import radius_field
-from crcbook.widgets import certificate_at, describe, live_explorer
+from crcbook.widgets import certificate_at, describe, dual_at, live_dual, live_explorer
 
 ENDS = (-1.0, 1.0)
 
@@ -92,3 +92,42 @@ def test_one_point_of_a_field_is_the_callbacks(model):
     grid = np.linspace(-1, 1, 5)
     field = radius_field(model, grid, grid)
     assert certificate_at(model, grid[3], grid[1]).radius.item() == field.radius[1, 3]
+
+
+@pytest.fixture
+def bent():
+    """A margin of curvature |m| = 1 in one direction, 1.3 at the origin: 2 - softplus(2 x1)."""
+    model = crc.mlp([2, 1, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    model[1].bias.data.zero_()
+    model[3].weight.data = torch.tensor([[-1.0], [0.0]], dtype=torch.float64)
+    model[3].bias.data = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    return model
+
+
+def test_the_dual_is_the_minimum_over_a_grid_and_never_beyond_the_boundary(bent):
+    x = np.linspace(-1, 3, 400_001)
+    boundary = np.log(np.e**2 - 1) / 2
+    for eta in (0.0, 0.3, 0.536, 0.9):
+        found = dual_at(bent, [0.0, 0.7], eta)
+        lowest = (x**2 / 2 + eta * (2 - np.logaddexp(0, 2 * x))).min()
+        assert found.value == pytest.approx(lowest, abs=1e-9)
+        assert found.radius <= boundary + 1e-12
+    assert dual_at(bent, [0.0, 0.7], 0.536).radius == pytest.approx(boundary, abs=1e-4)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_the_dual_refuses_a_multiplier_out_of_range(bent, eta):
+    with pytest.raises(ValueError, match="eta must be"):
+        dual_at(bent, [0.0, 0.0], eta)
+
+
+def test_the_duals_sliders_compute_a_new_value(bent):
+    plt.close("all")
+    share, *_, text, picture = live_dual(bent, ENDS, ENDS).children
+    before = picture.value
+    assert "raise η" in text.value
+    share.value = 0.9
+    assert "lower η" in text.value
+    assert picture.value != before and "<svg" in picture.value
+    assert plt.get_fignums() == []
