@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crcbook.curvature import curvature_bounds
 from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
+from crcbook.hessian import margin_hessian
 from crcbook.networks import read_network
 from crcbook.plots import PALETTE, svg
 
@@ -250,3 +251,90 @@ def _dual_picture(model: nn.Sequential, xs, ys, x0, found: DualPoint, pair) -> s
     )
     plt.close(figure)
     return svg(figure, describe_dual(found))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of a margin's Hessian at a point, with the bounds for all points.
+
+    Attributes:
+        eigenvalues: ``(n,)`` increasing.
+        lowest: the proved lower bound m.
+        highest: the proved upper bound M.
+    """
+
+    eigenvalues: np.ndarray
+    lowest: float
+    highest: float
+
+
+def spectrum_at(model: nn.Sequential, x: Tensor, label: int, target: int) -> Spectrum:
+    """The spectrum of a margin's Hessian: what the sliders call.
+
+    Args:
+        model: a classifier, as :func:`crcbook.certify` takes it.
+        x: one input, of any shape with n elements.
+        label: a class.
+        target: another class.
+
+    Returns:
+        The eigenvalues and their bounds.
+    """
+    m, top = (bound.item() for bound in curvature_bounds(model, label, target))
+    hessian = margin_hessian(model, x.reshape(1, -1), label, target)[0]
+    return Spectrum(torch.linalg.eigvalsh(hessian).cpu().numpy(), m, top)
+
+
+def live_spectrum(model: nn.Sequential, ends: tuple[Tensor, Tensor], label: int) -> ipywidgets.VBox:
+    """A slider for a point between two inputs, and the spectrum of a margin's Hessian there.
+
+    Args:
+        model: a classifier, as :func:`crcbook.certify` takes it.
+        ends: two inputs; the slider moves on the line through them.
+        label: the class whose margin over another one, to be chosen, is bent.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    others = [other for other in range(read_network(model).classes) if other != label]
+    target = ipywidgets.Dropdown(options=others, description="over class")
+    place = ipywidgets.FloatSlider(0.0, min=-0.5, max=1.5, step=0.01, description="place t")
+    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        x = ends[0] + place.value * (ends[1] - ends[0])
+        found = spectrum_at(model, x, label, target.value)
+        picture.value = _spectrum_picture(found)
+        text.value = describe_spectrum(found)
+
+    for control in (target, place):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([target, place, text, picture])
+
+
+def describe_spectrum(found: Spectrum) -> str:
+    """Compare the extreme eigenvalues with their bounds.
+
+    Args:
+        found: what :func:`spectrum_at` returned.
+
+    Returns:
+        One sentence.
+    """
+    low, high = found.eigenvalues[[0, -1]]
+    return (
+        f"Eigenvalues from {low:.3f} to {high:.3f}; nowhere below {found.lowest:.3f} "
+        f"or above {found.highest:.3f}."
+    )
+
+
+def _spectrum_picture(found: Spectrum) -> str:
+    figure, axes = plt.subplots()
+    ink = plt.rcParams["text.color"]
+    for bound in (found.lowest, found.highest):
+        axes.axhline(bound, color=ink, linestyle="--")
+    axes.plot(range(1, len(found.eigenvalues) + 1), found.eigenvalues, "o", color=PALETTE[0])
+    axes.set(xlabel="eigenvalue number", ylabel="eigenvalue of the Hessian")
+    plt.close(figure)
+    return svg(figure, describe_spectrum(found))

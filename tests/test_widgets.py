@@ -7,7 +7,15 @@ import torch
 
 import crcbook as crc
 from crcbook.explorer import radius_field
-from crcbook.widgets import certificate_at, describe, dual_at, live_dual, live_explorer
+from crcbook.widgets import (
+    certificate_at,
+    describe,
+    dual_at,
+    live_dual,
+    live_explorer,
+    live_spectrum,
+    spectrum_at,
+)
 
 ENDS = (-1.0, 1.0)
 
@@ -130,4 +138,24 @@ def test_the_duals_sliders_compute_a_new_value(bent):
     share.value = 0.9
     assert "lower η" in text.value
     assert picture.value != before and "<svg" in picture.value
+    assert plt.get_fignums() == []
+
+
+def test_the_spectrum_of_one_unit_is_one_eigenvalue(bent):
+    found = spectrum_at(bent, torch.tensor([0.0, 5.0]), 0, 1)
+    assert found.eigenvalues == pytest.approx([-1.0, 0.0], abs=1e-12)
+    assert found.lowest == pytest.approx(-1.0) and found.lowest <= -1.0
+    assert found.highest == pytest.approx(0.0, abs=1e-9)
+    assert spectrum_at(bent, torch.tensor([1.0, 0.0]), 0, 1).eigenvalues[0] > -1.0
+
+
+def test_the_spectrums_slider_moves_the_point(bent):
+    plt.close("all")
+    ends = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
+    target, place, text, picture = live_spectrum(bent, ends, 0).children
+    assert list(target.options) == [1]
+    before = picture.value
+    assert "from -1.000" in text.value
+    place.value = 1.0
+    assert "from -0.420" in text.value and picture.value != before
     assert plt.get_fignums() == []
