@@ -193,7 +193,8 @@ def add_slider(
     for name, values in frames[start].items():
         for trace, value in zip(traces, values, strict=True):
             figure.data[trace].update({name: value})
+    slider = {"steps": steps, "active": start, "currentvalue": {"prefix": prefix}}
     figure.update_layout(
-        sliders=[{"steps": steps, "active": start, "currentvalue": {"prefix": prefix}}],
+        sliders=[slider | {"pad": {"t": 70}}],  # clear of the axis title on a narrow page
         title_text=None if titles is None else titles[start],
     )
