@@ -3,6 +3,7 @@
 import html
 import io
 import os
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import plotly.graph_objects as go
@@ -149,4 +150,51 @@ def _plotly_html(figure: go.Figure, alt: str) -> str:
     return (
         f'{_FOLLOW_THE_PAGE}<figure class="crc-figure" aria-label="{html.escape(alt)}">'
         f"{drawing}</figure>"
+    )
+
+
+def add_slider(
+    figure: go.Figure,
+    prefix: str,
+    labels: Sequence[str],
+    frames: Sequence[Mapping[str, Sequence]],
+    traces: Sequence[int],
+    titles: Sequence[str] | None = None,
+    start: int = 0,
+) -> None:
+    """Give a plotly figure a slider over precomputed frames; it answers without a kernel.
+
+    Args:
+        figure: the figure; it is changed, and shows the frame at ``start``.
+        prefix: what stands before the current label, such as ``"c = "``.
+        labels: a label a frame.
+        frames: for each of them, the traces' properties: a name, such as ``"y"``, and a value a
+            trace.
+        traces: the positions in ``figure.data`` of the traces that change.
+        titles: a title of the figure for each frame; None for none.
+        start: the frame shown first.
+
+    Raises:
+        ValueError: where the numbers of labels, frames and titles differ, or those of values and
+            traces.
+    """
+    if not len(labels) == len(frames) == len(frames if titles is None else titles):
+        raise ValueError(
+            f"expected a label and a title for each of {len(frames)} frames; got {len(labels)} "
+            f"labels" + ("" if titles is None else f" and {len(titles)} titles")
+        )
+    for frame in frames:
+        if any(len(values) != len(traces) for values in frame.values()):
+            raise ValueError(f"each property of a frame needs {len(traces)} values, one a trace")
+    steps = []
+    for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
+        layout = {} if titles is None else {"title.text": titles[i]}
+        steps.append({"method": "update", "label": label, "args": [frame, layout, list(traces)]})
+    for name, values in frames[start].items():
+        for trace, value in zip(traces, values, strict=True):
+            figure.data[trace].update({name: value})
+    slider = {"steps": steps, "active": start, "currentvalue": {"prefix": prefix}}
+    figure.update_layout(
+        sliders=[slider | {"pad": {"t": 70}}],  # clear of the axis title on a narrow page
+        title_text=None if titles is None else titles[start],
     )

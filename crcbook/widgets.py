@@ -1,16 +1,25 @@
 """Live widgets: they recompute certificates, so they need a running kernel."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from crcbook.activations import ACTIVATIONS
+from crcbook.curvature import curvature_bounds
 from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
-from crcbook.plots import svg
+from crcbook.hessian import margin_hessian
+from crcbook.networks import read_network
+from crcbook.plots import PALETTE, svg
 
 _BACKGROUND_POINTS = 61
+_DESCENT_STEPS = 2000
+_SMALL_RESIDUAL = 1e-9
 
 
 def certificate_at(model: nn.Sequential, x: float, y: float, **options) -> RadiusField:
@@ -114,3 +123,281 @@ def _picture(
     draw_ball(axes, point)
     plt.close(figure)
     return svg(figure, describe(point))
+
+
+@dataclass(frozen=True)
+class DualPoint:
+    r"""One value of the dual of the distance to a boundary.
+
+    Attributes:
+        eta: the multiplier :math:`\eta`.
+        point: ``(n,)`` the inner minimiser found.
+        margin: the margin there; its sign says on which side the best multiplier lies.
+        value: a lower bound of :math:`d(\eta)`, whether or not the minimiser has converged.
+        radius: :math:`\sqrt{2\,\mathrm{value}}`, certified; 0 where the value is negative.
+    """
+
+    eta: float
+    point: np.ndarray
+    margin: float
+    value: float
+    radius: float
+
+
+def dual_at(
+    model: nn.Sequential, x0: Sequence[float], eta: float, label: int = 0, target: int = 1
+) -> DualPoint:
+    r"""The dual :math:`d(\eta) = \min_x \|x - x_0\|^2/2 + \eta f(x)`: what the sliders call.
+
+    Gradient descent finds the minimiser; what it leaves of the gradient is subtracted,
+    :math:`\varphi(c) - \|\nabla\varphi(c)\|^2/(2(1 - \eta|m|))`. Rounding is not.
+
+    Args:
+        model: a classifier, as :func:`crcbook.certify` takes it.
+        x0: ``(n,)`` the input.
+        eta: the multiplier, at least 0 and below :math:`1/|m|`.
+        label: a class.
+        target: another class.
+
+    Returns:
+        The value and where it was found.
+
+    Raises:
+        ValueError: for a multiplier out of range.
+    """
+    m, top = (bound.item() for bound in curvature_bounds(model, label, target))
+    if not (eta >= 0 and 1 + eta * m > 0):
+        raise ValueError(f"eta must be at least 0 and below 1/|m| = {-1 / m:g}; got {eta:g}")
+    network, pair = read_network(model), (torch.tensor([label]), torch.tensor([target]))
+    start = torch.as_tensor(x0, dtype=torch.float64).reshape(1, -1)
+    point = start.clone()
+    for _ in range(_DESCENT_STEPS):
+        margin, gradient = network.margin_and_gradient(point, *pair)
+        residual = point - start + eta * gradient
+        if residual.norm() < _SMALL_RESIDUAL:
+            break
+        point = point - residual / (1 + eta * top)
+    margin, gradient = network.margin_and_gradient(point, *pair)
+    residual = point - start + eta * gradient
+    value = (point - start).square().sum() / 2 + eta * margin
+    value = (value - residual.square().sum() / (2 * (1 + eta * m))).item()
+    radius = math.sqrt(2 * max(value, 0.0))
+    return DualPoint(eta, point[0].numpy(), margin.item(), value, radius)
+
+
+def live_dual(
+    model: nn.Sequential, xs: Sequence[float], ys: Sequence[float], label: int = 0, target: int = 1
+) -> ipywidgets.VBox:
+    """Sliders for a point of the plane and a multiplier, with the dual's value at every move.
+
+    Args:
+        model: a classifier of points in the plane.
+        xs: the range of the first coordinate; only its ends matter.
+        ys: the range of the second coordinate; only its ends matter.
+        label: a class.
+        target: another class.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    m, _ = curvature_bounds(model, label, target)
+    share = ipywidgets.FloatSlider(0.5, min=0.0, max=0.98, step=0.02, description="η · |m|")
+    sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
+    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        x0 = [slider.value for slider in sliders]
+        found = dual_at(model, x0, share.value / max(-m.item(), 1e-12), label, target)
+        picture.value = _dual_picture(model, xs, ys, x0, found, (label, target))
+        text.value = describe_dual(found)
+
+    for control in (share, *sliders):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([share, *sliders, text, picture])
+
+
+def describe_dual(found: DualPoint) -> str:
+    """Say what a value of the dual proves, the radius rounded down.
+
+    Args:
+        found: what :func:`dual_at` returned.
+
+    Returns:
+        One sentence.
+    """
+    radius = np.floor(found.radius * 1e3) / 1e3
+    advice = "raise η" if found.margin > 0 else "lower η"
+    return (
+        f"Certified radius {radius:.3f}; the margin at the minimiser is {found.margin:+.3f}, "
+        + (f"so {advice} for more.")
+    )
+
+
+def _dual_picture(model: nn.Sequential, xs, ys, x0, found: DualPoint, pair) -> str:
+    grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
+    points = torch.from_numpy(np.stack(np.meshgrid(*grid), axis=-1).reshape(-1, 2))
+    logits = read_network(model).logits(points).numpy()
+    margin = (logits[:, pair[0]] - logits[:, pair[1]]).reshape(len(grid[1]), -1)
+    figure, axes = plt.subplots()
+    ink = plt.rcParams["text.color"]
+    axes.contour(*grid, margin, levels=9, colors=ink, linewidths=0.5)
+    axes.contour(*grid, margin, levels=[0], colors=ink, linewidths=2.5)
+    axes.add_patch(plt.Circle(x0, found.radius, facecolor=(0.5, 0.5, 0.5, 0.25), edgecolor=ink))
+    axes.plot(*zip(x0, found.point, strict=True), ":", color=PALETTE[1])
+    axes.plot(*x0, "o", color=PALETTE[0])
+    axes.plot(*found.point, "D", color=PALETTE[1])
+    axes.set(
+        aspect="equal", xlabel="x₁", ylabel="x₂", xlim=xs[:: len(xs) - 1], ylim=ys[:: len(ys) - 1]
+    )
+    plt.close(figure)
+    return svg(figure, describe_dual(found))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of a margin's Hessian at a point, with the bounds for all points.
+
+    Attributes:
+        eigenvalues: ``(n,)`` increasing.
+        lowest: the proved lower bound m.
+        highest: the proved upper bound M.
+    """
+
+    eigenvalues: np.ndarray
+    lowest: float
+    highest: float
+
+
+def spectrum_at(model: nn.Sequential, x: Tensor, label: int, target: int) -> Spectrum:
+    """The spectrum of a margin's Hessian: what the sliders call.
+
+    Args:
+        model: a classifier, as :func:`crcbook.certify` takes it.
+        x: one input, of any shape with n elements.
+        label: a class.
+        target: another class.
+
+    Returns:
+        The eigenvalues and their bounds.
+    """
+    m, top = (bound.item() for bound in curvature_bounds(model, label, target))
+    hessian = margin_hessian(model, x.reshape(1, -1), label, target)[0]
+    return Spectrum(torch.linalg.eigvalsh(hessian).cpu().numpy(), m, top)
+
+
+def live_spectrum(model: nn.Sequential, ends: tuple[Tensor, Tensor], label: int) -> ipywidgets.VBox:
+    """A slider for a point between two inputs, and the spectrum of a margin's Hessian there.
+
+    Args:
+        model: a classifier, as :func:`crcbook.certify` takes it.
+        ends: two inputs; the slider moves on the line through them.
+        label: the class whose margin over another one, to be chosen, is bent.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    others = [other for other in range(read_network(model).classes) if other != label]
+    target = ipywidgets.Dropdown(options=others, description="over class")
+    place = ipywidgets.FloatSlider(0.0, min=-0.5, max=1.5, step=0.01, description="place t")
+    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        x = ends[0] + place.value * (ends[1] - ends[0])
+        found = spectrum_at(model, x, label, target.value)
+        picture.value = _spectrum_picture(found)
+        text.value = describe_spectrum(found)
+
+    for control in (target, place):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([target, place, text, picture])
+
+
+def describe_spectrum(found: Spectrum) -> str:
+    """Compare the extreme eigenvalues with their bounds.
+
+    Args:
+        found: what :func:`spectrum_at` returned.
+
+    Returns:
+        One sentence.
+    """
+    low, high = found.eigenvalues[[0, -1]]
+    return (
+        f"Eigenvalues from {low:.3f} to {high:.3f}; nowhere below {found.lowest:.3f} "
+        f"or above {found.highest:.3f}."
+    )
+
+
+def _spectrum_picture(found: Spectrum) -> str:
+    figure, axes = plt.subplots()
+    ink = plt.rcParams["text.color"]
+    for bound in (found.lowest, found.highest):
+        axes.axhline(bound, color=ink, linestyle="--")
+    axes.plot(range(1, len(found.eigenvalues) + 1), found.eigenvalues, "o", color=PALETTE[0])
+    axes.set(xlabel="eigenvalue number", ylabel="eigenvalue of the Hessian")
+    plt.close(figure)
+    return svg(figure, describe_spectrum(found))
+
+
+def bounds_at(
+    build: Callable[..., nn.Sequential],
+    bounds: Mapping[str, Callable[[nn.Sequential], float]],
+    *arguments,
+) -> dict[str, float]:
+    """Several bounds of one network: what the sliders call.
+
+    Args:
+        build: makes a network from the arguments.
+        bounds: by name, functions of a network.
+        *arguments: passed on to ``build``.
+
+    Returns:
+        Each bound's value, by name.
+    """
+    model = build(*arguments)
+    return {name: float(bound(model)) for name, bound in bounds.items()}
+
+
+def live_bounds(
+    build: Callable[..., nn.Sequential], bounds: Mapping[str, Callable[[nn.Sequential], float]]
+) -> ipywidgets.VBox:
+    """Sliders for a network's shape, and bounds of its curvature for every choice.
+
+    Args:
+        build: makes a network from a depth, a factor for the weights, a width and the name of an
+            activation.
+        bounds: by name, functions of a network.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    controls = [
+        ipywidgets.IntSlider(3, min=2, max=8, description="layers"),
+        ipywidgets.FloatLogSlider(2.0, base=2, min=-1, max=3, step=0.25, description="weights ×"),
+        ipywidgets.IntSlider(32, min=4, max=128, step=4, description="width"),
+        ipywidgets.Dropdown(options=list(ACTIVATIONS), description="activation"),
+    ]
+    picture = ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        found = bounds_at(build, bounds, *(control.value for control in controls))
+        picture.value = _bars_picture(found)
+
+    for control in controls:
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([*controls, picture])
+
+
+def _bars_picture(values: Mapping[str, float]) -> str:
+    figure, axes = plt.subplots(figsize=(6.4, 2.4))
+    names, sizes = list(values), list(values.values())
+    bars = axes.barh(names, sizes, color=PALETTE[: len(names)])
+    axes.bar_label(bars, labels=[f"{size:.3g}" for size in sizes], padding=4)
+    # Where nothing bends down there is nothing to take a logarithm of.
+    axes.set(xscale="log" if min(sizes) > 0 else "linear", xlabel="curvature k")
+    axes.margins(x=0.15)
+    plt.close(figure)
+    return svg(figure, ", ".join(f"{name} {size:.3g}" for name, size in values.items()))

@@ -113,3 +113,36 @@ def test_importing_the_package_draws_nothing():
     code = "import sys, crcbook; print({'plotly', 'matplotlib', 'ipywidgets'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert loaded.stdout.strip() == "set()", loaded.stderr
+
+
+@pytest.fixture
+def sliding():
+    """A figure whose slider moves its second trace."""
+    figure = go.Figure([go.Scatter(y=[0, 0]), go.Scatter(y=[])])
+    frames = [{"x": [[0, i]], "y": [[i, i]]} for i in range(3)]
+    plots.add_slider(figure, "i = ", "012", frames, [1], titles=["a", "b", "c"], start=1)
+    return figure
+
+
+def test_a_slider_starts_at_its_frame_and_leaves_other_traces_alone(sliding):
+    assert list(sliding.data[1].x) == [0, 1] and list(sliding.data[1].y) == [1, 1]
+    assert list(sliding.data[0].y) == [0, 0]
+    assert sliding.layout.title.text == "b"
+    assert sliding.layout.sliders[0].active == 1
+
+
+def test_a_slider_carries_every_frame(sliding):
+    steps = sliding.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["0", "1", "2"]
+    frame, layout, traces = steps[2].args
+    assert frame["y"] == [[2, 2]] and layout["title.text"] == "c" and list(traces) == [1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": "01"}, {"titles": ["a"]}, {"traces": [0, 1]}], ids=str
+)
+def test_a_slider_with_missing_frames_is_refused(change):
+    frames = [{"y": [[i]]} for i in range(3)]
+    options = {"labels": "012", "frames": frames, "traces": [0], **change}
+    with pytest.raises(ValueError, match="frame"):
+        plots.add_slider(go.Figure(go.Scatter()), "i = ", **options)

@@ -7,7 +7,17 @@ import torch
 
 import crcbook as crc
 from crcbook.explorer import radius_field
-from crcbook.widgets import certificate_at, describe, live_explorer
+from crcbook.widgets import (
+    bounds_at,
+    certificate_at,
+    describe,
+    dual_at,
+    live_bounds,
+    live_dual,
+    live_explorer,
+    live_spectrum,
+    spectrum_at,
+)
 
 ENDS = (-1.0, 1.0)
 
@@ -92,3 +102,95 @@ def test_one_point_of_a_field_is_the_callbacks(model):
     grid = np.linspace(-1, 1, 5)
     field = radius_field(model, grid, grid)
     assert certificate_at(model, grid[3], grid[1]).radius.item() == field.radius[1, 3]
+
+
+@pytest.fixture
+def bent():
+    """A margin of curvature |m| = 1 in one direction, 1.3 at the origin: 2 - softplus(2 x1)."""
+    model = crc.mlp([2, 1, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    model[1].bias.data.zero_()
+    model[3].weight.data = torch.tensor([[-1.0], [0.0]], dtype=torch.float64)
+    model[3].bias.data = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    return model
+
+
+def test_the_dual_is_the_minimum_over_a_grid_and_never_beyond_the_boundary(bent):
+    x = np.linspace(-1, 3, 400_001)
+    boundary = np.log(np.e**2 - 1) / 2
+    for eta in (0.0, 0.3, 0.536, 0.9):
+        found = dual_at(bent, [0.0, 0.7], eta)
+        lowest = (x**2 / 2 + eta * (2 - np.logaddexp(0, 2 * x))).min()
+        assert found.value == pytest.approx(lowest, abs=1e-9)
+        assert found.radius <= boundary + 1e-12
+    assert dual_at(bent, [0.0, 0.7], 0.536).radius == pytest.approx(boundary, abs=1e-4)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_the_dual_refuses_a_multiplier_out_of_range(bent, eta):
+    with pytest.raises(ValueError, match="eta must be"):
+        dual_at(bent, [0.0, 0.0], eta)
+
+
+def test_the_duals_sliders_compute_a_new_value(bent):
+    plt.close("all")
+    share, *_, text, picture = live_dual(bent, ENDS, ENDS).children
+    before = picture.value
+    assert "raise η" in text.value
+    share.value = 0.9
+    assert "lower η" in text.value
+    assert picture.value != before and "<svg" in picture.value
+    assert plt.get_fignums() == []
+
+
+def test_the_spectrum_of_one_unit_is_one_eigenvalue(bent):
+    found = spectrum_at(bent, torch.tensor([0.0, 5.0]), 0, 1)
+    assert found.eigenvalues == pytest.approx([-1.0, 0.0], abs=1e-12)
+    assert found.lowest == pytest.approx(-1.0) and found.lowest <= -1.0
+    assert found.highest == pytest.approx(0.0, abs=1e-9)
+    assert spectrum_at(bent, torch.tensor([1.0, 0.0]), 0, 1).eigenvalues[0] > -1.0
+
+
+def test_the_spectrums_slider_moves_the_point(bent):
+    plt.close("all")
+    ends = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
+    target, place, text, picture = live_spectrum(bent, ends, 0).children
+    assert list(target.options) == [1]
+    before = picture.value
+    assert "from -1.000" in text.value
+    place.value = 1.0
+    assert "from -0.420" in text.value and picture.value != before
+    assert plt.get_fignums() == []
+
+
+def network_of(depth, factor, width, activation):
+    model = crc.mlp([3, *[width] * (depth - 1), 2], activation)
+    model[1].weight.data *= factor
+    return model
+
+
+BOUNDS = {
+    "k": lambda model: -crc.curvature_bounds(model, 0, 1)[0].item(),
+    "layers": lambda model: len(model) // 2,
+}
+
+
+def test_the_bounds_are_those_of_the_network_built():
+    assert bounds_at(network_of, BOUNDS, 3, 1.0, 5, "tanh")["layers"] == 3
+    small, large = (bounds_at(network_of, BOUNDS, 2, c, 5, "tanh")["k"] for c in (1.0, 2.0))
+    assert large == pytest.approx(4 * small)
+
+
+def test_every_control_of_the_bounds_computes_new_ones():
+    plt.close("all")
+    *controls, picture = live_bounds(network_of, BOUNDS).children
+    for control, value in zip(controls, (4, 4.0, 8, "tanh"), strict=True):
+        before = picture.value
+        control.value = value
+        assert picture.value != before and "<svg" in picture.value
+    assert plt.get_fignums() == []
+
+
+def test_a_bound_of_zero_is_drawn():
+    widget = live_bounds(network_of, {"none": lambda _: 0.0})
+    assert "<svg" in widget.children[-1].value
