@@ -27,7 +27,7 @@ from crcbook.rounding import RoundingModel
 from crcbook.spectral import NormSketch
 
 _GAIN = 1e-5  # a smaller relative gain counts as none
-_PATIENCE = 3  # steps without a gain
+_PATIENCE = 10  # steps without a gain
 _SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
 _SHORTEST = 0.01  # of a full step
 # The bound is flat at the best multiplier: half the digits of the precision are enough.

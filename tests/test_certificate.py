@@ -1,6 +1,9 @@
 """Certificates: sound against attacks, tight where the distance is known, clear about bad input."""
 
+import importlib.util
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -568,3 +571,49 @@ def test_impossible_methods_are_refused():
     for option in ({"box": (0.0, 1.0)}, {"curvature": "local"}):
         with pytest.raises(ValueError, match="neither a box nor local curvature"):
             crc.certify(model, GOOD_X, GOOD_Y, method="crown", **option)
+
+
+@pytest.mark.parametrize("offset", [1.1, 1.2, 1.3, 1.45])
+def test_the_search_goes_on_where_its_bound_falls_for_a_while(offset):
+    model = crc.mlp([2, 2, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, -1.2], [0.3, 2.0]]).double()
+    model[1].bias.data = torch.tensor([0.0, -1.5]).double()
+    model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]]).double()
+    model[3].bias.data = torch.tensor([offset, 0.0]).double()
+    x, y = torch.tensor([[-0.4, 0.3]]), torch.tensor([0])
+    certificate = crc.certify(model, x, y)
+    # At the nearest boundary point the gradient is longer than curvature times distance: no gap.
+    assert certificate.exact
+    assert certificate.radius.item() == pytest.approx(
+        crc.attack(model, x, y, restarts=3).distance.item(), rel=1e-5
+    )
+
+
+def test_full_steps_would_cycle_on_a_narrow_valley():
+    """About f = 25 x1^2 + 3 x2 from (.1, 0), out of softplus units."""
+    model = crc.mlp([2, 4, 2]).double()
+    weight = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    last = [[100.0, 100.0, 3.0, -3.0], [0.0, 0.0, 0.0, 0.0]]
+    with_parameters(model, weight, torch.zeros(4), last, [-200 * math.log(2), 0.0])
+    x, y = torch.tensor([[0.1, 0.0]], dtype=torch.float64), torch.tensor([0])
+    certificate = crc.certify(model, x, y)
+    # f = g(x1) + 3 x2 exactly, so every boundary point is (x1, -g(x1)/3).
+    x1 = torch.linspace(0, 0.1, 1_000_001, dtype=torch.float64)
+    g = 100 * (torch.logaddexp(x1, -x1 * 0) + torch.logaddexp(-x1, x1 * 0)) - 200 * math.log(2)
+    distance = ((x1 - 0.1) ** 2 + (g / 3) ** 2).sqrt().min().item()
+    assert certificate.exact
+    assert certificate.radius.item() == pytest.approx(distance, rel=1e-4)
+
+
+def test_a_certificate_is_short_only_by_what_the_campaign_says():
+    path = Path(__file__).parents[1] / "benchmarks" / "soundness.py"
+    specification = importlib.util.spec_from_file_location("soundness", path)
+    soundness = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(soundness)
+    cases = list(itertools.islice(soundness.cases(seed=1), 0, 200, 13))
+    assert len({name for name, _, _ in cases}) >= 4
+    for _, model, x in cases:
+        for options in soundness.SETTINGS.values():
+            figures = soundness.challenge(model, x[:4], options, restarts=2, seed=1)
+            assert figures["violations"] == 0
+            assert figures["radius"] <= figures["distance"] * (1 + 1e-9)
