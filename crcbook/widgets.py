@@ -1,6 +1,7 @@
 """Live widgets: they recompute certificates, so they need a running kernel."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -114,3 +115,77 @@ def _picture(
     draw_ball(axes, point)
     plt.close(figure)
     return svg(figure, describe(point))
+
+
+@dataclass(frozen=True)
+class Guess:
+    r"""What a point says about the dual of the margin ``2 - softplus(2 x)`` at 0.
+
+    Attributes:
+        eta: the dual variable, in (0, 1).
+        point: where the inner solver stands.
+        value: :math:`\varphi` there.
+        slope: :math:`\varphi'` there.
+    """
+
+    eta: float
+    point: float
+    value: float
+    slope: float
+
+    @property
+    def claimed(self) -> float:
+        """The radius if the value were the minimum; no bound."""
+        return float(np.sqrt(2 * max(self.value, 0.0)))
+
+    @property
+    def proved(self) -> float:
+        r"""The radius of :math:`\varphi - \varphi'^2/2\mu`, which is below the minimum."""
+        bound = self.value - self.slope**2 / (2 * (1 - self.eta))
+        return float(np.sqrt(2 * max(bound, 0.0)))
+
+
+def radii_of_a_guess(eta: float, steps: int) -> Guess:
+    r"""Gradient descent on :math:`\varphi(x) = x^2/2 + \eta (2 - \mathrm{softplus}(2x))`.
+
+    The margin's second derivative is at least -1, so :math:`\varphi'' \ge 1 - \eta`.
+
+    Args:
+        eta: the dual variable, in (0, 1).
+        steps: how many steps of length 1/2 from 0.
+
+    Returns:
+        Where the solver stands.
+    """
+    point = 0.0
+    for step in range(steps + 1):
+        value = point**2 / 2 + eta * (2 - np.logaddexp(0, 2 * point))
+        slope = point - 2 * eta / (1 + np.exp(-2 * point))
+        if step < steps:
+            point -= slope / 2
+    return Guess(eta, float(point), float(value), float(slope))
+
+
+def live_guess() -> ipywidgets.VBox:
+    """Sliders for the dual variable and the solver's steps, and the two radii they give.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    eta = ipywidgets.FloatSlider(0.54, min=0.02, max=0.98, step=0.02, description="η")
+    steps = ipywidgets.IntSlider(0, min=0, max=30, description="steps")
+    text = ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        guess = radii_of_a_guess(eta.value, steps.value)
+        boundary = np.log(np.e**2 - 1) / 2
+        verdict = "broken" if guess.claimed > boundary else "not broken"
+        text.value = (
+            f"Claimed radius {guess.claimed:.4f}: {verdict} (the boundary is at {boundary:.4f}). "
+            f"Proved radius {np.floor(guess.proved * 1e4) / 1e4:.4f}."
+        )
+
+    for control in (eta, steps):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([eta, steps, text])

@@ -7,7 +7,13 @@ import torch
 
 import crcbook as crc
 from crcbook.explorer import radius_field
-from crcbook.widgets import certificate_at, describe, live_explorer
+from crcbook.widgets import (
+    certificate_at,
+    describe,
+    live_explorer,
+    live_guess,
+    radii_of_a_guess,
+)
 
 ENDS = (-1.0, 1.0)
 
@@ -92,3 +98,22 @@ def test_one_point_of_a_field_is_the_callbacks(model):
     grid = np.linspace(-1, 1, 5)
     field = radius_field(model, grid, grid)
     assert certificate_at(model, grid[3], grid[1]).radius.item() == field.radius[1, 3]
+
+
+@pytest.mark.parametrize("eta", [0.1, 0.54, 0.95])
+def test_a_guess_never_proves_more_than_the_dual_and_claims_no_less(eta):
+    xs = np.linspace(-3, 3, 60_001)
+    dual = (xs**2 / 2 + eta * (2 - np.logaddexp(0, 2 * xs))).min()
+    for steps in (0, 1, 5, 200):
+        guess = radii_of_a_guess(eta, steps)
+        assert (
+            guess.proved <= np.sqrt(2 * dual) + 1e-8 and guess.claimed >= np.sqrt(2 * dual) - 1e-8
+        )
+    assert guess.proved == pytest.approx(guess.claimed, abs=1e-9)
+
+
+def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
+    _, steps, text = live_guess().children
+    assert ": broken" in text.value
+    steps.value = 30
+    assert ": not broken" in text.value
