@@ -189,3 +189,86 @@ def live_guess() -> ipywidgets.VBox:
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([eta, steps, text])
+
+
+def certified_regions(
+    model: nn.Sequential, x: float, y: float, box: tuple
+) -> dict[str, tuple[np.ndarray, float]]:
+    """What each of four certificates proves around a point of the plane.
+
+    Args:
+        model: a classifier of points in the plane.
+        x: the first coordinate.
+        y: the second coordinate.
+        box: the valid points, as in :func:`crcbook.certify`; the point must be one of them.
+
+    Returns:
+        By name, with global and local curvature, without and with the box: the outline
+        ``(points, 2)`` of the region, and the radius.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    angle = np.linspace(0, 2 * np.pi, 181)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    lower, upper = (np.broadcast_to(np.asarray(end, dtype=np.float64), 2) for end in box)
+    widest = float(np.linalg.norm(upper - lower))
+    regions = {}
+    for suffix, limits in (("", None), (" + box", box)):
+        for curvature in ("global", "local"):
+            point = certificate_at(model, x, y, box=limits, curvature=curvature)
+            radius = point.radius.item()
+            outline = np.array([x, y]) + min(radius, widest) * circle
+            # Clipping moves the arcs outside onto the box's sides: the outline of the intersection.
+            outline = outline if limits is None else outline.clip(lower, upper)
+            regions[curvature + suffix] = outline, radius
+    return regions
+
+
+def live_regions(
+    model: nn.Sequential, xs: Sequence[float], ys: Sequence[float], box: tuple
+) -> ipywidgets.VBox:
+    """Sliders for a point in a box, and the four regions certified around it.
+
+    Args:
+        model: a classifier of points in the plane.
+        xs: the range of the first coordinate; only its ends matter.
+        ys: the range of the second coordinate; only its ends matter.
+        box: the valid points, as in :func:`crcbook.certify`.
+
+    Returns:
+        The widget; a live notebook displays it.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    lower, upper = (np.broadcast_to(np.asarray(end, dtype=np.float64), 2) for end in box)
+    margin = 0.2 * (upper - lower).max()
+    grid = [
+        np.linspace(low - margin, high + margin, _BACKGROUND_POINTS)
+        for low, high in zip(lower, upper, strict=True)
+    ]
+    background = radius_field(model, *grid)
+    sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
+    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        point = [slider.value for slider in sliders]
+        regions = certified_regions(model, *point, box)
+        radii = (f"{name} {np.floor(r * 1e3) / 1e3:.3f}" for name, (_, r) in regions.items())
+        text.value = "Certified radii: " + ", ".join(radii) + "."
+        figure, axes = plt.subplots()
+        draw_field(axes, background)
+        axes.add_patch(plt.Rectangle(lower, *(upper - lower), fill=False, ls=":"))
+        axes.autoscale(False)
+        for name, (outline, _) in regions.items():
+            axes.plot(*outline.T, "--" if "box" in name else "-", label=name)
+        axes.plot(*point, "o", color=plt.rcParams["text.color"])
+        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        plt.close(figure)
+        picture.value = svg(figure, text.value)
+
+    for slider in sliders:
+        slider.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([*sliders, text, picture])

@@ -9,9 +9,11 @@ import crcbook as crc
 from crcbook.explorer import radius_field
 from crcbook.widgets import (
     certificate_at,
+    certified_regions,
     describe,
     live_explorer,
     live_guess,
+    live_regions,
     radii_of_a_guess,
 )
 
@@ -117,3 +119,36 @@ def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
     assert ": broken" in text.value
     steps.value = 30
     assert ": not broken" in text.value
+
+
+BOX = (torch.tensor([-1.0, -0.5]), torch.tensor([2.0, 0.5]))
+
+
+def test_the_four_regions_grow_and_stay_in_the_box():
+    model = crc.mlp([2, 16, 2], seed=0)
+    with torch.no_grad():
+        model[1].weight.mul_(4)
+    regions = certified_regions(model, 0.3, 0.2, BOX)
+    radius = {name: r for name, (_, r) in regions.items()}
+    assert 0 < radius["global"] <= min(radius["local"], radius["global + box"])
+    assert max(radius["local"], radius["global + box"]) <= radius["local + box"]
+    for name, (outline, r) in regions.items():
+        assert (np.linalg.norm(outline - [0.3, 0.2], axis=1) <= r * (1 + 1e-12)).all()
+        inside = (outline >= BOX[0].numpy()).all() and (outline <= BOX[1].numpy()).all()
+        assert inside or "box" not in name
+
+
+def test_a_box_without_a_boundary_is_certified_whole(model):
+    away = torch.tensor([0.5, -1.0]), torch.tensor([1.5, 1.0])  # the boundary is at 0.25
+    outline, radius = certified_regions(model, 0.75, 0.0, away)["global + box"]
+    assert radius == np.inf
+    assert outline.min(0) == pytest.approx([0.5, -1.0]) and outline.max(0) == pytest.approx(
+        [1.5, 1]
+    )
+
+
+def test_a_slider_moves_the_four_regions(model):
+    slider, _, text, picture = live_regions(model, (0.4, 1.9), (-0.4, 0.4), BOX).children
+    before = text.value, picture.value
+    slider.value = 0.75
+    assert "global 0.499" in text.value and (text.value, picture.value) != before
