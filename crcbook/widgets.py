@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor, nn
 
+from crcbook.certificate import Certificate, certify
 from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
 from crcbook.plots import svg
 
@@ -272,3 +273,69 @@ def live_regions(
         slider.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([*sliders, text, picture])
+
+
+def describe_item(certificate: Certificate, x: Tensor, label: int, item: int = 0) -> str:
+    """Say what a certificate promises for one of its inputs, rounded to the safe side.
+
+    Args:
+        certificate: the certificate.
+        x: ``(batch, *input_shape)`` the inputs it is for.
+        label: the input's label.
+        item: the input's position.
+
+    Returns:
+        One sentence or two.
+    """
+    radius, target = certificate.radius[item].item(), certificate.target[item].item()
+    if radius == 0 and certificate.exact[item]:
+        return f"Label {label}, classified as {target}: there is nothing to certify."
+    if np.isinf(radius):
+        return f"Every valid input is classified as {label}."
+    promise = f"Label {label}, certified radius {np.floor(radius * 1e3) / 1e3:.3f} (l2)"
+    promise += f", limited by class {target} (bound: {certificate.method[item]})."
+    if certificate.exact[item]:
+        return f"{promise} It is exact."
+    away = (certificate.nearest[item] - x[item].flatten().to(certificate.nearest)).norm().item()
+    if np.isnan(away):
+        return f"{promise} No adversarial point was found."
+    return f"{promise} The nearest adversarial point found is {np.ceil(away * 1e3) / 1e3:.3f} away."
+
+
+def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.VBox:
+    """Choose an image and options, and see its certificate and its nearest adversarial point.
+
+    Args:
+        model: the classifier.
+        x: ``(batch, height, width)`` images with pixels in [0, 1].
+        y: ``(batch,)`` labels.
+
+    Returns:
+        The widget; a live notebook displays it.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
+    box = ipywidgets.Checkbox(False, description="pixels stay in [0, 1]")
+    choice = ipywidgets.Dropdown(options=["global", "local", "best"], description="bound")
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        one, label = x[item.value : item.value + 1], y[item.value : item.value + 1]
+        options = {"box": (0.0, 1.0) if box.value else None}
+        options |= {"method": "best"} if choice.value == "best" else {"curvature": choice.value}
+        certificate = certify(model, one, label, **options)
+        text.value = describe_item(certificate, one, label.item())
+        figure, axes = plt.subplots(1, 2, figsize=(4.6, 2.4))
+        near = certificate.nearest[0].reshape(one[0].shape)
+        for ax, image, title in zip(axes, (one[0], near), ("image", "nearest"), strict=True):
+            ax.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=1)
+            ax.set(title=title, xticks=[], yticks=[])
+        plt.close(figure)
+        picture.value = svg(figure, text.value)
+
+    for control in (item, box, choice):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([item, choice, box, text, picture])

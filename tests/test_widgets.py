@@ -1,5 +1,7 @@
 """The live widget recomputes its certificates; its callback is a plain function."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from crcbook.widgets import (
     certificate_at,
     certified_regions,
     describe,
+    describe_item,
+    live_certificate,
     live_explorer,
     live_guess,
     live_regions,
@@ -152,3 +156,31 @@ def test_a_slider_moves_the_four_regions(model):
     before = text.value, picture.value
     slider.value = 0.75
     assert "global 0.499" in text.value and (text.value, picture.value) != before
+
+
+def test_the_description_of_an_item_says_what_is_known_of_it(model):
+    far, wrong = torch.tensor([[0.74999, 3.0]]), torch.tensor([[0.0, 0.0]])
+    certificate = crc.certify(model, far, torch.tensor([0]))
+    text = "Label 0, certified radius 0.499 (l2), limited by class 1 (bound: dual)."
+    assert describe_item(certificate, far, 0) == f"{text} It is exact."
+    certificate = replace(certificate, exact=torch.tensor([False]))
+    away = f"{text} The nearest adversarial point found is 0.500 away."
+    assert describe_item(certificate, far, 0) == away
+    certificate = crc.certify(model, wrong, torch.tensor([0]))
+    text = "Label 0, classified as 1: there is nothing to certify."
+    assert describe_item(certificate, wrong, 0) == text
+    model[1].weight.data.zero_()
+    certificate = crc.certify(model, wrong, torch.tensor([1]))
+    assert describe_item(certificate, wrong, 1) == "Every valid input is classified as 1."
+
+
+def test_choosing_an_image_or_a_bound_certifies_anew(digits, digits_model):
+    x, y = digits.test.x[:4], digits.test.y[:4]
+    item, choice, box, text, picture = live_certificate(digits_model, x, y).children
+    seen = {(text.value, picture.value)}
+    item.value = 2
+    seen.add((text.value, picture.value))
+    box.value = True
+    seen.add((text.value, picture.value))
+    choice.value = "best"
+    assert len(seen) == 3 and text.value.startswith(f"Label {y[2]}")
