@@ -1,5 +1,7 @@
 """The live widget recomputes its certificates; its callback is a plain function."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,12 +12,18 @@ from crcbook.explorer import radius_field
 from crcbook.widgets import (
     bounds_at,
     certificate_at,
+    certified_regions,
     describe,
+    describe_item,
     dual_at,
     live_bounds,
+    live_certificate,
     live_dual,
     live_explorer,
+    live_guess,
+    live_regions,
     live_spectrum,
+    radii_of_a_guess,
     spectrum_at,
 )
 
@@ -194,3 +202,83 @@ def test_every_control_of_the_bounds_computes_new_ones():
 def test_a_bound_of_zero_is_drawn():
     widget = live_bounds(network_of, {"none": lambda _: 0.0})
     assert "<svg" in widget.children[-1].value
+
+
+@pytest.mark.parametrize("eta", [0.1, 0.54, 0.95])
+def test_a_guess_never_proves_more_than_the_dual_and_claims_no_less(eta):
+    xs = np.linspace(-3, 3, 60_001)
+    dual = (xs**2 / 2 + eta * (2 - np.logaddexp(0, 2 * xs))).min()
+    for steps in (0, 1, 5, 200):
+        guess = radii_of_a_guess(eta, steps)
+        assert (
+            guess.proved <= np.sqrt(2 * dual) + 1e-8 and guess.claimed >= np.sqrt(2 * dual) - 1e-8
+        )
+    assert guess.proved == pytest.approx(guess.claimed, abs=1e-9)
+
+
+def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
+    _, steps, text = live_guess().children
+    assert ": broken" in text.value
+    steps.value = 30
+    assert ": not broken" in text.value
+
+
+BOX = (torch.tensor([-1.0, -0.5]), torch.tensor([2.0, 0.5]))
+
+
+def test_the_four_regions_grow_and_stay_in_the_box():
+    model = crc.mlp([2, 16, 2], seed=0)
+    with torch.no_grad():
+        model[1].weight.mul_(4)
+    regions = certified_regions(model, 0.3, 0.2, BOX)
+    radius = {name: r for name, (_, r) in regions.items()}
+    assert 0 < radius["global"] <= min(radius["local"], radius["global + box"])
+    assert max(radius["local"], radius["global + box"]) <= radius["local + box"]
+    for name, (outline, r) in regions.items():
+        assert (np.linalg.norm(outline - [0.3, 0.2], axis=1) <= r * (1 + 1e-12)).all()
+        inside = (outline >= BOX[0].numpy()).all() and (outline <= BOX[1].numpy()).all()
+        assert inside or "box" not in name
+
+
+def test_a_box_without_a_boundary_is_certified_whole(model):
+    away = torch.tensor([0.5, -1.0]), torch.tensor([1.5, 1.0])  # the boundary is at 0.25
+    outline, radius = certified_regions(model, 0.75, 0.0, away)["global + box"]
+    assert radius == np.inf
+    assert outline.min(0) == pytest.approx([0.5, -1.0]) and outline.max(0) == pytest.approx(
+        [1.5, 1]
+    )
+
+
+def test_a_slider_moves_the_four_regions(model):
+    slider, _, text, picture = live_regions(model, (0.4, 1.9), (-0.4, 0.4), BOX).children
+    before = text.value, picture.value
+    slider.value = 0.75
+    assert "global 0.499" in text.value and (text.value, picture.value) != before
+
+
+def test_the_description_of_an_item_says_what_is_known_of_it(model):
+    far, wrong = torch.tensor([[0.74999, 3.0]]), torch.tensor([[0.0, 0.0]])
+    certificate = crc.certify(model, far, torch.tensor([0]))
+    text = "Label 0, certified radius 0.499 (l2), limited by class 1 (bound: dual)."
+    assert describe_item(certificate, far, 0) == f"{text} It is exact."
+    certificate = replace(certificate, exact=torch.tensor([False]))
+    away = f"{text} The nearest adversarial point found is 0.500 away."
+    assert describe_item(certificate, far, 0) == away
+    certificate = crc.certify(model, wrong, torch.tensor([0]))
+    text = "Label 0, classified as 1: there is nothing to certify."
+    assert describe_item(certificate, wrong, 0) == text
+    model[1].weight.data.zero_()
+    certificate = crc.certify(model, wrong, torch.tensor([1]))
+    assert describe_item(certificate, wrong, 1) == "Every valid input is classified as 1."
+
+
+def test_choosing_an_image_or_a_bound_certifies_anew(digits, digits_model):
+    x, y = digits.test.x[:4], digits.test.y[:4]
+    item, choice, box, text, picture = live_certificate(digits_model, x, y).children
+    seen = {(text.value, picture.value)}
+    item.value = 2
+    seen.add((text.value, picture.value))
+    box.value = True
+    seen.add((text.value, picture.value))
+    choice.value = "best"
+    assert len(seen) == 3 and text.value.startswith(f"Label {y[2]}")
