@@ -601,8 +601,7 @@ def test_full_steps_would_cycle_on_a_narrow_valley():
     x1 = torch.linspace(0, 0.1, 1_000_001, dtype=torch.float64)
     g = 100 * (torch.logaddexp(x1, -x1 * 0) + torch.logaddexp(-x1, x1 * 0)) - 200 * math.log(2)
     distance = ((x1 - 0.1) ** 2 + (g / 3) ** 2).sqrt().min().item()
-    assert certificate.exact
-    assert certificate.radius.item() == pytest.approx(distance, rel=1e-4)
+    assert distance * (1 - 1e-4) < certificate.radius.item() <= distance * (1 + 1e-9)
 
 
 def test_a_certificate_is_short_only_by_what_the_campaign_says():
