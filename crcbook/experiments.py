@@ -160,6 +160,19 @@ def reproduce(
     return written
 
 
+def load_records(folder: Path | str) -> dict[str, dict]:
+    """Read the records of a folder.
+
+    Args:
+        folder: where :func:`reproduce` wrote them.
+
+    Returns:
+        Records by name.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
 def _facts(experiment: Experiment) -> dict:
     facts = asdict(experiment)
     return facts | {"method": experiment.recipe.method, "radius": experiment.recipe.radius}
