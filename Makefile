@@ -3,6 +3,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PORT   ?= 8000
 RUN    ?= runs/m2
+RUNS   ?= $(RUN)
 PAGE   := $(CURDIR)/_build/html/index.html
 
 # What a page is made of: a change to any of these rebuilds the book.
@@ -16,7 +17,7 @@ unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book serve test lint record bench soundness clean
+.PHONY: help install book serve test lint record bench tightness soundness clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +47,10 @@ record: install  ## execute the chapters and record the outputs that the tests c
 bench: export OMP_NUM_THREADS := $(shell nproc)
 bench: install  ## time the certificates against the published schedule (RUN=runs/m2)
 	$(PYTHON) benchmarks/speed.py $(RUN)
+
+tightness: export OMP_NUM_THREADS := $(shell nproc)
+tightness: install  ## measure how close certificates come to the best attack (RUNS="runs/a runs/b")
+	$(PYTHON) benchmarks/tightness.py $(RUNS)
 
 soundness: install  ## attack 100,000 certificates and count the broken ones: none may be
 	$(PYTHON) benchmarks/soundness.py
