@@ -318,7 +318,7 @@ class PowerIteration:
         Args:
             key: the name of the place.
             link: M.
-            scales: ``(pairs, width)`` rows d.
+            scales: ``(pairs, width)`` rows d; negative entries count as 0.
             steps: the number of power iterations.
 
         Returns:
@@ -328,8 +328,9 @@ class PowerIteration:
             shape = (len(scales), link.matrices[-1].shape[1])
             start = torch.randn(shape, generator=self.generator).to(link.weight)
             self.vectors[key] = normalize(start, dim=1)
+        # Power iteration wants the largest eigenvalue in size to be the largest one.
         square, self.vectors[key] = top_eigenvalue_estimate(
-            link.matrices, scales, self.vectors[key], steps
+            link.matrices, scales.clamp(min=0), self.vectors[key], steps
         )
         return square + 1e-12  # keeps the gradient of its root finite
 
@@ -347,6 +348,7 @@ class PowerIteration:
         """
         vectors = self.vectors[key]
         vector = vectors if len(vectors) == 1 else vectors[row]
+        scales = scales.clamp(min=0)
         return top_eigenvalue_estimate(link.matrices, scales, vector, steps=0)[0] + 1e-12
 
 

@@ -322,6 +322,19 @@ def test_the_curvature_estimate_approaches_the_proved_bound_from_below(activatio
     assert estimate().item() == pytest.approx(bound.max().item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("hidden", [[15], [15, 12]])
+def test_in_a_ball_the_estimate_is_between_the_balls_bound_and_the_global_one(hidden):
+    model = crc.mlp([10, *hidden, 4], "tanh", seed=1)
+    estimate, x = CurvatureEstimate(model), torch.linspace(-1, 1, 10)
+    label, target = (1 - torch.eye(4)).nonzero().T
+    bound = -crc.curvature_bounds(model, label, target, x=x[None], radius=0.3)[0].min()
+    found = estimate(steps=300, x=x, radius=0.3)
+    assert bound * (1 - 1e-3) <= found < 0.9 * estimate(steps=300)
+    found.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model[1].weight.grad.abs().sum() > 0
+
+
 def test_the_largest_curvature_is_that_of_the_table_with_its_gradient():
     model = crc.mlp([10, 15, 12, 4], "sigmoid", seed=1)
     estimate, parameters = CurvatureEstimate(model), list(model.parameters())[::2]
