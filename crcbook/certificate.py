@@ -233,21 +233,28 @@ class _Problem:
         """Radii by another method; those of a misclassified image are 0."""
         best = _Best.of(x, order, METHODS.index(name))
         rows = correct.nonzero().squeeze(1)
-        targets = self._considered(order)[rows]
-        pairs = self._pairs(
-            x, y, rows.repeat_interleave(targets.shape[1]), targets.reshape(-1), None
-        )
+        # The runner-up comes first: past its radius no other class has to be followed.
+        for columns in (slice(0, 1), slice(1, None))[: 1 + (self.targets == "all")]:
+            targets = order[rows, columns]
+            if not targets.numel():
+                continue
+            image = rows.repeat_interleave(targets.shape[1])
+            pairs = self._pairs(x, y, image, targets.reshape(-1), None)
+            limit = best.bound[image] if columns.start else None
+            bound = self._rival_radius(name, pairs, limit).reshape(targets.shape)
+            bound, column = bound.min(dim=1)
+            lower = bound < best.bound[rows] if columns.start else bound >= 0
+            best.bound[rows[lower]] = bound[lower]
+            best.target[rows[lower]] = targets[lower, column[lower]]
+        return best
+
+    def _rival_radius(self, name: str, pairs: Pairs, limit: Tensor | None) -> Tensor:
         margins = (pairs.x0, pairs.label, pairs.target)
         if name == "closed-form":
-            bound = self._prove(pairs, pairs.x0, None).bound
-        elif name == "lipschitz":
-            bound = lipschitz_radius(self.prover, *margins)
-        else:
-            bound = crown_radius(self.prover, *margins)
-        bound, column = bound.reshape(targets.shape).min(dim=1)
-        best.bound[rows] = bound
-        best.target[rows] = targets.gather(1, column[:, None]).squeeze(1)
-        return best
+            return self._prove(pairs, pairs.x0, None).bound
+        if name == "lipschitz":
+            return lipschitz_radius(self.prover, *margins)
+        return crown_radius(self.prover, *margins, limit)
 
     def _harder(self):
         """Problems with smaller radii, whose searches with local curvature could end up larger."""
