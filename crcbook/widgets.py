@@ -12,15 +12,20 @@ from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
 from crcbook.certificate import Certificate, certify
+from crcbook.crown import crown_margin
 from crcbook.curvature import curvature_bounds
 from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
 from crcbook.hessian import margin_hessian
+from crcbook.lipschitz import lipschitz_bound
+from crcbook.minorant import Prover
 from crcbook.networks import read_network
+from crcbook.objectives import ibp_margins
 from crcbook.plots import PALETTE, svg
 
 _BACKGROUND_POINTS = 61
 _DESCENT_STEPS = 2000
 _SMALL_RESIDUAL = 1e-9
+_FIXED_POINT_STEPS = 60
 
 
 def certificate_at(model: nn.Sequential, x: float, y: float, **options) -> RadiusField:
@@ -625,3 +630,110 @@ def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.V
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([item, choice, box, text, picture])
+
+
+def margins_in_balls(
+    model: nn.Sequential, x: Tensor, label: int, radii: Sequence[float]
+) -> dict[str, np.ndarray]:
+    r"""Lower bounds of the worst margin in growing l2 balls, by every method of the book.
+
+    ``"intervals"``, ``"Lipschitz"``, ``"lines"`` (CROWN), ``"closed form"`` and ``"dual"``, whose
+    points c follow :math:`x_0 - \nabla f(c)/\max(\|\nabla f(c)\|/\rho, 1.02k)`, and under
+    ``"a point inside"`` the margin at that point, an upper bound. Only the lines' bound, and the
+    constants L and k, account for rounding.
+
+    Args:
+        model: a classifier with monotone activations, as :func:`crcbook.certify` takes it.
+        x: one input, of any shape.
+        label: its class.
+        radii: the balls' radii, positive.
+
+    Returns:
+        ``(len(radii),)`` values by name: the smallest over the other classes.
+    """
+    network = read_network(model)
+    prover, x = Prover.of(network), x.detach().double().reshape(1, -1)
+    others = torch.tensor([t for t in range(network.classes) if t != label])
+    rho = torch.as_tensor(radii, dtype=torch.float64).repeat_interleave(len(others))
+    target = others.repeat(len(radii))
+    centre, labels = x.expand(len(rho), -1), torch.full_like(target, label)
+    f, gradient = network.margin_and_gradient(centre, labels, target)
+    k = -torch.stack([curvature_bounds(model, label, t)[0].squeeze() for t in others.tolist()])
+    k = k.repeat(len(radii))
+    intervals = [ibp_margins(network.layers, x, labels[:1], float(r))[0, others] for r in radii]
+    margins = {
+        "intervals": torch.cat(intervals),
+        "Lipschitz": f - rho * lipschitz_bound(prover, labels, target),
+        "lines": crown_margin(prover, centre, labels, target, rho),
+        "closed form": f - rho * gradient.norm(dim=1) - k / 2 * rho**2,
+    }
+    point = centre
+    for _ in range(_FIXED_POINT_STEPS):
+        _, gradient = network.margin_and_gradient(point, labels, target)
+        scale = torch.maximum(gradient.norm(dim=1) / rho, 1.02 * k).clamp(min=1e-30)
+        point = centre - gradient / scale[:, None]
+    value, gradient = network.margin_and_gradient(point, labels, target)
+    away = centre - point
+    start = value + (gradient * away).sum(1) - k / 2 * away.square().sum(1)
+    dual = start - rho * (k[:, None] * away - gradient).norm(dim=1) - k / 2 * rho**2
+    margins["dual"] = torch.maximum(dual, margins["closed form"])
+    margins["a point inside"] = value
+    return {name: m.reshape(len(radii), -1).amin(1).numpy() for name, m in margins.items()}
+
+
+def radii_where_positive(
+    margins: Mapping[str, np.ndarray], radii: Sequence[float]
+) -> dict[str, float]:
+    """The largest of the radii at which each bound is positive.
+
+    Args:
+        margins: as from :func:`margins_in_balls`.
+        radii: theirs.
+
+    Returns:
+        A radius a name; 0 where no bound is positive.
+    """
+    return {
+        name: float(np.max(np.asarray(radii), where=values > 0, initial=0.0))
+        for name, values in margins.items()
+    }
+
+
+def live_rivals(
+    models: Mapping[str, nn.Sequential], x: Tensor, y: Tensor, radii: Sequence[float]
+) -> ipywidgets.VBox:
+    """Choose a network and an image, and see what each method proves of its margin.
+
+    Args:
+        models: classifiers by name.
+        x: ``(batch, ...)`` inputs.
+        y: ``(batch,)`` labels.
+        radii: the balls' radii, positive.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    choice = ipywidgets.Dropdown(options=list(models), description="network")
+    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        model, label = models[choice.value], int(y[item.value])
+        margins = margins_in_balls(model, x[item.value], label, radii)
+        largest = radii_where_positive(margins, radii)
+        proved = [f"{name} {r:.2f}" for name, r in largest.items() if name != "a point inside"]
+        text.value = f"Label {label}. Positive up to: {', '.join(proved)}."
+        figure, axes = plt.subplots()
+        for name, values in margins.items():
+            axes.plot(radii, values, ":" if name == "a point inside" else "-", label=name)
+        axes.axhline(0, color="gray", lw=1)
+        top = max(margins["a point inside"].max(), 1.0)
+        axes.set(xlabel="radius ρ (l2)", ylabel="worst margin (logits)", ylim=(-top, 1.1 * top))
+        axes.legend()
+        plt.close(figure)
+        picture.value = svg(figure, text.value)
+
+    for control in (choice, item):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([choice, item, text, picture])

@@ -22,8 +22,11 @@ from crcbook.widgets import (
     live_explorer,
     live_guess,
     live_regions,
+    live_rivals,
     live_spectrum,
+    margins_in_balls,
     radii_of_a_guess,
+    radii_where_positive,
     spectrum_at,
 )
 
@@ -282,3 +285,48 @@ def test_choosing_an_image_or_a_bound_certifies_anew(digits, digits_model):
     seen.add((text.value, picture.value))
     choice.value = "best"
     assert len(seen) == 3 and text.value.startswith(f"Label {y[2]}")
+
+
+RADII = np.linspace(0.1, 1.5, 8)
+
+
+def test_no_method_claims_more_than_the_margin_at_a_point_inside(digits, digits_model):
+    margins = margins_in_balls(digits_model, digits.test.x[3], int(digits.test.y[3]), RADII)
+    found = margins.pop("a point inside")
+    assert len(margins) == 5
+    assert all((values <= found + 1e-9).all() for values in margins.values())
+    assert (margins["closed form"] <= margins["dual"]).all()
+
+
+def test_the_margins_in_balls_are_below_those_at_random_points():
+    model = crc.mlp([4, 8, 6, 3], "tanh", seed=3).double()
+    x = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = int(model(x[None]).argmax())
+    steps = torch.randn(4000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for i, values in enumerate(
+        zip(*margins_in_balls(model, x, label, RADII).values(), strict=True)
+    ):
+        logits = model(x + RADII[i] * torch.nn.functional.normalize(steps, dim=1)).detach()
+        margin = (logits[:, [label]] - logits).scatter(1, torch.full((4000, 1), label), torch.inf)
+        assert max(values[:-1]) <= margin.min().item()
+
+
+def test_a_linear_margin_falls_to_zero_at_its_distance(model):
+    margins = margins_in_balls(model, torch.tensor([0.75, 3.0]), 0, [0.25, 0.49, 0.51])
+    assert set(radii_where_positive(margins, [0.25, 0.49, 0.51]).values()) == {0.49}
+    nowhere = {"none": np.array([-1.0, -2.0])}
+    assert radii_where_positive(nowhere, [0.1, 0.2]) == {"none": 0.0}
+
+
+def test_the_rivals_answer_to_another_image_and_another_network(digits, digits_model):
+    plt.close("all")
+    x, y = digits.test.x[:4], digits.test.y[:4]
+    models = {"one": digits_model, "another": crc.mlp([64, 8, 10], seed=1)}
+    choice, item, text, picture = live_rivals(models, x, y, RADII).children
+    seen = {picture.value}
+    item.value = 2
+    seen.add(picture.value)
+    choice.value = "another"
+    assert len(seen | {picture.value}) == 3 and "<svg" in picture.value
+    assert text.value.startswith(f"Label {y[2]}. Positive up to: intervals")
+    assert plt.get_fignums() == []
