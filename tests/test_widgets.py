@@ -16,6 +16,7 @@ from crcbook.widgets import (
     describe,
     describe_item,
     dual_at,
+    live_ball,
     live_bounds,
     live_certificate,
     live_dual,
@@ -23,6 +24,7 @@ from crcbook.widgets import (
     live_guess,
     live_regions,
     live_spectrum,
+    margins_in_ball,
     radii_of_a_guess,
     spectrum_at,
 )
@@ -282,3 +284,19 @@ def test_choosing_an_image_or_a_bound_certifies_anew(digits, digits_model):
     seen.add((text.value, picture.value))
     choice.value = "best"
     assert len(seen) == 3 and text.value.startswith(f"Label {y[2]}")
+
+
+def test_the_margins_in_a_ball_come_closer_to_the_attack(digits, digits_model):
+    x, y = digits.test.x[0], int(digits.test.y[0])
+    margins = margins_in_ball(digits_model, x, y, (y + 1) % 10, 0.3)
+    whole, ball, followed, attack = margins.values()
+    assert whole <= ball <= followed <= attack + 1e-9
+    assert margins_in_ball(digits_model, x, y, (y + 1) % 10, 0.1)["attack"] > attack
+
+
+def test_a_slider_moves_the_ball(digits, digits_model):
+    widget = live_ball(digits_model, digits.test.x[:4], digits.test.y[:4])
+    _, radius, text, picture = widget.children
+    before = picture.value
+    radius.value = 0.02
+    assert "stays positive" in text.value and picture.value != before
