@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
+from crcbook.attacks import descend
 from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
 from crcbook.curvature import curvature_bounds
@@ -21,6 +22,7 @@ from crcbook.minorant import Prover
 from crcbook.networks import read_network
 from crcbook.objectives import ibp_margins
 from crcbook.plots import PALETTE, svg
+from crcbook.trust_region import Neighbourhood
 
 _BACKGROUND_POINTS = 61
 _DESCENT_STEPS = 2000
@@ -737,3 +739,83 @@ def live_rivals(
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([choice, item, text, picture])
+
+
+def local_margins(
+    model: nn.Sequential, x: Tensor, label: int, target: int, radius: float
+) -> dict[str, float]:
+    """Lower bounds of a margin in a ball by three uses of curvature, and what an attack reaches.
+
+    Args:
+        model: the classifier, with a hidden layer.
+        x: an input, of any shape.
+        label: its label.
+        target: another class.
+        radius: the ball's l2 radius.
+
+    Returns:
+        By name: the bounds with the curvature of all of space, with that of the ball, and
+        following the curvature outward, and the smallest margin an attack finds in the ball.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    prover = Prover.of(read_network(model))
+    x = x.reshape(1, -1).to(prover.network.device, torch.float64)
+    pair = torch.tensor([[label], [target]], device=x.device)
+    value, gradient = prover.network.margin_and_gradient(x, *pair)
+    place = Neighbourhood.of(prover, x[0], radius)
+    whole = -curvature_bounds(model, *pair)[0]
+    inside = -curvature_bounds(model, *pair, x=x, radius=radius)[0]
+    inside = torch.minimum(inside, place.curvature(*pair[:, 0]))
+    first_order = value - radius * gradient.norm()
+    _, reached = descend(prover.network, x, *pair, radius, x)
+    return {
+        "global k": (first_order - whole * radius**2 / 2).item(),
+        "k of the ball": (first_order - inside * radius**2 / 2).item(),
+        "followed outward": place.margin(*pair[:, 0]).item(),
+        "attack": reached.item(),
+    }
+
+
+def live_ball(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -> ipywidgets.VBox:
+    """Choose an image and a radius, and see what is proved of its smallest margin in the ball.
+
+    Args:
+        model: the classifier, with a hidden layer.
+        x: ``(batch, *input_shape)`` images.
+        y: ``(batch,)`` labels.
+        widest: the largest radius to choose.
+
+    Returns:
+        The widget; a live notebook displays it.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
+    radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
+    radius.step = widest / 50
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        image, label = x[item.value], int(y[item.value])
+        logits = model(image[None].to(next(model.parameters())))[0].detach()
+        logits[label] = -torch.inf
+        target = int(logits.argmax())
+        margins = local_margins(model, image, label, target, radius.value)
+        sign = "stays positive" if margins["followed outward"] > 0 else "is not proved positive"
+        text.value = f"Class {label} over class {target}: the margin {sign} in the ball."
+        figure, axes = plt.subplots(figsize=(5.4, 2.4))
+        bars = axes.barh(list(margins), list(margins.values()), color=PALETTE[: len(margins)])
+        axes.bar_label(bars, fmt="%.2f", padding=4)
+        axes.axvline(0, color=plt.rcParams["text.color"], lw=1)
+        axes.margins(x=0.2)
+        axes.set_xlabel("margin in the ball")
+        plt.close(figure)
+        picture.value = svg(figure, text.value)
+
+    for control in (item, radius):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([item, radius, text, picture])

@@ -16,6 +16,7 @@ from crcbook.widgets import (
     describe,
     describe_item,
     dual_at,
+    live_ball,
     live_bounds,
     live_certificate,
     live_dual,
@@ -24,6 +25,7 @@ from crcbook.widgets import (
     live_regions,
     live_rivals,
     live_spectrum,
+    local_margins,
     margins_in_balls,
     radii_of_a_guess,
     radii_where_positive,
@@ -330,3 +332,19 @@ def test_the_rivals_answer_to_another_image_and_another_network(digits, digits_m
     assert len(seen | {picture.value}) == 3 and "<svg" in picture.value
     assert text.value.startswith(f"Label {y[2]}. Positive up to: intervals")
     assert plt.get_fignums() == []
+
+
+def test_the_margins_in_a_ball_come_closer_to_the_attack(digits, digits_model):
+    x, y = digits.test.x[0], int(digits.test.y[0])
+    margins = local_margins(digits_model, x, y, (y + 1) % 10, 0.3)
+    whole, ball, followed, attack = margins.values()
+    assert whole <= ball <= followed <= attack + 1e-9
+    assert local_margins(digits_model, x, y, (y + 1) % 10, 0.1)["attack"] > attack
+
+
+def test_a_slider_moves_the_ball(digits, digits_model):
+    widget = live_ball(digits_model, digits.test.x[:4], digits.test.y[:4])
+    _, radius, text, picture = widget.children
+    before = picture.value
+    radius.value = 0.02
+    assert "stays positive" in text.value and picture.value != before
