@@ -15,13 +15,15 @@ from crcbook.attacks import descend
 from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
 from crcbook.curvature import curvature_bounds
+from crcbook.datasets import Split
 from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
 from crcbook.hessian import margin_hessian
 from crcbook.lipschitz import lipschitz_bound
 from crcbook.minorant import Prover
-from crcbook.networks import read_network
+from crcbook.networks import mlp, read_network
 from crcbook.objectives import ibp_margins
 from crcbook.plots import PALETTE, svg
+from crcbook.training import Recipe, train
 from crcbook.trust_region import Neighbourhood
 
 _BACKGROUND_POINTS = 61
@@ -819,3 +821,77 @@ def live_ball(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([item, radius, text, picture])
+
+
+def trained_at(data: Split, gamma: float, radius: float, epochs: int = 40) -> nn.Sequential:
+    """A small network trained by CRT in the plane: what the sliders call.
+
+    Args:
+        data: points of the plane and their classes.
+        gamma: the weight of the curvature.
+        radius: the l2 radius of the attacks.
+        epochs: passes over the data.
+
+    Returns:
+        The network, in float64; the same weights for the same arguments.
+    """
+    model = mlp([2, 32, int(data.y.max()) + 1], seed=0)
+    recipe = Recipe(
+        "crt", radius=radius, gamma=gamma, epochs=epochs, batch_size=100, learning_rate=0.05
+    )
+    train(model, data, recipe)
+    return model.double()
+
+
+def describe_training(model: nn.Sequential, data: Split) -> str:
+    """Say what a network knows of its data and what can be proved of it.
+
+    Args:
+        model: a classifier.
+        data: points and their classes.
+
+    Returns:
+        One sentence.
+    """
+    radius = certify(model, data.x.double(), data.y).radius
+    correct = radius > 0
+    mean = radius[correct].mean().item() if correct.any() else 0.0
+    accuracy = correct.double().mean().item()
+    return f"Accuracy {accuracy:.0%}; mean certified radius {mean:.2f} where correct."
+
+
+def live_training(
+    data: Split, xs: Sequence[float], ys: Sequence[float], epochs: int = 40
+) -> ipywidgets.VBox:
+    """Sliders for the weight of the curvature and the attacks' radius; each move trains anew.
+
+    Args:
+        data: points of the plane and their classes.
+        xs: the range of the first coordinate; only its ends matter.
+        ys: the range of the second coordinate; only its ends matter.
+        epochs: passes over the data.
+
+    Returns:
+        The widget; a live notebook displays it.
+    """
+    grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
+    late = {"continuous_update": False}  # train when the slider is let go
+    gamma = ipywidgets.FloatLogSlider(
+        0.002, base=10, min=-5, max=0, step=0.25, description="γ", **late
+    )
+    radius = ipywidgets.FloatSlider(0.2, min=0.02, max=0.6, step=0.02, description="ρ", **late)
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        model = trained_at(data, gamma.value, radius.value, epochs)
+        text.value = describe_training(model, data)
+        figure, axes = plt.subplots()
+        draw_field(axes, radius_field(model, *grid))
+        draw_data(axes, (data.x, data.y))
+        plt.close(figure)
+        picture.value = svg(figure, text.value)
+
+    for control in (gamma, radius):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([gamma, radius, text, picture])

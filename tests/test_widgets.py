@@ -15,6 +15,7 @@ from crcbook.widgets import (
     certified_regions,
     describe,
     describe_item,
+    describe_training,
     dual_at,
     live_ball,
     live_bounds,
@@ -25,11 +26,13 @@ from crcbook.widgets import (
     live_regions,
     live_rivals,
     live_spectrum,
+    live_training,
     local_margins,
     margins_in_balls,
     radii_of_a_guess,
     radii_where_positive,
     spectrum_at,
+    trained_at,
 )
 
 ENDS = (-1.0, 1.0)
@@ -348,3 +351,26 @@ def test_a_slider_moves_the_ball(digits, digits_model):
     before = picture.value
     radius.value = 0.02
     assert "stays positive" in text.value and picture.value != before
+
+
+def test_a_larger_price_trains_a_network_of_less_curvature():
+    data = crc.load("moons").train
+    bends = [
+        -crc.curvature_bounds(trained_at(data, gamma, 0.2, epochs=10), 0, 1)[0].item()
+        for gamma in (0.0, 0.1)
+    ]
+    assert bends[1] < bends[0]
+
+
+def test_the_description_of_a_training_counts_what_is_correct(model):
+    x = torch.tensor([[0.75, 0.0], [1.25, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    text = describe_training(model, crc.Split(x, torch.tensor([0, 0, 0, 0])))
+    assert text == "Accuracy 50%; mean certified radius 0.75 where correct."
+
+
+def test_a_slider_trains_anew():
+    data = crc.load("moons").train
+    gamma, _, text, picture = live_training(data, ENDS, ENDS, epochs=2).children
+    before = picture.value
+    gamma.value = 1.0
+    assert picture.value != before and text.value.startswith("Accuracy")
