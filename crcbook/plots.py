@@ -112,6 +112,32 @@ def show(figure: go.Figure | Figure, alt: str) -> None:
         )
 
 
+def show_table(header: Sequence[object], rows: Sequence[Sequence[object]], label: str) -> None:
+    """Display a table that follows the page's colours and scrolls where a page is narrow.
+
+    Args:
+        header: the columns' names.
+        rows: as many values each.
+        label: what the table holds, for readers who do not see it.
+
+    Raises:
+        ValueError: where a row is longer or shorter than the header.
+    """
+    lines = []
+    for tag, row in [("th", header), *(("td", row) for row in rows)]:
+        if len(row) != len(header):
+            raise ValueError(f"a row must have {len(header)} values; got {len(row)}")
+        lines.append("".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in row))
+    body = "".join(f"<tr>{line}</tr>" for line in lines[1:])
+    display(
+        HTML(
+            f'{_FOLLOW_THE_PAGE}<div class="crc-figure" style="overflow-x:auto" tabindex="0" '
+            f'role="region" aria-label="{html.escape(label)}"><table class="table">'
+            f"<thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+    )
+
+
 def svg(figure: Figure, alt: str) -> str:
     """A matplotlib figure as inline SVG whose lines and text take the page's text colour.
 

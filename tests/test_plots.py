@@ -146,3 +146,14 @@ def test_a_slider_with_missing_frames_is_refused(change):
     options = {"labels": "012", "frames": frames, "traces": [0], **change}
     with pytest.raises(ValueError, match="frame"):
         plots.add_slider(go.Figure(go.Scatter()), "i = ", **options)
+
+
+def test_a_table_escapes_its_values_and_refuses_ragged_rows(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda value: shown.append(value.data))
+    plots.show_table(["a", "b < c"], [[1, "<i>"], ["x", 2.5]], "numbers")
+    [text] = shown
+    assert "b &lt; c" in text and "&lt;i&gt;" in text and "<i>" not in text
+    assert text.count("<tr>") == 3 and 'aria-label="numbers"' in text
+    with pytest.raises(ValueError, match="2 values; got 1"):
+        plots.show_table(["a", "b"], [[1]], "ragged")
