@@ -432,7 +432,8 @@ class _Problem:
         displacement = x.new_zeros(len(bound), x.shape[1])
         left = (bound <= limit).nonzero().squeeze(1)
         pairs, limit = self._pairs(x, y, image[left], target[left], box), limit[left]
-        best = _Proof(bound[left], displacement[left], pairs.x0.clone(), limit > limit)
+        nowhere = torch.zeros_like(limit, dtype=torch.bool)
+        best = _Proof(bound[left], displacement[left], pairs.x0.clone(), nowhere)
         point = search(self.rough, pairs, best.point, _SEARCH_STEPS, limit, radius)
         _improve(best, torch.arange(len(left), device=x.device), self._prove(pairs, point, radius))
         if radius is None:

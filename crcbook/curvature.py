@@ -27,7 +27,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from crcbook.arithmetic import OUTWARD, UNIT, gamma
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
@@ -320,7 +319,6 @@ def local_downward_curvature(
     target: Tensor,
     radius: Tensor,
     room: Room | None = None,
-    progress: bool = False,
 ) -> Tensor:
     r"""Proved bounds of :math:`|m|` over the l2 ball around each input, never above the global one.
 
@@ -334,7 +332,6 @@ def local_downward_curvature(
         target: ``(pairs,)`` classes.
         radius: ``(pairs,)`` l2 radii of the balls.
         room: the box, as the displacements it leaves; None for none.
-        progress: show a progress bar.
 
     Returns:
         ``(pairs,)`` float64, at least 0.
@@ -344,7 +341,7 @@ def local_downward_curvature(
     weights = network.margin_weights(label, target)
     errors = rounding.preactivation_errors(x0.norm(dim=1))
     values = network.preactivations(x0)
-    for i in tqdm(range(len(bound)), desc="local curvature", disable=not progress, unit="pair"):
+    for i in range(len(bound)):
         place = _Place(
             network,
             [z[i] for z in values],

@@ -46,7 +46,7 @@ def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -
     network, rounding = prover.network, prover.rounding
     weights = network.margin_weights(label, target)
     offset = network.layers[-1].bias[label] - network.layers[-1].bias[target]
-    margin, _ = network.margin_and_gradient(x, label, target)
+    margin, _ = network.margin_and_units(x, label, target)
     error, _ = rounding.errors(x.norm(dim=1), weights.norm(dim=1), offset.abs())
     margin = margin - (error + rounding.deviation(weights)) * OUTWARD
     radius = margin / lipschitz_bound(prover, label, target) / OUTWARD

@@ -340,7 +340,7 @@ class Prover:
         Returns:
             ``(pairs,)`` bool.
         """
-        margin, _ = self.network.margin_and_gradient(point, pairs.label, pairs.target)
+        margin, _ = self.network.margin_and_units(point, pairs.label, pairs.target)
         value_error, _, deviation = self.errors(pairs.label, pairs.target, point.norm(dim=1))
         return margin + value_error + deviation <= 0
 

@@ -148,21 +148,19 @@ class Network:
         return self.layers[-1].weight[label] - self.layers[-1].weight[target]
 
     def margin_and_gradient(
-        self, x: Tensor, label: Tensor, target: Tensor, item: Tensor | None = None
+        self, x: Tensor, label: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The margin f of ``label`` over ``target`` and its gradient.
 
         Args:
-            x: ``(batch, n)``.
+            x: ``(pairs, n)``.
             label: ``(pairs,)`` classes.
             target: ``(pairs,)`` classes.
-            item: ``(pairs,)`` positions in ``x``, where several pairs share an input; None where
-                each has its own.
 
         Returns:
             ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
         """
-        margin, gradient = self.margin_and_units(x, label, target, item)
+        margin, gradient = self.margin_and_units(x, label, target)
         return margin, gradient if len(self.layers) == 1 else gradient @ self.layers[0].weight
 
     def margin_along(
