@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -16,7 +17,15 @@ from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
 from crcbook.curvature import curvature_bounds
 from crcbook.datasets import Split
-from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
+from crcbook.explorer import (
+    RadiusField,
+    draw_ball,
+    draw_data,
+    draw_field,
+    draw_ring,
+    radius_field,
+    radius_fields,
+)
 from crcbook.hessian import margin_hessian
 from crcbook.lipschitz import lipschitz_bound
 from crcbook.minorant import Prover
@@ -27,6 +36,7 @@ from crcbook.training import Recipe, train
 from crcbook.trust_region import Neighbourhood
 
 _BACKGROUND_POINTS = 61
+_RINGS = ("--", ":", "-.", (0, (1, 4)))
 _DESCENT_STEPS = 2000
 _SMALL_RESIDUAL = 1e-9
 _FIXED_POINT_STEPS = 60
@@ -75,20 +85,22 @@ def describe(point: RadiusField) -> str:
 
 
 def live_explorer(
-    models: nn.Sequential | Mapping[str, nn.Sequential],
+    model_at: Callable[..., nn.Sequential],
     xs: Sequence[float],
     ys: Sequence[float],
     data: tuple[Tensor, Tensor] | None = None,
-    **options,
+    certificates: Mapping[str, Mapping] | None = None,
 ) -> ipywidgets.VBox:
-    """Sliders for a point, and its certificate computed anew at every move.
+    """Train on the reader's settings, and certify a point anew at every move.
 
     Args:
-        models: a classifier of points in the plane, or several by name to choose among.
+        model_at: trains a classifier of points in the plane, given the name of an activation, a
+            method of :class:`crcbook.Recipe`, the weight of the curvature and the attacks' radius.
         xs: the range of the first coordinate; only its ends matter.
         ys: the range of the second coordinate; only its ends matter.
         data: points ``(items, 2)`` and their classes ``(items,)``, drawn into the figure.
-        **options: passed on to :func:`crcbook.certify`.
+        certificates: by name, options of :func:`crcbook.certify`; the plane is coloured by the
+            first. None for the default alone.
 
     Returns:
         The widget; a live notebook displays it.
@@ -96,24 +108,39 @@ def live_explorer(
     Raises:
         ValueError: as :func:`crcbook.explorer.radius_field`.
     """
-    models = {"network": models} if isinstance(models, nn.Module) else dict(models)
+    certificates = {"dual": {}} if certificates is None else certificates
     grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
-    backgrounds = {name: radius_field(model, *grid, **options) for name, model in models.items()}
-    choice = ipywidgets.Dropdown(options=list(models), description="network")
+    late = {"continuous_update": False}  # train when the slider is let go
+    settings = [
+        ipywidgets.Dropdown(options=list(ACTIVATIONS), description="activation"),
+        ipywidgets.Dropdown(options=["standard", "adversarial", "crt"], description="training"),
+        ipywidgets.FloatLogSlider(0.002, min=-5, max=0, step=0.25, description="γ (crt)", **late),
+        ipywidgets.FloatSlider(0.2, min=0.02, max=0.6, step=0.02, description="ρ", **late),
+    ]
+    way = ipywidgets.Dropdown(options=list(certificates), description="certificate")
     sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
-    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+    trained = {}
+
+    def retrain(_=None) -> None:
+        trained["model"] = model_at(*(setting.value for setting in settings))
+        options = next(iter(certificates.values()))
+        trained["background"] = radius_field(trained["model"], *grid, **options)
+        redraw()
 
     def redraw(_=None) -> None:
-        point = certificate_at(
-            models[choice.value], *(slider.value for slider in sliders), **options
-        )
-        picture.value = _picture(backgrounds[choice.value], point, data)
-        text.value = describe(point)
+        place = ([slider.value] for slider in sliders)
+        points = radius_fields(trained["model"], *place, certificates)
+        text.value = describe(points[way.value])
+        picture.value = _picture(trained["background"], points, way.value, data)
 
-    for control in (choice, *sliders):
+    for setting in settings:
+        setting.observe(retrain, "value")
+    for control in (way, *sliders):
         control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([*([choice] if len(models) > 1 else []), *sliders, text, picture])
+    retrain()
+    chooser = [way] if len(certificates) > 1 else []
+    return ipywidgets.VBox([*settings, *chooser, *sliders, text, picture])
 
 
 def _slider(name: str, ends: Sequence[float]) -> ipywidgets.FloatSlider:
@@ -123,16 +150,28 @@ def _slider(name: str, ends: Sequence[float]) -> ipywidgets.FloatSlider:
 
 
 def _picture(
-    background: RadiusField, point: RadiusField, data: tuple[Tensor, Tensor] | None
+    background: RadiusField,
+    points: Mapping[str, RadiusField],
+    chosen: str,
+    data: tuple[Tensor, Tensor] | None,
 ) -> str:
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(layout="constrained")
     draw_field(axes, background)
     if data is not None:
         draw_data(axes, data)
     axes.autoscale(False)
-    draw_ball(axes, point)
+    axes.set(xlabel="x₁", ylabel="x₂")
+    draw_ball(axes, points[chosen])
+    key = []
+    for (name, point), style in zip(points.items(), cycle(_RINGS)):
+        line = {"linestyle": "-" if name == chosen else style, "color": plt.rcParams["text.color"]}
+        draw_ring(axes, point, **line)
+        radius = np.floor(point.radius.item() * 1e3) / 1e3
+        key.append(plt.Line2D([], [], **line, label=f"{name} {radius:.3f}"))
+    if len(points) > 1:
+        figure.legend(handles=key, loc="outside lower center", ncols=2)
     plt.close(figure)
-    return svg(figure, describe(point))
+    return svg(figure, describe(points[chosen]))
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,11 @@ def test_the_description_does_not_promise_more_than_the_runner_up():
     assert "against the runner-up only" in describe(point)
 
 
+WAYS = {"curvature": {}, "Lipschitz": {"method": "lipschitz"}}
+
+
 def test_a_slider_computes_a_new_certificate(model):
-    x_slider, _, text, picture = live_explorer(model, ENDS, ENDS).children
+    *_, x_slider, _, text, picture = live_explorer(lambda *_: model, ENDS, ENDS).children
     before = text.value, picture.value
     x_slider.value = 0.75
     assert text.value.startswith("Certified radius 0.499")
@@ -92,25 +95,49 @@ def test_a_slider_computes_a_new_certificate(model):
     assert "<svg" in picture.value
 
 
-def test_the_choice_of_a_network_computes_a_new_certificate(model):
+def test_a_setting_trains_a_new_network(model):
+    """The one trained with an attack radius of 0.5 or more has its boundary further off."""
     far = crc.mlp([2, 2])
     far.load_state_dict(model.state_dict())
     far[1].bias.data = torch.tensor([-0.875, 0.875])
-    choice, *_, text, _ = live_explorer({"near": model, "far": far}, ENDS, ENDS).children
+    asked = []
+
+    def model_at(*settings):
+        asked.append(settings)
+        return far if settings[-1] >= 0.5 else model
+
+    activation, method, gamma, radius, *_, text, _ = live_explorer(model_at, ENDS, ENDS).children
     assert "Certified radius 0.249" in text.value
-    choice.value = "far"
+    radius.value = 0.5
     assert "Certified radius 0.874" in text.value
+    activation.value, method.value, gamma.value = "tanh", "crt", 0.1
+    assert asked[0] == ("softplus", "standard", 0.002, 0.2)
+    assert asked[-1] == ("tanh", "crt", 0.1, 0.5) and len(asked) == 5
+
+
+def test_the_choice_of_a_certificate_changes_the_ball():
+    model = crc.mlp([2, 8, 2], seed=1)
+    widget = live_explorer(lambda *_: model, ENDS, ENDS, certificates=WAYS)
+    *_, way, _, _, text, picture = widget.children
+    lipschitz = certificate_at(model, 0.0, 0.0, method="lipschitz").radius.item()
+    before = text.value
+    way.value = "Lipschitz"
+    assert text.value != before
+    assert f"Certified radius {np.floor(lipschitz * 1e3) / 1e3:.3f}" in text.value
+    assert f"Lipschitz {np.floor(lipschitz * 1e3) / 1e3:.3f}" in picture.value
 
 
 def test_options_reach_certify():
     model = crc.mlp([2, 8, 3], seed=1)
-    widget = live_explorer(model, ENDS, ENDS, targets="runner-up")
-    assert "against the runner-up only" in widget.children[2].value
+    ways = {"the runner-up": {"targets": "runner-up"}}
+    *_, text, _ = live_explorer(lambda *_: model, ENDS, ENDS, certificates=ways).children
+    assert "against the runner-up only" in text.value
 
 
 def test_the_widget_leaves_no_figures_open(model):
     plt.close("all")
-    live_explorer(model, ENDS, ENDS, data=(torch.zeros(2, 2), torch.tensor([0, 1])))
+    data = (torch.zeros(2, 2), torch.tensor([0, 1]))
+    live_explorer(lambda *_: model, ENDS, ENDS, data=data, certificates=WAYS)
     assert plt.get_fignums() == []
 
 
