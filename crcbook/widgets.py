@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
-from crcbook.attacks import descend
+from crcbook.attacks import attack, descend
 from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
 from crcbook.curvature import curvature_bounds
@@ -548,11 +548,12 @@ def certified_regions(
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     lower, upper = (np.broadcast_to(np.asarray(end, dtype=np.float64), 2) for end in box)
     widest = float(np.linalg.norm(upper - lower))
+    point = torch.tensor([[x, y]], dtype=torch.float64)
+    label = read_network(model).logits(point).argmax(1)
     regions = {}
     for suffix, limits in (("", None), (" + box", box)):
         for curvature in ("global", "local"):
-            point = certificate_at(model, x, y, box=limits, curvature=curvature)
-            radius = point.radius.item()
+            radius = certify(model, point, label, box=limits, curvature=curvature).radius.item()
             outline = np.array([x, y]) + min(radius, widest) * circle
             # Clipping moves the arcs outside onto the box's sides: the outline of the intersection.
             outline = outline if limits is None else outline.clip(lower, upper)
@@ -609,6 +610,76 @@ def live_regions(
     return ipywidgets.VBox([*sliders, text, picture])
 
 
+def attack_at(model: nn.Sequential, x: Tensor, label: int, radius: float) -> tuple[Tensor, str]:
+    """Attack one input in a ball, and say what comes of it: what the sliders call.
+
+    Args:
+        model: the classifier.
+        x: one input, of any shape.
+        label: its label.
+        radius: the ball's l2 radius.
+
+    Returns:
+        The attack's point, in the input's shape, and a sentence.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    one, labels = x[None], torch.tensor([label])
+    found, certificate = attack(model, one, labels, radius=radius), certify(model, one, labels)
+    point = found.point[0].reshape(x.shape)
+    answer = read_network(model).logits(point.reshape(1, -1)).argmax().item()
+    proved = certificate.radius.item()
+    if proved == 0 and certificate.exact.item():
+        return x.to(point), f"Label {label}, but classified as {certificate.target.item()} already."
+    promise = f"The certified radius is {np.floor(proved * 1e3) / 1e3:.3f}"
+    if found.success.item():
+        return point, f"At most {radius:.2f} away lies an image classified as {answer}. {promise}."
+    if proved > radius:
+        return point, f"{promise}: no attack within {radius:.2f} ever succeeds."
+    return point, f"The attack within {radius:.2f} failed, which proves nothing. {promise} only."
+
+
+def live_attack(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -> ipywidgets.VBox:
+    """Choose an image and a radius, attack it, and compare with its certificate.
+
+    Args:
+        model: the classifier.
+        x: ``(batch, height, width)`` images with pixels in [0, 1].
+        y: ``(batch,)`` labels.
+        widest: the largest radius to choose.
+
+    Returns:
+        The widget; a live notebook displays it.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
+    radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
+    radius.step = widest / 50
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        image = x[item.value]
+        point, text.value = attack_at(model, image, int(y[item.value]), radius.value)
+        picture.value = _images_picture({"image": image, "attacked": point}, text.value)
+
+    for control in (item, radius):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([item, radius, text, picture])
+
+
+def _images_picture(images: Mapping[str, Tensor], alt: str) -> str:
+    figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.4))
+    for ax, (title, image) in zip(axes, images.items(), strict=True):
+        ax.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=1)
+        ax.set(title=title, xticks=[], yticks=[])
+    plt.close(figure)
+    return svg(figure, alt)
+
+
 def describe_item(certificate: Certificate, x: Tensor, label: int, item: int = 0) -> str:
     """Say what a certificate promises for one of its inputs, rounded to the safe side.
 
@@ -661,13 +732,8 @@ def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.V
         options |= {"method": "best"} if choice.value == "best" else {"curvature": choice.value}
         certificate = certify(model, one, label, **options)
         text.value = describe_item(certificate, one, label.item())
-        figure, axes = plt.subplots(1, 2, figsize=(4.6, 2.4))
         near = certificate.nearest[0].reshape(one[0].shape)
-        for ax, image, title in zip(axes, (one[0], near), ("image", "nearest"), strict=True):
-            ax.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=1)
-            ax.set(title=title, xticks=[], yticks=[])
-        plt.close(figure)
-        picture.value = svg(figure, text.value)
+        picture.value = _images_picture({"image": one[0], "nearest": near}, text.value)
 
     for control in (item, box, choice):
         control.observe(redraw, "value")

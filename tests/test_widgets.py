@@ -10,6 +10,7 @@ import torch
 import crcbook as crc
 from crcbook.explorer import radius_field
 from crcbook.widgets import (
+    attack_at,
     bounds_at,
     certificate_at,
     certified_regions,
@@ -17,6 +18,7 @@ from crcbook.widgets import (
     describe_item,
     describe_training,
     dual_at,
+    live_attack,
     live_ball,
     live_bounds,
     live_certificate,
@@ -139,6 +141,45 @@ def test_the_widget_leaves_no_figures_open(model):
     data = (torch.zeros(2, 2), torch.tensor([0, 1]))
     live_explorer(lambda *_: model, ENDS, ENDS, data=data, certificates=WAYS)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "label", "radius", "said"),
+    [
+        (0.75, 0, 0.6, "0.60 away lies an image classified as 1"),
+        (0.75, 0, 0.4, "radius is 0.499: no attack within 0.40 ever"),
+        (0.75, 1, 0.4, "Label 1, but classified as 0 already"),
+    ],
+)
+def test_an_attack_is_told_from_a_proof(model, place, label, radius, said):
+    x = torch.tensor([place, 0.0], dtype=torch.float64)
+    point, text = attack_at(model, x, label, radius)
+    assert said in text
+    assert (point - x).norm() <= radius * (1 + 1e-6)
+
+
+def test_a_failed_attack_between_the_two_radii_proves_nothing():
+    """A dome certified to 1.27 and attacked at 1.44: between them, nobody knows."""
+    model = crc.mlp([2, 2, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
+    model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    model[1].bias.data.zero_()
+    model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    _, text = attack_at(model, torch.zeros(2, dtype=torch.float64), 0, 1.35)
+    assert "failed, which proves nothing" in text
+
+
+def test_a_wider_ball_lets_the_attack_through(digits, digits_model):
+    item, radius, text, picture = live_attack(
+        digits_model, digits.test.x[:20], digits.test.y[:20], widest=3.0
+    ).children
+    radius.value = radius.min
+    assert "no attack within 0.06 ever succeeds" in text.value
+    radius.value = radius.max
+    assert "3.00 away lies an image classified as" in text.value
+    before = picture.value
+    item.value = 3
+    assert picture.value != before
 
 
 def test_one_point_of_a_field_is_the_callbacks(model):
