@@ -161,6 +161,29 @@ def test_choosing_a_network_changes_the_field(open_page):
     assert picture.get_attribute("href") != before[1]
 
 
+def test_the_rivals_follow_the_point(open_page):
+    page = open_page("book/decision_boundaries")
+    explorer = page.locator(".crc-explorer").first
+    rings, texts = explorer.locator(".crc-rival"), explorer.locator(".crc-rivals li")
+    assert rings.count() == texts.count() == 2
+    before = rings.first.get_attribute("r"), texts.all_inner_texts()
+    explorer.locator("input").first.focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    assert rings.first.get_attribute("r") != before[0] and texts.all_inner_texts() != before[1]
+    # A chosen rival changes places with the certificate: no radius is lost.
+    dual, shown = radius(page), texts.all_inner_texts()
+    explorer.locator("select").last.select_option("Lipschitz constant")
+    assert f"Lipschitz constant {radius(page)}" in shown
+    assert f"curvature, dual {dual}" in texts.all_inner_texts()
+
+
+def test_the_fields_of_a_page_stay_below_two_megabytes(open_page):
+    for name in EXPLORERS:
+        fields = open_page(name).locator(".crc-explorer script[type='application/json']")
+        assert 0 < sum(len(field.text_content()) for field in fields.all()) < 2_000_000
+
+
 def test_the_explorer_is_readable_in_either_theme(open_page):
     for theme in ("light", "dark"):
         page = open_page("book/index", theme=theme)
