@@ -107,7 +107,7 @@ def test_the_explorer_answers_in_jupyterlab(page):
     for _ in range(10):
         page.keyboard.press("ArrowRight")
     moved = radius(page, unlike=first)
-    choose(page, "certificate", "Lipschitz constant")
+    choose(page, "certificate", "Lipschitz")
     lipschitz = radius(page, unlike=moved)
     choose(page, "training", "adversarial")
     assert radius(page, unlike=lipschitz)
