@@ -24,7 +24,7 @@ from crcbook.attacks import attack
 from crcbook.certificate import certify, verify
 from crcbook.checkpoints import load_model, write_atomically
 from crcbook.datasets import Split, load, split_validation
-from crcbook.networks import mlp
+from crcbook.networks import deepen, mlp
 from crcbook.training import Recipe, train
 
 PROFILES = ("quick", "full")
@@ -44,6 +44,8 @@ class Experiment:
         width: units of a hidden layer.
         seed: the seed of the initialisation; the recipe has its own.
         box: also confine an adversary to pixels in [0, 1].
+        start: the experiment with fewer layers whose trained network, deepened by
+            :func:`crcbook.networks.deepen`, this one goes on from; None for a random start.
     """
 
     dataset: str
@@ -53,6 +55,7 @@ class Experiment:
     width: int = 1024
     seed: int = 0
     box: bool = True
+    start: "Experiment | None" = None
 
 
 def experiments(profile: str = "full") -> dict[str, Experiment]:
@@ -201,7 +204,7 @@ def run_training(
 ) -> tuple[nn.Sequential, dict]:
     """Train an experiment's network, or go on where its folder's checkpoint ends.
 
-    Writes ``model.safetensors`` and ``run.json``.
+    Writes ``model.safetensors`` and ``run.json``; what it starts from is trained in ``start/``.
 
     Args:
         experiment: what to train.
@@ -216,15 +219,21 @@ def run_training(
     Raises:
         RuntimeError: where a file cannot be written or read.
     """
+    start = experiment.start
+    if start is not None:
+        start, _ = run_training(start, folder / "start", device, resume, progress)
     data = load(experiment.dataset)
     items = min(_VALIDATION_ITEMS, len(data.train) // 6)
     training, validation = split_validation(data.train, items)
     hidden = [experiment.width] * (experiment.layers - 1)
     sizes = [data.inputs, *hidden, data.classes]
-    model = mlp(sizes, experiment.activation, experiment.seed).to(device)
+    if start is None:
+        model = mlp(sizes, experiment.activation, experiment.seed).to(device)
+    else:
+        model = deepen(start, experiment.layers)
     history = train(model, training, experiment.recipe, validation, folder, resume, progress)
     best = max(
-        range(len(history)),
+        (i for i, record in enumerate(history) if "certified_accuracy" in record),
         key=lambda i: (history[i]["certified_accuracy"], history[i]["clean_accuracy"], i),
     )
     seconds = sorted(record["seconds"] for record in history)

@@ -21,8 +21,10 @@ from crcbook.experiments import (
     evaluate,
     experiments,
     reproduce,
+    run_training,
     summary,
 )
+from crcbook.networks import deepen
 
 TINY = Experiment(
     "digits",
@@ -86,6 +88,16 @@ def check_record(record):
     assert robust <= record["certified_accuracy_global"] + 1e-6
     assert len(record["history"]) == record["recipe"]["epochs"]
     assert record["command"].startswith("python -m crcbook reproduce")
+
+
+def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
+    deeper = replace(TINY, layers=3, start=TINY, recipe=replace(TINY.recipe, epochs=1))
+    model, facts = run_training(deeper, tmp_path)
+    shallow = crc.load_model(tmp_path / "start" / "model.safetensors")
+    assert len(model) == len(shallow) + 2
+    assert len(facts["history"]) == 1
+    near = (deepen(shallow, 3)[1].weight - model[1].weight).norm() / model[1].weight.norm()
+    assert 0 < near < 0.5
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
