@@ -33,6 +33,7 @@ _POLISH_STEPS = 3
 _AT_BOUNDARY = 1e-3  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
+_FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 8
@@ -351,16 +352,18 @@ class _Problem:
             return bounds
         limit = radii if radius is None else torch.zeros_like(radii)
         bounds, curvature = bounds.clone(), torch.full_like(bounds, torch.inf)
+        flat = torch.zeros_like(bounds, dtype=torch.bool)
         if len(self.rough.layers) > 2:
             row, column = (bounds < limit[:, None]).nonzero().T
             room = None if box is None else box.room(x[rows])
             pairs = y[rows[row]], targets[row, column]
             found = ball_curvature(self.prover.rounding, x[rows], radii, row, *pairs, room)
-            smaller = found < downward_curvature(self.prover.network, *pairs)
+            everywhere = downward_curvature(self.prover.network, *pairs)
+            smaller, flat[row, column] = found < everywhere, found < _FLAT * everywhere
             curvature[row[smaller], column[smaller]] = found[smaller]
             self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
             curvature.fill_(torch.inf)
-        for i in (bounds < limit[:, None]).any(1).nonzero().squeeze(1).tolist():
+        for i in ((bounds < limit[:, None]) & ~flat).any(1).nonzero().squeeze(1).tolist():
             self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
                          curvature[i], radius)  # fmt: skip
         self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)

@@ -115,13 +115,15 @@ def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
     test = digits.test.take(slice(0, 60))
     columns = evaluate(digits_model, test, radius=0.5, box=True, local=True)
     assert set(columns) == {
-        "correct", "exact", "radius", "runner_up", "certified", "survived", "certified_box",
-        "survived_box",
+        "correct", "exact", "radius", "certified", "certified_runner_up", "survived",
+        "certified_box", "survived_box",
     }  # fmt: skip
     assert (columns["certified"] | (columns["radius"] < 0.5)).all()
     assert (columns["survived"] | ~columns["certified"]).all()
     assert (columns["survived_box"] | ~columns["certified_box"]).all()
     assert (columns["certified_box"] | ~columns["certified"]).all()
+    assert (columns["certified_runner_up"] | ~columns["certified"]).all()
+    assert (columns["correct"] | ~columns["certified_runner_up"]).all()
     figures = summary(columns, 0.5)
     assert figures["images"] == 60 and figures["violations"] == 0
 
