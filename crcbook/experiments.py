@@ -80,15 +80,20 @@ def _full() -> dict[str, Experiment]:
                    loss_q=0.3)  # fmt: skip
     fine = replace(broad, gamma=0.06, epochs=6, learning_rate=5e-4, ramp_epochs=0.0)
     # The copied layers work far from 0, where Adam's steps add up: small ones only.
-    deep = replace(fine, epochs=4, learning_rate=5e-5, curvature="local", curvature_every=2,
-                   validate_every=4)  # fmt: skip
+    deep = replace(fine, epochs=2, learning_rate=5e-5, curvature="local", curvature_every=2,
+                   validate_every=2)  # fmt: skip
     found = {}
     for dataset in ("mnist", "fashion-mnist"):
         start = Experiment(dataset, 2, "softplus", broad)
         two = replace(start, recipe=fine, start=start)
+        boxed = replace(
+            two,
+            recipe=replace(fine, epochs=8, learning_rate=1e-3, attack_box=True, validate_every=4),
+        )
         deeper = {n: replace(two, layers=n, recipe=deep, start=two) for n in (3, 4)}
         for layers, experiment in {2: two, **deeper}.items():
             found[f"{dataset}-{layers}-softplus-crt"] = experiment
+        found[f"{dataset}-2-softplus-crt-box"] = boxed
     return found
 
 

@@ -76,6 +76,8 @@ class Recipe:
         average: how much of the averaged weights a step keeps, such as 0.995; these are the ones
             validated and returned. 0 for the weights themselves.
         attack_steps: gradients an attack.
+        attack_box: keep attacked points between 0 and 1, where pixels are; ``"crt"`` and
+            ``"adversarial"`` only.
         attack_dtype: their precision; ``"bfloat16"`` is faster where the processor knows it.
         curvature: that of CRT: ``"global"``, over all of R^n, or ``"local"``, over a ball of half
             the radius around one item a step: what a local certificate meets on its way. The
@@ -98,6 +100,7 @@ class Recipe:
     ramp_epochs: float = 2.0
     average: float = 0.0
     attack_steps: int = 8
+    attack_box: bool = False
     attack_dtype: str = "float32"
     curvature: str = "global"
     curvature_every: int = 1
@@ -265,7 +268,7 @@ class _Trainer:
             curvature = self.curvatures[y, target]
             x = runner_up_points(model, x, y, target, radius, curvature, steps, dtype)
         elif method != "standard":
-            x = worst_points(model, x, y, radius, steps, dtype)
+            x = worst_points(model, x, y, radius, steps, dtype, self.recipe.attack_box)
         return model(x)
 
     def keep_best(self) -> None:
