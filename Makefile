@@ -17,7 +17,7 @@ unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book serve test lint record bench tightness soundness clean
+.PHONY: help install book serve lab test lint record bench tightness soundness clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ book: _build/.built  ## execute every chapter and build the HTML; a warning is a
 serve: book  ## serve the built book on localhost (PORT=8000)
 	@echo "Serving the book at http://localhost:$(PORT)/"
 	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+lab: install  ## open the chapters in JupyterLab, to change their code and move their live widgets
+	$(VENV)/bin/jupyter-lab book
 
 # A book that does not build fails this target, but does not keep the tests from saying why.
 test: lint  ## check the style, test the package, every chapter and every built page

@@ -11,11 +11,15 @@
     (x, y) => `M${x - 4} ${y}l4 -4l4 4l-4 4z`,
   ];
 
+  // What tells the balls of a point's certificates apart; the first is the chosen one's.
+  const DASHES = ["none", "7 4", "2 4", "10 3 2 3", "1 7"];
+
   const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const floats = (text) => new Float32Array(bytes(text).buffer);
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   // A promised radius is only ever rounded down, a distance that an attack needs only ever up.
-  const down = (value) => (Math.floor(value * 1000) / 1000).toFixed(3);
+  const down = (value) =>
+    value === Infinity ? "∞" : (Math.floor(value * 1000) / 1000).toFixed(3);
   const up = (value) => (Math.ceil(value * 1000) / 1000).toFixed(3);
 
   // A root, so that the small radii, which matter most, can be told apart.
@@ -27,14 +31,15 @@
     return parent.appendChild(node);
   }
 
-  function unpack(field) {
+  function unpack(field, arrays) {
     return {
       ...field,
-      radius: floats(field.radius),
-      distance: floats(field.distance),
-      nearest: floats(field.nearest),
-      predicted: bytes(field.predicted),
-      exact: bytes(field.exact),
+      radius: floats(arrays[field.radius]),
+      distance: floats(arrays[field.distance]),
+      nearest: floats(arrays[field.nearest]),
+      predicted: bytes(arrays[field.predicted]),
+      exact: bytes(arrays[field.exact]),
+      boundary: JSON.parse(arrays[field.boundary]),
     };
   }
 
@@ -55,8 +60,9 @@
     constructor(root) {
       this.root = root;
       this.data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-      this.fields = this.data.fields.map(unpack);
-      this.field = this.fields[0];
+      this.unpacked = new Map();
+      this.key = this.data.fields[0].key;
+      this.choose();
       [this.column, this.row] = this.data.start;
       this.svg = root.querySelector("svg");
       this.sliders = [...root.querySelectorAll("input")];
@@ -74,13 +80,29 @@
       });
       for (const event of ["pointerdown", "pointermove"])
         this.svg.addEventListener(event, (pointer) => this.follow(pointer));
-      const select = this.root.querySelector("select");
-      this.fields.forEach((field, index) => select.add(new Option(field.name, index)));
-      select.parentElement.hidden = this.fields.length < 2;
-      select.addEventListener("change", () => {
-        this.field = this.fields[+select.value];
-        this.draw();
+      const selects = [...this.root.querySelectorAll("select")];
+      selects.forEach((select, choice) => {
+        const names = [...new Set(this.data.fields.map((field) => field.key[choice]))];
+        names.forEach((name) => select.add(new Option(name)));
+        select.parentElement.hidden = names.length < 2;
+        select.addEventListener("change", () => {
+          this.key = selects.map((each) => each.value);
+          this.choose();
+          this.draw();
+        });
       });
+    }
+
+    // The fields that are shown, unpacked when they are first needed: the chosen one, its rivals.
+    choose() {
+      const kept = this.key.slice(0, this.data.rivals ? -1 : undefined);
+      const shown = this.data.fields.filter(({ key }) => kept.every((name, i) => name === key[i]));
+      for (const field of shown)
+        if (!this.unpacked.has(field)) this.unpacked.set(field, unpack(field, this.data.arrays));
+      const fields = shown.map((field) => this.unpacked.get(field));
+      const chosen = fields.findIndex(({ key }) => key.at(-1) === this.key.at(-1));
+      [this.field] = fields.splice(chosen, 1);
+      this.rivals = fields;
     }
 
     follow(pointer) {
@@ -193,6 +215,11 @@
       const end = [x(this.field.nearest[2 * index]), y(this.field.nearest[2 * index + 1])];
       const line = { stroke: "currentColor", "stroke-width": 2 };
       this.moving.replaceChildren();
+      this.rivals.forEach((rival, number) => {
+        element(this.moving, "circle", { class: "crc-rival", cx: centre[0], cy: centre[1],
+          r: Math.min(rival.radius[index] * unit, 1e5), fill: "none", ...line,
+          "stroke-dasharray": DASHES[(number + 1) % DASHES.length] });
+      });
       element(this.moving, "circle", { class: "crc-ball", cx: centre[0], cy: centre[1], r: radius,
         fill: "currentColor", "fill-opacity": 0.12, ...line });
       if (end.every(Number.isFinite)) {
@@ -214,8 +241,21 @@
         outputs[axis].textContent = text;
       });
       const radius = this.field.radius[index];
-      outputs[2].textContent = radius === Infinity ? "∞" : down(radius);
+      outputs[2].textContent = down(radius);
       this.root.querySelector(".crc-verdict").textContent = this.verdict(index, radius);
+      this.writeRivals(index);
+    }
+
+    writeRivals(index) {
+      const list = this.root.querySelector(".crc-rivals");
+      list.replaceChildren();
+      this.rivals.forEach((rival, number) => {
+        const item = list.appendChild(document.createElement("li"));
+        const sample = element(item, "svg", { viewBox: "0 0 36 10", "aria-hidden": true });
+        element(sample, "path", { d: "M0 5H36", stroke: "currentColor", "stroke-width": 2,
+          "stroke-dasharray": DASHES[(number + 1) % DASHES.length] });
+        item.append(`${rival.key.at(-1)} ${down(rival.radius[index])}`);
+      });
     }
 
     verdict(index, radius) {
@@ -231,8 +271,10 @@
       if (this.field.exact[index])
         return `${promise} It cannot grow: the cross on its edge is not. The radius is exact.`;
       if (Number.isNaN(distance)) return `${promise} No adversarial point was found.`;
-      return `${promise} The cross is not, ${up(distance)} away: ` +
-        "the distance to the boundary lies between the two numbers.";
+      const exact = this.rivals.find((rival) => rival.all && rival.exact[index]);
+      const truth = exact ? "that is the distance to the boundary" +
+        ` (${exact.key.at(-1)})` : "the distance to the boundary lies between the two numbers";
+      return `${promise} The cross is not, ${up(distance)} away: ${truth}.`;
     }
 
     fillKey() {

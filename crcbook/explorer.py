@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -79,33 +80,62 @@ def radius_field(
         ValueError: where the coordinates are not increasing and finite, or where the model does
             not take two inputs.
     """
+    box = options.pop("box", None)
+    return radius_fields(model, xs, ys, {"": options}, box)[""]
+
+
+def radius_fields(
+    model: nn.Sequential,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    certificates: Mapping[str, Mapping],
+    box: tuple | None = None,
+) -> dict[str, RadiusField]:
+    """Certify the class predicted at every point of a grid in several ways.
+
+    Args:
+        model: a classifier of points in the plane, as :func:`crcbook.certify` takes it.
+        xs: ``(columns,)`` increasing, finite coordinates.
+        ys: ``(rows,)`` increasing, finite coordinates.
+        certificates: by name, options of :func:`crcbook.certify`.
+        box: the valid points, as in :func:`crcbook.certify`.
+
+    Returns:
+        A field a name. They share their nearest points, the closest that any of them found.
+
+    Raises:
+        ValueError: as :func:`radius_field`.
+    """
     xs, ys = _coordinates("xs", xs), _coordinates("ys", ys)
     network = read_network(model)
     if network.inputs != 2:
         raise ValueError(f"model must take points in the plane; it takes {network.inputs} inputs")
     points = _grid(xs, ys)
     predicted = network.logits(points.to(network.device)).argmax(1)
-    certificate = certify(model, points, predicted, **options)
-    nearest = _nearest(model, points, predicted, certificate)
-    columns = (predicted, certificate.radius, certificate.target, certificate.exact)
-    return RadiusField(
-        xs,
-        ys,
-        *(column.cpu().numpy().reshape(len(ys), len(xs)) for column in columns),
-        nearest.cpu().numpy().reshape(len(ys), len(xs), 2),
-        _boundary(network, xs, ys),
-        network.classes,
-        certificate.targets,
-    )
+    found = {
+        name: certify(model, points, predicted, box=box, **options)
+        for name, options in certificates.items()
+    }
+    nearest = _nearest(model, points, predicted, list(found.values()), box)
+    nearest, boundary = nearest.reshape(len(ys), len(xs), 2), _boundary(network, xs, ys)
+    fields = {}
+    for name, certificate in found.items():
+        columns = (predicted, certificate.radius, certificate.target, certificate.exact)
+        columns = (column.cpu().numpy().reshape(len(ys), len(xs)) for column in columns)
+        fields[name] = RadiusField(
+            xs, ys, *columns, nearest, boundary, network.classes, certificate.targets
+        )
+    return fields
 
 
 def explorer(
-    fields: RadiusField | Mapping[str, RadiusField],
+    fields: RadiusField | Mapping[str | tuple[str, ...], RadiusField],
     data: tuple[Tensor, Tensor] | None = None,
     start: tuple[float, float] = (0.0, 0.0),
     classes: Sequence[str] | None = None,
     names: tuple[str, str] = ("x₁", "x₂"),
-    choice: str = "network",
+    choices: Sequence[str] = ("network",),
+    rivals: bool = False,
     alt: str = "Decision regions; the colour is stronger where the certified radius is larger.",
 ) -> HTML:
     """A figure in which sliders and pointer move a point, and its certified ball follows.
@@ -115,28 +145,34 @@ def explorer(
     shown is proved. It needs neither a kernel nor a network.
 
     Args:
-        fields: one field, or several by name to choose among; all on the same evenly spaced grid.
+        fields: one field, or several to choose among: a name each, or a tuple of names, one a
+            choice, in every combination; all on the same evenly spaced grid.
         data: points ``(items, 2)`` and their classes ``(items,)``, drawn into the figure.
         start: the point shown first; the nearest grid point is taken.
         classes: what to call the classes; ``class 0``, ``class 1``, ... where missing.
         names: what to call the axes.
-        choice: what to call the choice among several fields.
+        choices: what to call the choices among several fields.
+        rivals: draw the balls of the fields that differ in the last choice only.
         alt: what the picture shows, for readers who do not see it.
 
     Returns:
-        Self-contained HTML, about 20 bytes per grid point and field.
+        Self-contained HTML, up to 20 bytes per grid point and field; what fields share is there
+        once.
 
     Raises:
         ValueError: for no field, different grids, an uneven grid, or a wrong number of names.
     """
-    fields = {"": fields} if isinstance(fields, RadiusField) else dict(fields)
+    fields = {"": fields} if isinstance(fields, RadiusField) else fields
+    fields = {(key,) if isinstance(key, str) else key: field for key, field in fields.items()}
     _check_fields(fields)
-    payload = _payload(fields, data, start, classes, names)
+    _check_choices(fields, choices)
+    payload = _payload(fields, data, start, classes, names) | {"rivals": rivals}
+    selects = (f"<label>{html.escape(name)} <select></select></label>" for name in choices)
     template = Template(files("crcbook").joinpath("explorer.html").read_text("utf-8"))
     return HTML(
         template.substitute(
             alt=html.escape(alt),
-            choice=html.escape(choice),
+            choices="".join(selects),
             x_name=html.escape(names[0]),
             y_name=html.escape(names[1]),
             # No text inside may close the script element.
@@ -180,12 +216,28 @@ def draw_ball(axes: Axes, field: RadiusField, row: int = 0, column: int = 0) -> 
     """
     ink = plt.rcParams["text.color"]
     centre = (field.xs[column], field.ys[row])
-    # An infinite ball is drawn as one that covers the axes.
-    radius = min(field.radius[row, column], np.ptp(axes.axis()))
-    axes.add_patch(plt.Circle(centre, radius, facecolor=(0.5, 0.5, 0.5, 0.25), edgecolor=ink, lw=2))
+    draw_ring(axes, field, row, column)
+    draw_ring(axes, field, row, column, fill=True, color=(0.5, 0.5, 0.5, 0.25))
     axes.plot(*zip(centre, field.nearest[row, column], strict=True), "--", color=ink, lw=1.5)
     axes.plot(*field.nearest[row, column], "x", color=ink, markersize=9, markeredgewidth=2.5)
     axes.plot(*centre, "o", color=ink)
+
+
+def draw_ring(axes: Axes, field: RadiusField, row: int = 0, column: int = 0, **style) -> None:
+    """Draw the certified ball of one point of a field.
+
+    Args:
+        axes: matplotlib axes.
+        field: the field.
+        row: the point's index in ``field.ys``.
+        column: the point's index in ``field.xs``.
+        **style: properties of the circle.
+    """
+    # An infinite ball is drawn as one that covers the axes.
+    radius = min(field.radius[row, column], np.ptp(axes.axis()))
+    centre = (field.xs[column], field.ys[row])
+    style = {"fill": False, "color": plt.rcParams["text.color"], "lw": 2} | style
+    axes.add_patch(plt.Circle(centre, radius, **style))
 
 
 def draw_data(axes: Axes, data: tuple[Tensor, Tensor]) -> None:
@@ -220,18 +272,21 @@ def _grid(xs: np.ndarray, ys: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2))
 
 
-def _nearest(model: nn.Sequential, points: Tensor, predicted: Tensor, certificate) -> Tensor:
-    """The closer of the adversarial points that the certificate and an attack found."""
-    nearest = certificate.nearest.clone()
-    rows = (~certificate.exact & certificate.radius.isfinite()).nonzero().squeeze(1)
-    if not len(rows):
-        return nearest
-    points = points.to(nearest)[rows]
-    found = attack(model, points, predicted[rows], restarts=_RESTARTS)
-    distance = (nearest[rows] - points).norm(dim=1).nan_to_num(nan=torch.inf)
-    closer = found.distance < distance
-    nearest[rows[closer]] = found.point[closer]
-    return nearest
+def _nearest(model, points: Tensor, predicted: Tensor, certificates, box) -> np.ndarray:
+    """The closest of the adversarial points that the certificates and an attack found."""
+    found = [certificate.nearest for certificate in certificates]
+    points = points.to(found[0])
+    settled = [c.exact | c.radius.isinf() for c in certificates]
+    rows = (~torch.stack(settled).any(0)).nonzero().squeeze(1)
+    if len(rows):
+        attacked = torch.full_like(points, torch.nan)
+        attacked[rows] = attack(
+            model, points[rows], predicted[rows], box=box, restarts=_RESTARTS
+        ).point
+        found.append(attacked)
+    found = torch.stack(found)
+    distance = (found - points).norm(dim=2).nan_to_num(nan=torch.inf)
+    return found[distance.argmin(0), torch.arange(len(points))].cpu().numpy()
 
 
 def _boundary(network, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -269,6 +324,14 @@ def _check_fields(fields: Mapping[str, RadiusField]) -> None:
         raise ValueError(f"the explorer has colours for {len(PALETTE)} classes, not more")
 
 
+def _check_choices(fields: Mapping[tuple[str, ...], RadiusField], choices: Sequence[str]) -> None:
+    if any(len(key) != len(choices) for key in fields):
+        raise ValueError(f"fields must have {len(choices)} names each, one a choice")
+    combinations = math.prod(len(set(options)) for options in zip(*fields, strict=True))
+    if combinations != len(fields):
+        raise ValueError(f"fields must hold all {combinations} combinations; got {len(fields)}")
+
+
 def _payload(fields, data, start, classes, names) -> dict:
     first = next(iter(fields.values()))
     classes = list(classes or (f"class {label}" for label in range(first.classes)))
@@ -276,6 +339,8 @@ def _payload(fields, data, start, classes, names) -> dict:
         raise ValueError(f"classes must name {first.classes} classes; got {len(classes)}")
     points, labels = ([], []) if data is None else data
     largest = _largest(fields.values())
+    pool = {}  # each array once, whatever number of fields it belongs to
+    shown = [_field_payload(field, largest, pool) | {"key": key} for key, field in fields.items()]
     return {
         "xs": first.xs.tolist(),
         "ys": first.ys.tolist(),
@@ -286,22 +351,25 @@ def _payload(fields, data, start, classes, names) -> dict:
         "start": [int(abs(first.xs - start[0]).argmin()), int(abs(first.ys - start[1]).argmin())],
         "points": np.asarray(points, dtype=np.float64).round(3).tolist(),
         "labels": np.asarray(labels, dtype=np.int64).tolist(),
-        "fields": [_field_payload(name, field, largest) for name, field in fields.items()],
+        "arrays": list(pool),
+        "fields": shown,
     }
 
 
-def _field_payload(name: str, field: RadiusField, largest: float) -> dict:
-    distance = field.distance
+def _field_payload(field: RadiusField, largest: float, pool: dict[str, int]) -> dict:
+    def pooled(values: np.ndarray | str) -> int:
+        text = values if isinstance(values, str) else _base64(values)
+        return pool.setdefault(text, len(pool))
+
     return {
-        "name": name,
         "all": field.targets == "all",
-        "radius": _base64(_towards(field.radius, 0.0)),
-        "distance": _base64(_towards(distance, np.inf)),
-        "nearest": _base64(field.nearest.astype("<f4")),
-        "predicted": _base64(field.predicted.astype(np.uint8)),
-        "exact": _base64(field.exact.astype(np.uint8)),
-        "boundary": [line.round(4).tolist() for line in field.boundary],
-        "contours": [line.round(3).tolist() for line in _contours(field, largest)],
+        "radius": pooled(_towards(field.radius, 0.0)),
+        "distance": pooled(_towards(field.distance, np.inf)),
+        "nearest": pooled(field.nearest.astype("<f4")),
+        "predicted": pooled(field.predicted.astype(np.uint8)),
+        "exact": pooled(field.exact.astype(np.uint8)),
+        "boundary": pooled(json.dumps([line.round(3).tolist() for line in field.boundary])),
+        "contours": [line.round(2).tolist() for line in _contours(field, largest)],
     }
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -11,12 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
-from crcbook.attacks import descend
+from crcbook.attacks import attack, descend
 from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
 from crcbook.curvature import curvature_bounds
 from crcbook.datasets import Split
-from crcbook.explorer import RadiusField, draw_ball, draw_data, draw_field, radius_field
+from crcbook.explorer import (
+    RadiusField,
+    draw_ball,
+    draw_data,
+    draw_field,
+    draw_ring,
+    radius_field,
+    radius_fields,
+)
 from crcbook.hessian import margin_hessian
 from crcbook.lipschitz import lipschitz_bound
 from crcbook.minorant import Prover
@@ -27,6 +36,7 @@ from crcbook.training import Recipe, train
 from crcbook.trust_region import Neighbourhood
 
 _BACKGROUND_POINTS = 61
+_RINGS = ("--", ":", "-.", (0, (1, 4)))
 _DESCENT_STEPS = 2000
 _SMALL_RESIDUAL = 1e-9
 _FIXED_POINT_STEPS = 60
@@ -75,20 +85,22 @@ def describe(point: RadiusField) -> str:
 
 
 def live_explorer(
-    models: nn.Sequential | Mapping[str, nn.Sequential],
+    model_at: Callable[..., nn.Sequential],
     xs: Sequence[float],
     ys: Sequence[float],
     data: tuple[Tensor, Tensor] | None = None,
-    **options,
+    certificates: Mapping[str, Mapping] | None = None,
 ) -> ipywidgets.VBox:
-    """Sliders for a point, and its certificate computed anew at every move.
+    """Train on the reader's settings, and certify a point anew at every move.
 
     Args:
-        models: a classifier of points in the plane, or several by name to choose among.
+        model_at: trains a classifier of points in the plane, given the name of an activation, a
+            method of :class:`crcbook.Recipe`, the weight of the curvature and the attacks' radius.
         xs: the range of the first coordinate; only its ends matter.
         ys: the range of the second coordinate; only its ends matter.
         data: points ``(items, 2)`` and their classes ``(items,)``, drawn into the figure.
-        **options: passed on to :func:`crcbook.certify`.
+        certificates: by name, options of :func:`crcbook.certify`; the plane is coloured by the
+            first. None for the default alone.
 
     Returns:
         The widget; a live notebook displays it.
@@ -96,24 +108,39 @@ def live_explorer(
     Raises:
         ValueError: as :func:`crcbook.explorer.radius_field`.
     """
-    models = {"network": models} if isinstance(models, nn.Module) else dict(models)
+    certificates = {"dual": {}} if certificates is None else certificates
     grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
-    backgrounds = {name: radius_field(model, *grid, **options) for name, model in models.items()}
-    choice = ipywidgets.Dropdown(options=list(models), description="network")
+    late = {"continuous_update": False}  # train when the slider is let go
+    settings = [
+        ipywidgets.Dropdown(options=list(ACTIVATIONS), description="activation"),
+        ipywidgets.Dropdown(options=["standard", "adversarial", "crt"], description="training"),
+        ipywidgets.FloatLogSlider(0.002, min=-5, max=0, step=0.25, description="γ (crt)", **late),
+        ipywidgets.FloatSlider(0.2, min=0.02, max=0.6, step=0.02, description="ρ", **late),
+    ]
+    way = ipywidgets.Dropdown(options=list(certificates), description="certificate")
     sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
-    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+    trained = {}
+
+    def retrain(_=None) -> None:
+        trained["model"] = model_at(*(setting.value for setting in settings))
+        options = next(iter(certificates.values()))
+        trained["background"] = radius_field(trained["model"], *grid, **options)
+        redraw()
 
     def redraw(_=None) -> None:
-        point = certificate_at(
-            models[choice.value], *(slider.value for slider in sliders), **options
-        )
-        picture.value = _picture(backgrounds[choice.value], point, data)
-        text.value = describe(point)
+        place = ([slider.value] for slider in sliders)
+        points = radius_fields(trained["model"], *place, certificates)
+        text.value = describe(points[way.value])
+        picture.value = _picture(trained["background"], points, way.value, data)
 
-    for control in (choice, *sliders):
+    for setting in settings:
+        setting.observe(retrain, "value")
+    for control in (way, *sliders):
         control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([*([choice] if len(models) > 1 else []), *sliders, text, picture])
+    retrain()
+    chooser = [way] if len(certificates) > 1 else []
+    return ipywidgets.VBox([*settings, *chooser, *sliders, text, picture])
 
 
 def _slider(name: str, ends: Sequence[float]) -> ipywidgets.FloatSlider:
@@ -123,16 +150,28 @@ def _slider(name: str, ends: Sequence[float]) -> ipywidgets.FloatSlider:
 
 
 def _picture(
-    background: RadiusField, point: RadiusField, data: tuple[Tensor, Tensor] | None
+    background: RadiusField,
+    points: Mapping[str, RadiusField],
+    chosen: str,
+    data: tuple[Tensor, Tensor] | None,
 ) -> str:
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(layout="constrained")
     draw_field(axes, background)
     if data is not None:
         draw_data(axes, data)
     axes.autoscale(False)
-    draw_ball(axes, point)
+    axes.set(xlabel="x₁", ylabel="x₂")
+    draw_ball(axes, points[chosen])
+    key = []
+    for (name, point), style in zip(points.items(), cycle(_RINGS)):
+        line = {"linestyle": "-" if name == chosen else style, "color": plt.rcParams["text.color"]}
+        draw_ring(axes, point, **line)
+        radius = np.floor(point.radius.item() * 1e3) / 1e3
+        key.append(plt.Line2D([], [], **line, label=f"{name} {radius:.3f}"))
+    if len(points) > 1:
+        figure.legend(handles=key, loc="outside lower center", ncols=2)
     plt.close(figure)
-    return svg(figure, describe(point))
+    return svg(figure, describe(points[chosen]))
 
 
 @dataclass(frozen=True)
@@ -509,11 +548,12 @@ def certified_regions(
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     lower, upper = (np.broadcast_to(np.asarray(end, dtype=np.float64), 2) for end in box)
     widest = float(np.linalg.norm(upper - lower))
+    point = torch.tensor([[x, y]], dtype=torch.float64)
+    label = read_network(model).logits(point).argmax(1)
     regions = {}
     for suffix, limits in (("", None), (" + box", box)):
         for curvature in ("global", "local"):
-            point = certificate_at(model, x, y, box=limits, curvature=curvature)
-            radius = point.radius.item()
+            radius = certify(model, point, label, box=limits, curvature=curvature).radius.item()
             outline = np.array([x, y]) + min(radius, widest) * circle
             # Clipping moves the arcs outside onto the box's sides: the outline of the intersection.
             outline = outline if limits is None else outline.clip(lower, upper)
@@ -570,6 +610,76 @@ def live_regions(
     return ipywidgets.VBox([*sliders, text, picture])
 
 
+def attack_at(model: nn.Sequential, x: Tensor, label: int, radius: float) -> tuple[Tensor, str]:
+    """Attack one input in a ball, and say what comes of it: what the sliders call.
+
+    Args:
+        model: the classifier.
+        x: one input, of any shape.
+        label: its label.
+        radius: the ball's l2 radius.
+
+    Returns:
+        The attack's point, in the input's shape, and a sentence.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    one, labels = x[None], torch.tensor([label])
+    found, certificate = attack(model, one, labels, radius=radius), certify(model, one, labels)
+    point = found.point[0].reshape(x.shape)
+    answer = read_network(model).logits(point.reshape(1, -1)).argmax().item()
+    proved = certificate.radius.item()
+    if proved == 0 and certificate.exact.item():
+        return x.to(point), f"Label {label}, but classified as {certificate.target.item()} already."
+    promise = f"The certified radius is {np.floor(proved * 1e3) / 1e3:.3f}"
+    if found.success.item():
+        return point, f"At most {radius:.2f} away lies an image classified as {answer}. {promise}."
+    if proved > radius:
+        return point, f"{promise}: no attack within {radius:.2f} ever succeeds."
+    return point, f"The attack within {radius:.2f} failed, which proves nothing. {promise} only."
+
+
+def live_attack(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -> ipywidgets.VBox:
+    """Choose an image and a radius, attack it, and compare with its certificate.
+
+    Args:
+        model: the classifier.
+        x: ``(batch, height, width)`` images with pixels in [0, 1].
+        y: ``(batch,)`` labels.
+        widest: the largest radius to choose.
+
+    Returns:
+        The widget; a live notebook displays it.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
+    radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
+    radius.step = widest / 50
+    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
+
+    def redraw(_=None) -> None:
+        image = x[item.value]
+        point, text.value = attack_at(model, image, int(y[item.value]), radius.value)
+        picture.value = _images_picture({"image": image, "attacked": point}, text.value)
+
+    for control in (item, radius):
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([item, radius, text, picture])
+
+
+def _images_picture(images: Mapping[str, Tensor], alt: str) -> str:
+    figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.4))
+    for ax, (title, image) in zip(axes, images.items(), strict=True):
+        ax.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=1)
+        ax.set(title=title, xticks=[], yticks=[])
+    plt.close(figure)
+    return svg(figure, alt)
+
+
 def describe_item(certificate: Certificate, x: Tensor, label: int, item: int = 0) -> str:
     """Say what a certificate promises for one of its inputs, rounded to the safe side.
 
@@ -622,13 +732,8 @@ def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.V
         options |= {"method": "best"} if choice.value == "best" else {"curvature": choice.value}
         certificate = certify(model, one, label, **options)
         text.value = describe_item(certificate, one, label.item())
-        figure, axes = plt.subplots(1, 2, figsize=(4.6, 2.4))
         near = certificate.nearest[0].reshape(one[0].shape)
-        for ax, image, title in zip(axes, (one[0], near), ("image", "nearest"), strict=True):
-            ax.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=1)
-            ax.set(title=title, xticks=[], yticks=[])
-        plt.close(figure)
-        picture.value = svg(figure, text.value)
+        picture.value = _images_picture({"image": one[0], "nearest": near}, text.value)
 
     for control in (item, box, choice):
         control.observe(redraw, "value")

@@ -11,8 +11,17 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.explorer import _towards, draw_ball, draw_data, draw_field, explorer, radius_field
+from crcbook.explorer import (
+    _towards,
+    draw_ball,
+    draw_data,
+    draw_field,
+    explorer,
+    radius_field,
+    radius_fields,
+)
 
+ARRAYS = ("radius", "distance", "nearest", "predicted", "exact", "boundary")
 XS, YS = np.linspace(-2, 2, 21), np.linspace(-1.5, 1.5, 16)
 
 
@@ -111,7 +120,7 @@ def test_rounding_never_promises_more(values):
 
 def test_the_figure_carries_the_field_rounded_to_the_safe_side(field):
     data = payload(explorer(field, start=(0.5, -0.5)))
-    shown = data["fields"][0]
+    shown = {name: data["arrays"][data["fields"][0][name]] for name in ARRAYS}
     radius = unpack(shown["radius"], "<f4").reshape(field.radius.shape)
     distance = unpack(shown["distance"], "<f4").reshape(field.radius.shape)
     assert (radius <= field.radius).all() and radius == pytest.approx(field.radius, rel=1e-6)
@@ -145,10 +154,10 @@ def test_names_cannot_break_out_of_the_page(field):
         {"</script><b>": field},
         classes=("<i>", "b", "c"),
         names=("<u>", "y"),
-        choice="<q>",
+        choices=("<q>",),
         alt='"><s>',
     )
-    assert payload(html)["fields"][0]["name"] == "</script><b>"
+    assert payload(html)["fields"][0]["key"] == ["</script><b>"]
     for tag in ("<b>", "<i>", "<u>", "<q>", "<s>"):
         assert tag not in html.data.replace(payload_text(html), "")
     assert "<" not in payload_text(html)
@@ -161,7 +170,7 @@ def payload_text(html):
 def test_infinite_radii_survive(line):
     endless = replace(line, radius=np.full_like(line.radius, np.inf))
     data = payload(explorer(endless))
-    assert np.isinf(unpack(data["fields"][0]["radius"], "<f4")).all()
+    assert np.isinf(unpack(data["arrays"][data["fields"][0]["radius"]], "<f4")).all()
     assert data["largest"] == 1.0
 
 
@@ -170,6 +179,42 @@ def test_a_runner_up_field_says_so(model, field):
     assert (weak.radius >= field.radius).all()
     shown = payload(explorer({"all": field, "runner-up": weak}))["fields"]
     assert [entry["all"] for entry in shown] == [True, False]
+
+
+def test_several_certificates_share_what_an_attack_found(model, field):
+    ways = {"dual": {}, "Lipschitz": {"method": "lipschitz"}}
+    shared = radius_fields(model, XS, YS, ways)
+    assert np.array_equal(shared["dual"].radius, field.radius)
+    points = torch.from_numpy(np.stack(np.meshgrid(XS, YS), -1).reshape(-1, 2))
+    label = torch.from_numpy(field.predicted.ravel())
+    lipschitz = crc.certify(model, points, label, method="lipschitz")
+    assert np.array_equal(shared["Lipschitz"].radius.ravel(), lipschitz.radius)
+    assert shared["Lipschitz"].nearest is shared["dual"].nearest
+    near = shared["dual"].distance[~np.isnan(field.distance)]
+    assert (near <= field.distance[~np.isnan(field.distance)] + 1e-12).all()
+    shown = payload(explorer({("net", name): f for name, f in shared.items()}, choices=("a", "b")))
+    dual, lipschitz = shown["fields"]
+    assert [name for name in ARRAYS if dual[name] == lipschitz[name]] == [
+        "distance", "nearest", "predicted", "boundary"
+    ]  # fmt: skip
+
+
+def test_a_box_holds_for_the_attack_as_for_the_certificate(model, field):
+    """Without its box, an attack's point may lie inside the ball certified in the box."""
+    box = ((-2.0, -1.5), (2.0, 1.5))
+    boxed = radius_field(model, XS, YS, box=box)
+    known = ~np.isnan(boxed.distance)
+    assert (boxed.radius >= field.radius).all() and (boxed.radius > field.radius).any()
+    assert (boxed.distance[known] >= boxed.radius[known]).all()
+    assert (abs(boxed.nearest[known]) <= np.array([2.0, 1.5])).all()
+
+
+def test_choices_must_be_complete(field):
+    with pytest.raises(ValueError, match="2 names each"):
+        explorer({"a": field}, choices=("network", "certificate"))
+    keys = [("a", "c"), ("a", "d"), ("b", "c")]
+    with pytest.raises(ValueError, match="all 4 combinations; got 3"):
+        explorer(dict.fromkeys(keys, field), choices=("network", "certificate"))
 
 
 def test_fields_that_do_not_belong_together_are_refused(model, field, line):

@@ -2,30 +2,15 @@
 
 import functools
 import http.server
-import os
 import re
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import yaml
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
 EXPLORERS = ["book/index", "book/decision_boundaries"]
@@ -46,15 +31,6 @@ def address():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        message = "no Chromium found; on Debian: apt install chromium"
-        pytest.fail(message) if os.environ.get("CRCBOOK_REQUIRE_BROWSER") else pytest.skip(message)
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture
@@ -183,6 +159,29 @@ def test_choosing_a_network_changes_the_field(open_page):
     page.locator(".crc-explorer select").first.select_option(index=2)
     assert radius(page) != before[0]
     assert picture.get_attribute("href") != before[1]
+
+
+def test_the_rivals_follow_the_point(open_page):
+    page = open_page("book/decision_boundaries")
+    explorer = page.locator(".crc-explorer").first
+    rings, texts = explorer.locator(".crc-rival"), explorer.locator(".crc-rivals li")
+    assert rings.count() == texts.count() == 2
+    before = rings.first.get_attribute("r"), texts.all_inner_texts()
+    explorer.locator("input").first.focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    assert rings.first.get_attribute("r") != before[0] and texts.all_inner_texts() != before[1]
+    # A chosen rival changes places with the certificate: no radius is lost.
+    dual, shown = radius(page), texts.all_inner_texts()
+    explorer.locator("select").last.select_option("Lipschitz")
+    assert f"Lipschitz {radius(page)}" in shown
+    assert f"dual {dual}" in texts.all_inner_texts()
+
+
+def test_the_fields_of_a_page_stay_below_two_megabytes(open_page):
+    for name in EXPLORERS:
+        fields = open_page(name).locator(".crc-explorer script[type='application/json']")
+        assert 0 < sum(len(field.text_content()) for field in fields.all()) < 2_000_000
 
 
 def test_the_explorer_is_readable_in_either_theme(open_page):

@@ -10,6 +10,7 @@ import torch
 import crcbook as crc
 from crcbook.explorer import radius_field
 from crcbook.widgets import (
+    attack_at,
     bounds_at,
     certificate_at,
     certified_regions,
@@ -17,6 +18,7 @@ from crcbook.widgets import (
     describe_item,
     describe_training,
     dual_at,
+    live_attack,
     live_ball,
     live_bounds,
     live_certificate,
@@ -83,8 +85,11 @@ def test_the_description_does_not_promise_more_than_the_runner_up():
     assert "against the runner-up only" in describe(point)
 
 
+WAYS = {"curvature": {}, "Lipschitz": {"method": "lipschitz"}}
+
+
 def test_a_slider_computes_a_new_certificate(model):
-    x_slider, _, text, picture = live_explorer(model, ENDS, ENDS).children
+    *_, x_slider, _, text, picture = live_explorer(lambda *_: model, ENDS, ENDS).children
     before = text.value, picture.value
     x_slider.value = 0.75
     assert text.value.startswith("Certified radius 0.499")
@@ -92,26 +97,89 @@ def test_a_slider_computes_a_new_certificate(model):
     assert "<svg" in picture.value
 
 
-def test_the_choice_of_a_network_computes_a_new_certificate(model):
+def test_a_setting_trains_a_new_network(model):
+    """The one trained with an attack radius of 0.5 or more has its boundary further off."""
     far = crc.mlp([2, 2])
     far.load_state_dict(model.state_dict())
     far[1].bias.data = torch.tensor([-0.875, 0.875])
-    choice, *_, text, _ = live_explorer({"near": model, "far": far}, ENDS, ENDS).children
+    asked = []
+
+    def model_at(*settings):
+        asked.append(settings)
+        return far if settings[-1] >= 0.5 else model
+
+    activation, method, gamma, radius, *_, text, _ = live_explorer(model_at, ENDS, ENDS).children
     assert "Certified radius 0.249" in text.value
-    choice.value = "far"
+    radius.value = 0.5
     assert "Certified radius 0.874" in text.value
+    activation.value, method.value, gamma.value = "tanh", "crt", 0.1
+    assert asked[0] == ("softplus", "standard", 0.002, 0.2)
+    assert asked[-1] == ("tanh", "crt", 0.1, 0.5) and len(asked) == 5
+
+
+def test_the_choice_of_a_certificate_changes_the_ball():
+    model = crc.mlp([2, 8, 2], seed=1)
+    widget = live_explorer(lambda *_: model, ENDS, ENDS, certificates=WAYS)
+    *_, way, _, _, text, picture = widget.children
+    lipschitz = certificate_at(model, 0.0, 0.0, method="lipschitz").radius.item()
+    before = text.value
+    way.value = "Lipschitz"
+    assert text.value != before
+    assert f"Certified radius {np.floor(lipschitz * 1e3) / 1e3:.3f}" in text.value
+    assert f"Lipschitz {np.floor(lipschitz * 1e3) / 1e3:.3f}" in picture.value
 
 
 def test_options_reach_certify():
     model = crc.mlp([2, 8, 3], seed=1)
-    widget = live_explorer(model, ENDS, ENDS, targets="runner-up")
-    assert "against the runner-up only" in widget.children[2].value
+    ways = {"the runner-up": {"targets": "runner-up"}}
+    *_, text, _ = live_explorer(lambda *_: model, ENDS, ENDS, certificates=ways).children
+    assert "against the runner-up only" in text.value
 
 
 def test_the_widget_leaves_no_figures_open(model):
     plt.close("all")
-    live_explorer(model, ENDS, ENDS, data=(torch.zeros(2, 2), torch.tensor([0, 1])))
+    data = (torch.zeros(2, 2), torch.tensor([0, 1]))
+    live_explorer(lambda *_: model, ENDS, ENDS, data=data, certificates=WAYS)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "label", "radius", "said"),
+    [
+        (0.75, 0, 0.6, "0.60 away lies an image classified as 1"),
+        (0.75, 0, 0.4, "radius is 0.499: no attack within 0.40 ever"),
+        (0.75, 1, 0.4, "Label 1, but classified as 0 already"),
+    ],
+)
+def test_an_attack_is_told_from_a_proof(model, place, label, radius, said):
+    x = torch.tensor([place, 0.0], dtype=torch.float64)
+    point, text = attack_at(model, x, label, radius)
+    assert said in text
+    assert (point - x).norm() <= radius * (1 + 1e-6)
+
+
+def test_a_failed_attack_between_the_two_radii_proves_nothing():
+    """A dome certified to 1.27 and attacked at 1.44: between them, nobody knows."""
+    model = crc.mlp([2, 2, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
+    model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    model[1].bias.data.zero_()
+    model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    _, text = attack_at(model, torch.zeros(2, dtype=torch.float64), 0, 1.35)
+    assert "failed, which proves nothing" in text
+
+
+def test_a_wider_ball_lets_the_attack_through(digits, digits_model):
+    item, radius, text, picture = live_attack(
+        digits_model, digits.test.x[:20], digits.test.y[:20], widest=3.0
+    ).children
+    radius.value = radius.min
+    assert "no attack within 0.06 ever succeeds" in text.value
+    radius.value = radius.max
+    assert "3.00 away lies an image classified as" in text.value
+    before = picture.value
+    item.value = 3
+    assert picture.value != before
 
 
 def test_one_point_of_a_field_is_the_callbacks(model):
