@@ -37,11 +37,12 @@ def print_book(path: Path) -> None:
         path: the file.
     """
     with serve() as address, launch() as browser:
-        page = browser.new_page(viewport={"width": 660, "height": 900})
+        page = browser.new_page(viewport={"width": 774, "height": 900})
         assemble(page, address)
         page.pdf(
             path=path,
             format="A4",
+            scale=0.85,
             margin=dict.fromkeys(("top", "bottom", "left", "right"), "18mm"),
             print_background=True,
             display_header_footer=True,
