@@ -61,10 +61,11 @@ test-floor: install  ## test the package and a chapter with the lowest versions 
 	$(FLOOR)/bin/python -m pytest $(PACKAGE_TESTS)
 	$(FLOOR)/bin/python -m pytest book/the_hessian_eigenvalue_theorem.ipynb $(NBVAL)
 
-# requirements.txt without its pins; Jupyter Book 2 is another program.
+# requirements.txt without its pins; Jupyter Book 2 is another program, and a new ruff is no news.
 test-newest:  ## build and test the book with the newest version of everything it names
 	mkdir -p _build
-	sed -e '/^# What these import/,$$d' -e 's/^jupyter-book==.*/jupyter-book<2/' -e 's/==.*//' \
+	sed -e '/^# What these import/,$$d' -e 's/^jupyter-book==.*/jupyter-book<2/' \
+		-e '/^ruff==/!s/==.*//' \
 		requirements.txt > _build/newest.txt
 	$(MAKE) test VENV=_build/newest REQUIREMENTS=_build/newest.txt
 
