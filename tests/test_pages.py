@@ -111,6 +111,8 @@ def test_every_page_is_whole_without_a_network(open_page, name, theme, width):
     assert page.evaluate(broken) == []
     for figure in page.locator(".js-plotly-plot").all():
         assert figure.locator(".main-svg").first.bounding_box()["height"] > 100
+    draws = page.locator(".js-plotly-plot").count() > 0
+    assert page.evaluate("typeof Plotly !== 'undefined'") == draws  # 4 MB, only where needed
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.documentElement.dataset.theme") == theme
 
@@ -267,10 +269,3 @@ def test_the_explorer_is_readable_in_either_theme(open_page):
         page = open_page("book/index", theme=theme)
         for selector in (".crc-radius output", ".crc-verdict", ".crc-plot svg text"):
             assert text_contrast(page, selector) > 7
-
-
-def test_plotly_is_loaded_only_where_it_draws(open_page):
-    for name in book.CHAPTERS:
-        page = open_page(name)
-        draws = page.locator(".js-plotly-plot").count() > 0
-        assert page.evaluate("typeof Plotly !== 'undefined'") == draws
