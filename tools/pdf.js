@@ -40,4 +40,9 @@ async (names) => {
   for (const plot of document.querySelectorAll(".js-plotly-plot")) await Plotly.Plots.resize(plot);
   await MathJax.typesetPromise();
   await document.fonts.ready;
+  return [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].map((heading) => {
+    const words = heading.cloneNode(true);
+    words.querySelectorAll(".headerlink").forEach((link) => link.remove());
+    return words.textContent.trim();
+  });
 }

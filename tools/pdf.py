@@ -5,29 +5,57 @@ and links between chapters lead within the file, and prints that.
 """
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from browser import CHAPTERS, HTML, launch, serve
 from playwright.sync_api import Page
+from pypdf import PdfWriter
+from pypdf.generic import DictionaryObject, NameObject, TextStringObject
 
 _ASSEMBLE = Path(__file__).with_suffix(".js").read_text()
 _FOOTER = """<div style="width:100%;text-align:center;font-size:8pt;color:#555">
 <span class="pageNumber"></span></div>"""
 
 
-def assemble(page: Page, address: str) -> None:
+def assemble(page: Page, address: str) -> list[str]:
     """Make one document of the book's pages.
 
     Args:
         page: a fresh page of the browser; it holds the document afterwards.
         address: where the book is served.
+
+    Returns:
+        The document's headings.
     """
     page.emulate_media(media="print", color_scheme="light")
     # A page with mathematics brings MathJax along.
     page.goto(f"{address}book/notation.html")
     page.wait_for_load_state("networkidle")
     page.add_script_tag(url=f"{address}_static/plotly.min.js")
-    page.evaluate(_ASSEMBLE, CHAPTERS)
+    return page.evaluate(_ASSEMBLE, CHAPTERS)
+
+
+def name_bookmarks(path: Path, headings: Sequence[str]) -> None:
+    """Name each bookmark as its heading; Chromium runs a heading's lines together.
+
+    Args:
+        path: the file; it is changed.
+        headings: one a bookmark, in their order.
+    """
+    writer = PdfWriter(clone_from=path)
+    bookmarks = _below(writer.root_object["/Outlines"])
+    for bookmark, heading in zip(bookmarks, headings, strict=True):
+        bookmark[NameObject("/Title")] = TextStringObject(heading)
+    writer.write(path)
+
+
+def _below(bookmark: DictionaryObject) -> Iterator[DictionaryObject]:
+    child = bookmark.get("/First")
+    while child is not None:
+        yield child.get_object()
+        yield from _below(child.get_object())
+        child = child.get_object().get("/Next")
 
 
 def print_book(path: Path) -> None:
@@ -38,7 +66,7 @@ def print_book(path: Path) -> None:
     """
     with serve() as address, launch() as browser:
         page = browser.new_page(viewport={"width": 774, "height": 900})
-        assemble(page, address)
+        headings = assemble(page, address)
         page.pdf(
             path=path,
             format="A4",
@@ -51,6 +79,7 @@ def print_book(path: Path) -> None:
             outline=True,
             tagged=True,
         )
+    name_bookmarks(path, headings)
 
 
 if __name__ == "__main__":
