@@ -4,10 +4,19 @@ PYTHON := $(VENV)/bin/python
 PORT   ?= 8000
 RUN    ?= runs/m2
 RUNS   ?= $(RUN)
+REQUIREMENTS ?= requirements.txt
+FLOOR  := _build/floor
 PAGE   := $(CURDIR)/_build/html/index.html
 
+# How chapters are tested, and which tests are about the package alone.
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
+	--nbval-sanitize-with tests/notebooks/sanitize.cfg
+PACKAGE_TESTS := $(filter-out tests/test_book.py tests/test_pages.py tests/test_pdf.py, \
+	$(wildcard tests/test_*.py))
+PACKAGE_TOOLS := hypothesis|ipykernel|mpmath|nbval|pytest
+
 # What a page is made of: a change to any of these rebuilds the book.
-SOURCES := _config.yml _toc.yml $(shell find book crcbook -type f \
+SOURCES := _config.yml _toc.yml $(shell find book crcbook tools -type f \
 	-not -path '*/__pycache__/*' -not -path '*/.*')
 
 export PYTHONNOUSERSITE := 1
@@ -17,10 +26,11 @@ unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book serve lab test lint record bench tightness soundness clean
+.PHONY: help install book serve lab pdf pictures test test-floor test-newest links lint record bench \
+	answers memory tightness soundness clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## create .venv and install the pinned requirements
 
@@ -34,11 +44,36 @@ serve: book  ## serve the built book on localhost (PORT=8000)
 lab: install  ## open the chapters in JupyterLab, to change their code and move their live widgets
 	$(VENV)/bin/jupyter-lab book
 
+pdf: book  ## print the book to _build/html/crcbook.pdf
+	$(PYTHON) tools/pdf.py
+
+pictures: book  ## draw book/explorer.png and book/social.png from the built book
+	$(PYTHON) tools/pictures.py
+
 # A book that does not build fails this target, but does not keep the tests from saying why.
 test: lint  ## check the style, test the package, every chapter and every built page
 	@built=0; $(MAKE) --no-print-directory book || built=1; \
-	$(PYTHON) -m pytest tests book --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
-		--nbval-sanitize-with tests/notebooks/sanitize.cfg && exit $$built
+	$(PYTHON) -m pytest tests book $(NBVAL) && exit $$built
+
+test-floor: install  ## test the package and a chapter with the lowest versions pyproject.toml allows
+	$(PYTHON) -m uv venv --quiet --clear --python $(VENV)/bin/python $(FLOOR)
+	$(PYTHON) -m uv pip install --python $(FLOOR) --resolution lowest-direct \
+		--editable .
+	$(PYTHON) -m uv pip install --python $(FLOOR) \
+		$$(grep -E "^($(PACKAGE_TOOLS))==" requirements.txt)
+	$(FLOOR)/bin/python -m pytest $(PACKAGE_TESTS)
+	$(FLOOR)/bin/python -m pytest book/the_hessian_eigenvalue_theorem.ipynb $(NBVAL)
+
+# requirements.txt without its pins; Jupyter Book 2 is another program, and a new ruff is no news.
+test-newest:  ## build and test the book with the newest version of everything it names
+	mkdir -p _build
+	sed -e '/^# What these import/,$$d' -e 's/^jupyter-book==.*/jupyter-book<2/' \
+		-e '/^ruff==/!s/==.*//' \
+		requirements.txt > _build/newest.txt
+	$(MAKE) test VENV=_build/newest REQUIREMENTS=_build/newest.txt
+
+links: book  ## check every link that leads out of the book
+	$(VENV)/bin/jupyter-book build . --builder linkcheck
 
 lint: install  ## check style and formatting, notebooks included
 	$(PYTHON) -m ruff check
@@ -55,16 +90,22 @@ tightness: export OMP_NUM_THREADS := $(shell nproc)
 tightness: install  ## measure how close certificates come to the best attack (RUNS="runs/a runs/b")
 	$(PYTHON) benchmarks/tightness.py $(RUNS)
 
+answers: book  ## time how fast the figures answer: within 100 ms
+	$(PYTHON) benchmarks/answers.py
+
+memory: install  ## measure each chapter's memory on one core: Binder gives 2 GB
+	$(PYTHON) benchmarks/memory.py
+
 soundness: install  ## attack 100,000 certificates and count the broken ones: none may be
 	$(PYTHON) benchmarks/soundness.py
 
 clean:  ## remove the built book and caches; .venv and runs stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis
-	find crcbook tests book -name __pycache__ -prune -exec rm -rf {} +
+	find crcbook tests book tools -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: $(REQUIREMENTS) pyproject.toml
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { $(create_venv); }
-	$(PYTHON) -m pip install --disable-pip-version-check --requirement requirements.txt
+	$(PYTHON) -m pip install --disable-pip-version-check --requirement $(REQUIREMENTS)
 	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
 		--quiet --editable .
 	@touch $@

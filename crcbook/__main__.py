@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _own_device() -> str:
+    """The GPU of this process's number among those of its machine; without one, the processor."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     recipe = Recipe()
     add = parser.add_argument
@@ -72,7 +80,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True, help="folder of the run")
     add("--resume", action="store_true", help="go on from the run's checkpoints")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=_own_device())
     parser.set_defaults(run=_train)
 
 
@@ -86,7 +94,7 @@ def _add_certify(parser: argparse.ArgumentParser) -> None:
         help="also with the curvature of the ball around each image")  # fmt: skip
     add("--limit", type=int, help="certify only the first images")
     add("--json", type=Path, help="write the figures here")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=_own_device())
     parser.set_defaults(run=_certify)
 
 
@@ -97,7 +105,7 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="+", metavar="NAME", help="run these experiments alone")
     add("--results", type=Path, help="folder of the records (full: book/results)")
     add("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and weights")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=_own_device())
     parser.set_defaults(run=_reproduce)
 
 

@@ -26,6 +26,7 @@ class Activation:
         value: :math:`\sigma`, elementwise.
         slope: :math:`\sigma'`, elementwise.
         bend: :math:`\sigma''`, elementwise.
+        value_extrema: the points where :math:`\sigma` has a local extremum.
         slope_extrema: the points where :math:`\sigma'` has a local extremum.
         bend_extrema: the points where :math:`\sigma''` has a local extremum.
         slope_limits: limits of :math:`\sigma'` at minus and plus infinity.
@@ -38,6 +39,7 @@ class Activation:
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     bend: Callable[[Tensor], Tensor]
+    value_extrema: tuple[float, ...]
     slope_extrema: tuple[float, ...]
     bend_extrema: tuple[float, ...]
     slope_limits: tuple[float, float]
@@ -64,6 +66,22 @@ class Activation:
         r""":math:`h = \sup|\sigma''|`, rounded upward."""
         return max(map(abs, self.bend_range))
 
+    def value_interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Bounds of :math:`\sigma` over the intervals ``[lower, upper]``, elementwise.
+
+        Args:
+            lower: left ends, float64, any shape.
+            upper: right ends, the same shape.
+
+        Returns:
+            Tensors of that shape: proved lower and upper bounds.
+        """
+        at_zero = self.value(lower.new_zeros(())).abs()
+        scale = self.max_slope * torch.maximum(lower.abs(), upper.abs()) + at_zero
+        return _interval_range(
+            self.value, self.value_extrema, self.value_range, lower, upper, scale
+        )
+
     def slope_interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         r"""Bounds of :math:`\sigma'` over the intervals ``[lower, upper]``, elementwise.
 
@@ -74,7 +92,8 @@ class Activation:
         Returns:
             Tensors of that shape: proved lower and upper bounds.
         """
-        return _interval_range(self.slope, self.slope_extrema, self.slope_range, lower, upper)
+        line = self.slope_range
+        return _interval_range(self.slope, self.slope_extrema, line, lower, upper, self.max_slope)
 
     def bend_interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         r"""Bounds of :math:`\sigma''` over the intervals ``[lower, upper]``, elementwise.
@@ -86,7 +105,8 @@ class Activation:
         Returns:
             Tensors of that shape: proved lower and upper bounds.
         """
-        return _interval_range(self.bend, self.bend_extrema, self.bend_range, lower, upper)
+        line = self.bend_range
+        return _interval_range(self.bend, self.bend_extrema, line, lower, upper, self.max_bend)
 
 
 def _line_range(function, extrema, limits) -> tuple[float, float]:
@@ -95,7 +115,7 @@ def _line_range(function, extrema, limits) -> tuple[float, float]:
     return lowest - ROUNDING * abs(lowest), highest + ROUNDING * abs(highest)
 
 
-def _interval_range(function, extrema, line_range, lower, upper) -> tuple[Tensor, Tensor]:
+def _interval_range(function, extrema, line_range, lower, upper, scale) -> tuple[Tensor, Tensor]:
     ends = torch.stack([function(lower), function(upper)])
     lowest, highest = ends.amin(0), ends.amax(0)
     for point in extrema:
@@ -103,7 +123,7 @@ def _interval_range(function, extrema, line_range, lower, upper) -> tuple[Tensor
         value = function(torch.full_like(lower, point))
         lowest = torch.where(inside, torch.minimum(lowest, value), lowest)
         highest = torch.where(inside, torch.maximum(highest, value), highest)
-    margin = ROUNDING * max(map(abs, line_range))
+    margin = ROUNDING * scale
     return (lowest - margin).clamp(min=line_range[0]), (highest + margin).clamp(max=line_range[1])
 
 
@@ -132,6 +152,7 @@ def softplus(beta: float = 1.0) -> Activation:
         value=lambda z: _softplus(beta * z) / beta,
         slope=lambda z: torch.sigmoid(beta * z),
         bend=lambda z: beta * torch.sigmoid(beta * z) * torch.sigmoid(-beta * z),
+        value_extrema=(),
         slope_extrema=(),
         bend_extrema=(0.0,),
         slope_limits=(0.0, 1.0),
@@ -168,8 +189,11 @@ def _normal_density(z: Tensor) -> Tensor:
 
 
 _SIGMOID_BEND = math.log(2 + math.sqrt(3))
-# The positive roots of sigma'' and sigma''' for SiLU; a bound evaluated at a point this close to
+# The positive roots of sigma'(-z) for SiLU and GELU, and of sigma'' and sigma''' for SiLU; a bound
+# evaluated at a point this close to
 # an extremum is off by the square of the error, far below ROUNDING.
+_SILU_VALUE = 1.2784645427610738
+_GELU_VALUE = 0.7517915246935645
 _SILU_SLOPE = 2.3993572805154677
 _SILU_BEND = 3.4358409935351107
 
@@ -180,6 +204,7 @@ ACTIVATIONS: dict[str, Activation] = {
         value=torch.sigmoid,
         slope=lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
         bend=_sigmoid_bend,
+        value_extrema=(),
         slope_extrema=(0.0,),
         bend_extrema=(-_SIGMOID_BEND, _SIGMOID_BEND),
         slope_limits=(0.0, 0.0),
@@ -190,6 +215,7 @@ ACTIVATIONS: dict[str, Activation] = {
         value=torch.tanh,
         slope=_tanh_slope,
         bend=lambda z: -2 * torch.tanh(z) * _tanh_slope(z),
+        value_extrema=(),
         slope_extrema=(0.0,),
         bend_extrema=(-_SIGMOID_BEND / 2, _SIGMOID_BEND / 2),
         slope_limits=(0.0, 0.0),
@@ -200,6 +226,7 @@ ACTIVATIONS: dict[str, Activation] = {
         value=nn.functional.silu,
         slope=_silu_slope,
         bend=_silu_bend,
+        value_extrema=(-_SILU_VALUE,),
         slope_extrema=(-_SILU_SLOPE, _SILU_SLOPE),
         bend_extrema=(-_SILU_BEND, 0.0, _SILU_BEND),
         slope_limits=(0.0, 1.0),
@@ -210,6 +237,7 @@ ACTIVATIONS: dict[str, Activation] = {
         value=nn.functional.gelu,
         slope=lambda z: torch.special.ndtr(z) + z * _normal_density(z),
         bend=lambda z: (2 - z * z) * _normal_density(z),
+        value_extrema=(-_GELU_VALUE,),
         slope_extrema=(-math.sqrt(2), math.sqrt(2)),
         bend_extrema=(-2.0, 0.0, 2.0),
         slope_limits=(0.0, 1.0),
@@ -220,6 +248,7 @@ ACTIVATIONS: dict[str, Activation] = {
         value=torch.atan,
         slope=lambda z: 1 / (1 + z * z),
         bend=lambda z: -2 * z / (1 + z * z) ** 2,
+        value_extrema=(),
         slope_extrema=(0.0,),
         bend_extrema=(-1 / math.sqrt(3), 1 / math.sqrt(3)),
         slope_limits=(0.0, 0.0),
@@ -232,6 +261,7 @@ IDENTITY = Activation(
     value=lambda z: z,
     slope=torch.ones_like,
     bend=torch.zeros_like,
+    value_extrema=(),
     slope_extrema=(),
     bend_extrema=(),
     slope_limits=(1.0, 1.0),

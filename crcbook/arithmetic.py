@@ -6,6 +6,8 @@ summation, plus what underflow takes (Higham, *Accuracy and Stability of Numeric
 section 3.1).
 """
 
+from torch import Tensor, maximum
+
 UNIT = 2.0**-53
 
 # Error bounds are themselves computed in float64, each from a few dozen positive terms.
@@ -26,3 +28,23 @@ def gamma(terms: int) -> float:
         The relative error of a sum of that many rounded terms.
     """
     return terms * UNIT / (1 - terms * UNIT)
+
+
+def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of ``v @ weight`` for v in [low, high], rounded outward.
+
+    Args:
+        low: ``(pairs, outputs)`` lower ends.
+        high: ``(pairs, outputs)`` upper ends.
+        weight: ``(outputs, inputs)``.
+
+    Returns:
+        ``(pairs, inputs)`` lower and upper ends.
+    """
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    size = maximum(low.abs(), high.abs()).detach() @ weight.detach().abs()
+    error = 2 * gamma(2 * weight.shape[0] + 4) * size
+    return (
+        low @ positive + high @ negative - error,
+        high @ positive + low @ negative + error,
+    )

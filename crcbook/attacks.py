@@ -17,7 +17,6 @@ from crcbook.region import Box, step_to_boundary, step_to_sphere
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
 _CLOSE = 1e-9  # of the distance
-_LONGEST = 1e150  # a step where the gradient vanishes
 
 
 @dataclass(frozen=True)
@@ -227,16 +226,19 @@ def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
     classes = torch.arange(network.classes, device=x.device).expand(len(x), -1)
     target = classes[classes != y[:, None]]
     clean = smallest_margin(network, x, y)
+    rough = network.to(torch.float32)
     best, score = x, clean
     if radius is None:
         best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
     for start in starts:
         begin = _clip(box, x[image] + start[image] * (1.0 if radius is None else radius))
         if radius is None:
-            point = boundary_points(network, x[image], y[image], target, begin, steps, box)
+            point = boundary_points(network, x[image], y[image], target, begin, steps, box, rough)
             value = (point - x[image]).norm(dim=1).nan_to_num(nan=torch.inf)
         else:
-            point, value = descend(network, x[image], y[image], target, radius, begin, steps, box)
+            point, value = descend(
+                network, x[image], y[image], target, radius, begin, steps, box, rough
+            )
         value, column = value.reshape(len(x), -1).min(dim=1)
         rows = torch.arange(len(x), device=x.device)
         chosen = point.reshape(len(x), -1, x.shape[1])[rows, column]
@@ -255,6 +257,7 @@ def descend(
     start: Tensor,
     steps: int = 20,
     box: Box | None = None,
+    rough: Network | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Minimise margins over l2 balls, in a box.
 
@@ -267,25 +270,33 @@ def descend(
         start: ``(pairs, n)`` points to start from.
         steps: the number of gradients.
         box: where the points must stay; None for everywhere.
+        rough: the network in another precision, for the steps; None for the same one.
 
     Returns:
         ``(pairs, n)`` points of the balls and ``(pairs,)`` margins there.
     """
-    room = None if box is None else box.room(x)
-    point, best, lowest = start, x.clone(), torch.full_like(x[:, 0], torch.inf)
+    rough = rough or network
+    dtype = rough.layers[0].weight.dtype
+    room = None if box is None else box.room(x).to(dtype)
+    centre, delta = x.to(dtype), (start - x).to(dtype)
+    best, lowest = torch.zeros_like(delta), torch.full_like(delta[:, 0], torch.inf)
     damping = torch.ones_like(lowest)
     for _ in range(steps):
-        margin, gradient = network.margin_and_gradient(point, label, target)
+        margin, gradient = rough.margin_and_gradient(centre + delta, label, target)
         improved = margin < lowest
-        best = torch.where(improved[:, None], point, best)
+        best = torch.where(improved[:, None], delta, best)
         damping = torch.where(improved, damping, damping / 2)
         lowest = torch.minimum(lowest, margin)
-        eta = step_to_sphere(gradient, radius, room).clamp(max=_LONGEST)
-        goal = _clip(box, x - eta[:, None] * gradient)
-        point = into_ball(x, point + damping[:, None] * (goal - point), radius)
-    margin = _margin(network, point, label, target)
-    best = torch.where((margin < lowest)[:, None], point, best)
-    return best, torch.minimum(lowest, margin)
+        # Where the gradient vanishes a step would be infinite.
+        eta = step_to_sphere(gradient, radius, room).clamp(max=torch.finfo(dtype).max ** 0.5)
+        goal = -eta[:, None] * gradient
+        goal = goal if room is None else room.clip(goal)
+        delta = delta + damping[:, None] * (goal - delta)
+        delta = delta * (radius / delta.norm(dim=1, keepdim=True)).clamp(max=1)
+    last = _margin(rough, centre + delta, label, target)
+    best = torch.where((last < lowest)[:, None], delta, best)
+    point = into_ball(x, _clip(box, x + best.to(x.dtype)), radius)
+    return point, _margin(network, point, label, target)
 
 
 def into_ball(x: Tensor, point: Tensor, radius: float | Tensor) -> Tensor:

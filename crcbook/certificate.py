@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from crcbook.attacks import boundary_points, descend, into_ball
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.crown import crown_radius
-from crcbook.curvature import downward_curvature
+from crcbook.curvature import ball_curvature, downward_curvature
 from crcbook.lipschitz import lipschitz_radius
 from crcbook.minorant import (
     Pairs,
@@ -33,6 +33,7 @@ _POLISH_STEPS = 3
 _AT_BOUNDARY = 1e-3  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
+_FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 8
@@ -350,11 +351,28 @@ class _Problem:
         if len(self.rough.layers) == 1:
             return bounds
         limit = radii if radius is None else torch.zeros_like(radii)
-        bounds = bounds.clone()
-        curvature = torch.full_like(bounds, torch.inf)
-        for i in (bounds < limit[:, None]).any(1).nonzero().squeeze(1).tolist():
+        bounds, curvature = bounds.clone(), torch.full_like(bounds, torch.inf)
+        flat = torch.zeros_like(bounds, dtype=torch.bool)
+        if len(self.rough.layers) > 2:
+            row, column = (bounds < limit[:, None]).nonzero().T
+            room = None if box is None else box.room(x[rows])
+            pairs = y[rows[row]], targets[row, column]
+            found = ball_curvature(self.prover.rounding, x[rows], radii, row, *pairs, room)
+            everywhere = downward_curvature(self.prover.network, *pairs)
+            smaller, flat[row, column] = found < everywhere, found < _FLAT * everywhere
+            curvature[row[smaller], column[smaller]] = found[smaller]
+            self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
+            curvature.fill_(torch.inf)
+        for i in ((bounds < limit[:, None]) & ~flat).any(1).nonzero().squeeze(1).tolist():
             self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
                          curvature[i], radius)  # fmt: skip
+        self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
+        return bounds
+
+    def _search_balls(
+        self, x, y, rows, targets, box, radii, limit, bounds, curvature, radius
+    ) -> None:
+        """Raise bounds by a search with the curvatures of the balls, where they are known."""
         row, column = ((bounds < limit[:, None]) & curvature.isfinite()).nonzero().T
         pairs = self._pairs(x, y, rows[row], targets[row, column], box)
         pairs = replace(pairs, curvature=torch.minimum(pairs.curvature, curvature[row, column]))
@@ -368,7 +386,6 @@ class _Problem:
         outside = (point - pairs.x0).norm(dim=1) > radii[row] * (1 - _INSIDE / 2)
         value = value.masked_fill(outside, -torch.inf)
         bounds[row, column] = torch.maximum(bounds[row, column], value)
-        return bounds
 
     def _follow(self, x0, label, targets, box, ball, limit, bounds, curvature, radius):
         """Raise an image's bounds by following the curvature along the way.
@@ -400,7 +417,7 @@ class _Problem:
         pairs = self._pairs(x, y, row, order[row, column], None)
         _, lowest = descend(
             self.prover.network, pairs.x0, pairs.label, pairs.target, radius, pairs.x0,
-            _ATTACK_STEPS, box,
+            _ATTACK_STEPS, box, self.rough,
         )  # fmt: skip
         open_images = torch.zeros_like(correct)
         open_images[row] = True

@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crcbook.activations import ACTIVATIONS
-from crcbook.networks import mlp, read_network
+from crcbook.networks import architecture, mlp
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -109,25 +108,3 @@ def load_model(path: Path | str) -> nn.Sequential:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RuntimeError(f"{path} holds no crcbook model: {error}") from error
     return model
-
-
-def architecture(model: nn.Sequential) -> dict:
-    """The widths and the activation of an :func:`crcbook.mlp`.
-
-    Args:
-        model: the network.
-
-    Returns:
-        ``{"sizes": [...], "activation": name}``.
-
-    Raises:
-        ValueError: for a model ``mlp`` would not build.
-    """
-    layers = read_network(model).layers
-    sizes = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
-    rows = {layer.activation.name: layer.activation for layer in layers[:-1]}
-    name = next(iter(rows), "softplus")
-    twin = mlp(sizes, name) if name in ACTIVATIONS else None
-    if len(rows) > 1 or twin is None or repr(twin) != repr(model):
-        raise ValueError(f"only networks that crcbook.mlp builds can be saved; got {model}")
-    return {"sizes": sizes, "activation": name}

@@ -28,12 +28,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from crcbook.arithmetic import OUTWARD, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, UNIT, gamma, matrix_interval
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import Layer, Network, read_network, remembered
 from crcbook.region import Room
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import top_eigenvalue_bound
+
+_CHUNK_PAIRS = 1024
 
 
 def curvature_bounds(
@@ -275,26 +277,6 @@ def _product_interval(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor):
     return ends.amin(0), ends.amax(0)
 
 
-def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The range of ``v @ weight`` for v in [low, high], rounded outward.
-
-    Args:
-        low: ``(pairs, outputs)`` lower ends.
-        high: ``(pairs, outputs)`` upper ends.
-        weight: ``(outputs, inputs)``.
-
-    Returns:
-        ``(pairs, inputs)`` lower and upper ends.
-    """
-    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-    size = torch.maximum(low.abs(), high.abs()).detach() @ weight.detach().abs()
-    error = 2 * gamma(2 * weight.shape[0] + 4) * size
-    return (
-        low @ positive + high @ negative - error,
-        high @ positive + low @ negative + error,
-    )
-
-
 def proved(_: str, link: Link, diagonal: Tensor) -> Tensor:
     """The ``top`` of a proof: :func:`top_eigenvalue_bound`, with the link's error.
 
@@ -341,17 +323,115 @@ def local_downward_curvature(
     weights = network.margin_weights(label, target)
     errors = rounding.preactivation_errors(x0.norm(dim=1))
     values = network.preactivations(x0)
+    intervals = rounding.preactivation_intervals(x0, radius, room)
     for i in range(len(bound)):
         place = _Place(
             network,
             [z[i] for z in values],
             [error[i] for error in errors],
             radius[i],
-            None if room is None else (room.low[i], room.high[i]),
+            [(low[i], high[i]) for low, high in intervals],
         )
         local = curvature_sum(network.layers, weights[i : i + 1], proved, place.ranges)
         bound[i] = torch.fmin(bound[i], local[0])
     return bound
+
+
+def ball_curvature(
+    rounding: RoundingModel,
+    x0: Tensor,
+    radius: Tensor,
+    item: Tensor,
+    label: Tensor,
+    target: Tensor,
+    room: Room | None = None,
+) -> Tensor:
+    r"""Proved bounds of :math:`|m|` over balls, without an eigenvalue problem an input.
+
+    The intervals of :meth:`RoundingModel.preactivation_intervals` give the depths d of the bends.
+    Let :math:`d^*` be those of the first layer if every layer above had its largest slope: then
+
+    .. math:: \lambda_{\max}(W_1^T \mathrm{diag}(d) W_1) \le
+       \lambda_{\max}(W_1^T \mathrm{diag}(d^*) W_1) + \tau(d - d^*), \qquad
+       \tau(d) = \min\bigl(\max_j d_j^+ \|W_1\|^2, \sum_j d_j^+ \|w_j\|^2\bigr),
+
+    whose first term belongs to the network alone, and a layer above adds at most
+    :math:`\tau(d)` of its own weight times the square of the Lipschitz constant below it. That is
+    tight where the layers above are nearly linear in the balls, and no better than the bound over
+    all of R^n elsewhere.
+
+    Args:
+        rounding: the float64 network with its error bounds.
+        x0: ``(batch, n)`` inputs.
+        radius: ``(batch,)`` l2 radii of the balls.
+        item: ``(pairs,)`` positions in ``x0``.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+        room: the box, as the displacements it leaves the inputs; None for none.
+
+    Returns:
+        ``(pairs,)`` float64, never above the bound over all of R^n.
+    """
+    network = rounding.network
+    bound = downward_curvature(network, label, target)
+    if len(network.layers) < 3 or not len(bound):
+        return bound
+    hidden = network.layers[:-1]
+    intervals = rounding.preactivation_intervals(x0, radius, room)
+    ranges = [
+        (*layer.activation.slope_interval(*ends), *layer.activation.bend_interval(*ends))
+        for layer, ends in zip(hidden, intervals, strict=True)
+    ]
+    code, position = torch.unique(label * network.classes + target, return_inverse=True)
+    depths, steep = (part[position] for part in _steepest(network, code))
+    squares = [layer.weight.square().sum(1) * OUTWARD for layer in hidden]
+    for part in torch.arange(len(bound), device=bound.device).split(_CHUNK_PAIRS):
+        own = [tuple(end[item[part]] for end in row) for row in ranges]
+        weights = network.margin_weights(label[part], target[part])
+        first, *inner = bend_depths(network.layers, weights, own)
+        total = steep[part] + _most(first - depths[part], rounding.norms[0], squares[0])
+        lipschitz = torch.ones_like(total)
+        for place, depth in enumerate(inner, start=1):
+            slope = torch.maximum(own[place - 1][0].abs(), own[place - 1][1].abs()).amax(1)
+            lipschitz = lipschitz * rounding.norms[place - 1] * slope * OUTWARD
+            most = _most(depth, rounding.norms[place], squares[place])
+            total = total + most * lipschitz.square() * OUTWARD
+        bound[part] = torch.fmin(bound[part], total * OUTWARD)
+    return bound
+
+
+def _most(depth: Tensor, norm: float, squares: Tensor) -> Tensor:
+    """A bound of the largest eigenvalue of ``W.T diag(depth) W``, ``(pairs,)``."""
+    depth = depth.clamp(min=0)
+    return torch.minimum(depth.amax(1) * norm * norm, depth @ squares) * OUTWARD
+
+
+def _steepest(network: Network, code: Tensor) -> tuple[Tensor, Tensor]:
+    """The first layer's depths with the largest slopes above it, and the eigenvalue bounds.
+
+    Args:
+        network: the float64 network.
+        code: ``(pairs,)``, each label times the number of classes plus target.
+
+    Returns:
+        ``(pairs, width)`` and ``(pairs,)``.
+    """
+    hidden = network.layers[:-1]
+    ranges = [_line_ranges(layer) for layer in hidden]
+    ranges[1:] = [(most, most, low, high) for _, most, low, high in ranges[1:]]
+    weights = network.margin_weights(code // network.classes, code % network.classes)
+    depths = bend_depths(network.layers, weights, ranges)[0]
+    table = _steepest_table(network)
+    missing = table[code].isnan().nonzero().squeeze(1)
+    if len(missing):
+        table[code[missing]] = top_eigenvalue_bound(hidden[0].weight, depths[missing])
+    return depths, table[code]
+
+
+@remembered
+def _steepest_table(network: Network) -> Tensor:
+    """The eigenvalue bounds of :func:`_steepest` so far, NaN where none is known yet."""
+    return network.layers[0].weight.new_full((network.classes**2,), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -362,7 +442,7 @@ class _Place:
     values: list[Tensor]
     errors: list[Tensor]
     radius: Tensor
-    room: tuple[Tensor, Tensor] | None
+    intervals: list[tuple[Tensor, Tensor]]
 
     def ranges(self, place: int, links: list[Link]) -> Ranges:
         """The ranges of a layer's slopes and bends."""
@@ -370,11 +450,8 @@ class _Place:
         rows = [link.factor * (link.matrix.norm(dim=1) + link.error) for link in links]
         reach = self.radius * sum(rows) * OUTWARD + self.errors[place]
         low, high = z - reach, z + reach
-        if place == 0 and self.room is not None:
-            down, up = matrix_interval(*(end[None] for end in self.room), layer.weight.T)
-            low = torch.maximum(low, z + down[0] - self.errors[0])
-            high = torch.minimum(high, z + up[0] + self.errors[0])
         # One more rounding of the sums themselves.
         low, high = low - low.abs() * 4 * UNIT, high + high.abs() * 4 * UNIT
+        low, high = low.maximum(self.intervals[place][0]), high.minimum(self.intervals[place][1])
         row = layer.activation
         return (*row.slope_interval(low, high), *row.bend_interval(low, high))

@@ -72,6 +72,7 @@ def worst_points(
     radius: float,
     steps: int,
     dtype: torch.dtype = torch.float32,
+    box: bool = False,
 ) -> Tensor:
     """Attack all classes at once: projected gradient ascent on the cross-entropy in an l2 ball.
 
@@ -82,6 +83,7 @@ def worst_points(
         radius: the l2 radius of the ball.
         steps: the number of gradients.
         dtype: the precision of the gradients.
+        box: whether every point stays between 0 and 1, as the inputs do.
 
     Returns:
         ``(batch, n)`` points of the ball.
@@ -90,7 +92,12 @@ def worst_points(
     delta = torch.zeros_like(x)
     for _ in range(steps):
         gradient = _loss_gradient(layers, (x + delta).to(dtype), y).to(x.dtype)
+        if box:  # what the walls would stop takes no part in a step
+            stopped = ((x + delta <= 0) & (gradient < 0)) | ((x + delta >= 1) & (gradient > 0))
+            gradient = gradient.masked_fill(stopped, 0.0)
         delta = delta + 2.5 * radius / steps * normalize(gradient, dim=1)
+        if box:
+            delta = (x + delta).clamp(0, 1) - x
         delta = delta * (radius / delta.norm(dim=1, keepdim=True)).clamp(max=1)
     return x + delta
 

@@ -76,8 +76,25 @@ _FOLLOW_THE_PAGE = (
     "<style>.crc-figure{margin:1rem 0}"
     ".text_html:has(>.crc-figure){background:none!important;color:inherit!important;"
     "padding:0!important}"
-    ".crc-figure .main-svg>g:not(.hoverlayer) text{fill:currentColor!important}</style>"
+    ".crc-figure .main-svg>g:not(.hoverlayer) text{fill:currentColor!important}"
+    ".crc-slider{display:block;max-width:40rem;padding:0 20px 0 50px}"
+    ".crc-slider input{display:block;width:100%;height:1.5rem;accent-color:#0072b2}</style>"
 )
+
+# What plotly's slider would do; a browser's own answers to the keyboard and has a name.
+_SLIDER = """<div class="crc-slider">{prefix}<output>{label}</output>
+<input type="range" min="0" max="{last}" value="{active}" aria-label="{name}" \
+aria-valuetext="{label}"></div>
+<script>((box) => {{
+  const plot = box.closest("figure").querySelector(".plotly-graph-div");
+  const [text, input] = ["output", "input"].map((name) => box.querySelector(name));
+  input.addEventListener("input", () => {{
+    const step = plot.layout.sliders[0].steps[+input.value];
+    text.textContent = step.label;
+    input.setAttribute("aria-valuetext", step.label);
+    Plotly.update(plot, ...step.args);
+  }});
+}})(document.currentScript.previousElementSibling);</script>"""
 
 
 def use_style() -> None:
@@ -167,6 +184,8 @@ def _building_the_book() -> bool:
 
 def _plotly_html(figure: go.Figure, alt: str) -> str:
     """A plotly figure for a page that has loaded plotly.js already."""
+    sliders = "".join(map(_slider_html, figure.layout.sliders))
+    figure.update_layout(sliders=[{"visible": False}] * len(figure.layout.sliders))
     drawing = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -175,7 +194,19 @@ def _plotly_html(figure: go.Figure, alt: str) -> str:
     )
     return (
         f'{_FOLLOW_THE_PAGE}<figure class="crc-figure" aria-label="{html.escape(alt)}">'
-        f"{drawing}</figure>"
+        f"{drawing}{sliders}</figure>"
+    )
+
+
+def _slider_html(slider) -> str:
+    """A browser's slider in the place of plotly's, for the first slider of a figure."""
+    prefix, active = slider.currentvalue.prefix or "", slider.active or 0
+    return _SLIDER.format(
+        prefix=html.escape(prefix),
+        name=html.escape(prefix.strip(" :=") or "frame"),
+        label=html.escape(slider.steps[active].label),
+        last=len(slider.steps) - 1,
+        active=active,
     )
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma, matrix_interval
 from crcbook.networks import Network, remembered
+from crcbook.region import Room
 from crcbook.spectral import spectral_norm_bound
 
 
@@ -89,6 +90,47 @@ class RoundingModel:
             A tensor ``(batch,)`` a hidden layer, in the l2 norm.
         """
         return [step * OUTWARD for step in self._forward(x_norm)[0]]
+
+    def preactivation_intervals(
+        self, x: Tensor, radius: Tensor, room: Room | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        r"""Where each hidden layer's preactivations stay in balls around the inputs.
+
+        The first layer moves by at most :math:`\rho` times the norms of its rows, and no further
+        than the box lets it. For the layers above, two bounds meet: interval arithmetic on the
+        activations, and the Lipschitz constant :math:`\|w\| \prod g\|W_J\|` of a row.
+
+        Args:
+            x: ``(batch, n)`` inputs.
+            radius: ``(batch,)`` l2 radii of the balls.
+            room: the box, as the displacements it leaves; None for none.
+
+        Returns:
+            ``(batch, width)`` lower and upper ends a hidden layer.
+        """
+        values = self.network.preactivations(x)
+        errors = self.preactivation_errors(x.norm(dim=1))
+        steepness, intervals, ends = 1.0, [], None
+        for layer, z, error, norm in zip(
+            self.network.layers, values, errors, self.norms, strict=False
+        ):
+            rows = layer.weight.norm(dim=1) * OUTWARD
+            reach = steepness * radius[:, None] * rows * OUTWARD + error[:, None]
+            low, high = z - reach, z + reach
+            if ends is None and room is not None:
+                down, up = matrix_interval(room.low, room.high, layer.weight.T)
+                low = low.maximum(z + down - error[:, None])
+                high = high.minimum(z + up + error[:, None])
+            if ends is not None:
+                down, up = matrix_interval(*ends, layer.weight.T)
+                low, high = low.fmax(down + layer.bias), high.fmin(up + layer.bias)
+            # One more rounding of the sums themselves.
+            low = low - (low.abs() + error[:, None]) * 8 * UNIT
+            high = high + (high.abs() + error[:, None]) * 8 * UNIT
+            intervals.append((low, high))
+            ends = layer.activation.value_interval(low, high)
+            steepness = steepness * norm * layer.activation.max_slope * OUTWARD
+        return intervals
 
     def _forward(self, x_norm: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Each layer's preactivation error, and the size and error of the last activation."""

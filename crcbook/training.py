@@ -20,6 +20,7 @@ The rivals take the cross-entropy of the worst margins that intervals, lines or 
 leave possible in the ball. All objectives are in :mod:`crcbook.objectives`.
 """
 
+import copy
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -64,47 +65,61 @@ class Recipe:
             ``"crt-published"`` (the runner-up's attack and curvature, as in the paper), or the
             worst margins of ``"ibp"``, ``"crown-ibp"`` (monotone activations only) or
             ``"lipschitz"``.
-        radius: the l2 radius of the balls trained on and of the validation, in the units of the
+        radius: the l2 radius that the network is for, and is validated at, in the units of the
             input.
+        reach: the radius of the balls trained on, as a multiple of ``radius``.
         gamma: the weight of the curvature; only CRT uses it.
         epochs: passes over the data.
         batch_size: items a step.
         learning_rate: Adam's peak rate; it rises over the first 30 % of the steps and falls to 0.
         ramp_epochs: epochs over which the balls grow to their radius.
+        average: how much of the averaged weights a step keeps, such as 0.995; these are the ones
+            validated and returned. 0 for the weights themselves.
         attack_steps: gradients an attack.
+        attack_box: keep attacked points between 0 and 1, where pixels are; ``"crt"`` and
+            ``"adversarial"`` only.
         attack_dtype: their precision; ``"bfloat16"`` is faster where the processor knows it.
         curvature: that of CRT: ``"global"``, over all of R^n, or ``"local"``, over a ball of half
-            the radius around one item a step: what a local certificate meets on its way.
+            the radius around one item a step: what a local certificate meets on its way. The
+            validation certifies with the same.
         curvature_every: steps between two gradients of the curvature, each of which serves until
             the next; more than a few can be unstable.
         loss_q: q of the generalised cross-entropy :math:`(1 - p_y^q)/q` (Zhang & Sabuncu 2018),
             bounded by 1/q, so that hopeless items count less; 0 is the cross-entropy.
+        validate_every: epochs between two validations; the last epoch always has one.
         seed: the seed of the order of the data.
     """
 
     method: str = "crt"
     radius: float = 1.58
+    reach: float = 1.0
     gamma: float = 0.06
     epochs: int = 18
     batch_size: int = 256
     learning_rate: float = 3e-3
     ramp_epochs: float = 2.0
+    average: float = 0.0
     attack_steps: int = 8
+    attack_box: bool = False
     attack_dtype: str = "float32"
     curvature: str = "global"
     curvature_every: int = 1
     loss_q: float = 0.0
+    validate_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
-        for name in ("radius", "epochs", "batch_size", "learning_rate", "attack_steps"):
+        for name in ("radius", "reach", "epochs", "batch_size", "learning_rate", "attack_steps",
+                     "curvature_every", "validate_every"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
         if self.curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {self.curvature!r}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be at least 0 and below 1; got {self.average}")
         for name in ("gamma", "ramp_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
@@ -136,7 +151,7 @@ def train(
 
     Returns:
         A dictionary an epoch: ``loss``, ``curvature``, ``seconds`` without the validation and,
-        with a validation split, ``clean_accuracy`` and ``certified_accuracy``.
+        where it was validated, ``clean_accuracy`` and ``certified_accuracy``.
 
     Raises:
         ValueError: where the checkpoint belongs to another recipe, or the loss is no number.
@@ -166,6 +181,7 @@ class _Trainer:
     def __init__(self, model, data: Split, recipe: Recipe, validation: Split | None) -> None:
         device = next(model.parameters()).device
         self.model, self.recipe = model, recipe
+        self.mean = copy.deepcopy(model) if recipe.average else model  # what is validated
         self.x, self.y = data.x.flatten(1).to(device), data.y.to(device)
         self.validation = validation
         self.optimizer = torch.optim.Adam(model.parameters())
@@ -194,13 +210,18 @@ class _Trainer:
         record = {"loss": sum(losses) / len(losses), "curvature": curvature, "seconds": seconds}
         if not math.isfinite(record["loss"]):
             raise ValueError(f"the loss became {record['loss']} in epoch {epoch + 1}")
-        self.history.append(record | self._validate())
-        if not self.best or self._score(self.history[-1]) >= self._best_score():
-            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        last = epoch + 1 == self.recipe.epochs
+        if last or (epoch + 1) % self.recipe.validate_every == 0:
+            record |= self._validate()
+        self.history.append(record)
+        if not self.best or self._score(record) >= self._best_score():
+            self.best = {name: value.clone() for name, value in self.mean.state_dict().items()}
 
     def step(self, step: int, x: Tensor, y: Tensor, done: float) -> tuple[float, float]:
         recipe = self.recipe
-        radius = recipe.radius * min(1.0, (done + 1e-3) / max(recipe.ramp_epochs, 1e-3))
+        radius = (
+            recipe.radius * recipe.reach * min(1.0, (done + 1e-3) / max(recipe.ramp_epochs, 1e-3))
+        )
         if recipe.method.startswith("crt") and step % recipe.curvature_every == 0:
             self._follow_curvature(x, y, radius)
         curvature, gradients = self.pull
@@ -211,6 +232,11 @@ class _Trainer:
             if gradient is not None:
                 parameter.grad += gradient
         self.optimizer.step()
+        if recipe.average:
+            with torch.no_grad():
+                weights = zip(self.mean.parameters(), self.model.parameters(), strict=True)
+                for mean, value in weights:
+                    mean.lerp_(value, 1 - recipe.average)
         return float(loss.detach()), curvature
 
     def _follow_curvature(self, x: Tensor, y: Tensor, radius: float) -> None:
@@ -242,15 +268,17 @@ class _Trainer:
             curvature = self.curvatures[y, target]
             x = runner_up_points(model, x, y, target, radius, curvature, steps, dtype)
         elif method != "standard":
-            x = worst_points(model, x, y, radius, steps, dtype)
+            x = worst_points(model, x, y, radius, steps, dtype, self.recipe.attack_box)
         return model(x)
 
     def keep_best(self) -> None:
-        if self.validation is not None and self.best:
-            self.model.load_state_dict(self.best)
+        kept = self.best if self.validation is not None and self.best else self.mean.state_dict()
+        self.model.load_state_dict(kept)
 
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.mean is not self.model:
+            tensors |= {f"mean.{name}": value for name, value in self.mean.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
@@ -264,6 +292,7 @@ class _Trainer:
             raise ValueError(f"{path} belongs to another recipe: {facts['recipe']}")
         self.history = facts["history"]
         self.model.load_state_dict(_under("model.", tensors))
+        self.mean.load_state_dict(_under("mean.", tensors) or _under("model.", tensors))
         device = self.y.device
         self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
         state: dict[int, dict] = {}
@@ -281,15 +310,16 @@ class _Trainer:
             return {}
         x, y = self.validation.x, self.validation.y
         with torch.no_grad():
-            predicted = self.model(x.to(self.y.device)).argmax(1).cpu()
-        robust = verify(self.model, x, y, self.recipe.radius).robust.cpu()
+            predicted = self.mean(x.to(self.y.device)).argmax(1).cpu()
+        curvature = self.recipe.curvature if self.recipe.method == "crt" else "global"
+        robust = verify(self.mean, x, y, self.recipe.radius, curvature=curvature).robust.cpu()
         return {
             "clean_accuracy": float((predicted == y).double().mean()),
             "certified_accuracy": float(robust.double().mean()),
         }
 
     def _shown(self) -> dict:
-        shown = self.history[-1] if self.history and self.validation is not None else {}
+        shown = self.history[-1] if self.history else {}
         names = {"clean_accuracy": "clean", "certified_accuracy": "certified"}
         return {names[key]: f"{shown[key]:.1%}" for key in names if key in shown}
 

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma
-from crcbook.curvature import Ranges, bend_depths, matrix_interval
+from crcbook.curvature import Ranges, bend_depths
 from crcbook.minorant import Prover
 from crcbook.region import Room
 from crcbook.spectral import spectral_norm_bound, top_eigenvalue_bound
@@ -119,16 +119,14 @@ class Neighbourhood:
         values = network.preactivations(x[None])
         errors = rounding.preactivation_errors(x[None].norm(dim=1))
         steps = found.radii.diff(prepend=found.radii.new_zeros(1))[:, None]
+        bounds = rounding.preactivation_intervals(x.expand(_SHELLS, -1), found.radii, room)
         rows = found._first_rows()
         for place, layer in enumerate(network.layers[:-1]):
             z = values[place][0]
             reach = (steps * rows).cumsum(0) * OUTWARD + errors[place]
             low, high = z - reach, z + reach
-            if place == 0 and room is not None:
-                down, up = matrix_interval(room.low, room.high, layer.weight.T)
-                low = torch.maximum(low, z + down - errors[0])
-                high = torch.minimum(high, z + up + errors[0])
             low, high = low - low.abs() * 4 * UNIT, high + high.abs() * 4 * UNIT
+            low, high = low.maximum(bounds[place][0]), high.minimum(bounds[place][1])
             row = layer.activation
             slopes = row.slope_interval(low, high)
             found.ranges.append((*slopes, *row.bend_interval(low, high)))

@@ -1,31 +1,17 @@
 """What several test files share: random networks, dense Hessians, trained digits, a browser."""
 
 import os
-import shutil
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from playwright.sync_api import sync_playwright
 
 import crcbook as crc
 
 settings.register_profile("crcbook", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("crcbook")
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SMOOTH = sorted(crc.ACTIVATIONS)
 
 
@@ -70,9 +56,11 @@ def digits_model(digits):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        message = "no Chromium found; on Debian: apt install chromium"
-        pytest.fail(message) if os.environ.get("CRCBOOK_REQUIRE_BROWSER") else pytest.skip(message)
+    """A headless Chromium."""
+    import browser as book
+
+    if book.CHROMIUM is None and not os.environ.get("CRCBOOK_REQUIRE_BROWSER"):
+        pytest.skip("no Chromium found; on Debian: apt install chromium")
     # Its event loop must end before the chapters are run: a module at a time.
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with book.launch() as browser:
+        yield browser

@@ -61,7 +61,7 @@ def test_float64_is_within_rounding_of_the_truth(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("function", ["slope", "bend"])
+@pytest.mark.parametrize("function", ["value", "slope", "bend"])
 def test_extrema_are_stationary_and_complete(name, function):
     row = ROWS[name]
     grid = GRID[GRID.abs() < 7]  # further out, the functions are flat to within rounding
@@ -122,7 +122,11 @@ def test_interval_ranges_contain_and_touch_every_value(name, center, width):
     row = ROWS[name]
     lower, upper = torch.tensor([[center], [center + width]], dtype=torch.float64)
     inside = torch.linspace(center, center + width, 2001, dtype=torch.float64)
-    for function, interval in [(row.slope, row.slope_interval), (row.bend, row.bend_interval)]:
+    for function, interval in [
+        (row.value, row.value_interval),
+        (row.slope, row.slope_interval),
+        (row.bend, row.bend_interval),
+    ]:
         values = function(inside)
         lowest, highest = interval(lower, upper)
         assert lowest <= values.min() and values.max() <= highest

@@ -89,12 +89,91 @@ def test_the_package_is_not_pinned():
     assert all(re.search(r">=[\d.]+$", need) for need in project["dependencies"] + extras)
 
 
-def test_binder_has_what_the_package_needs():
+def test_binder_asks_for_what_the_package_asks_for():
+    """Word for word, so that a bound raised here is raised there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "binder/environment.yml").read_text())
-    given = {re.match(r"[\w-]+", need)[0] for need in environment["dependencies"]}
-    given = {"torch" if name.startswith("pytorch") else name for name in given}
-    assert {re.match(r"[\w-]+", need)[0] for need in project["dependencies"]} <= given
+    given = {need.replace("pytorch-cpu", "torch") for need in environment["dependencies"]}
+    assert set(project["dependencies"]) <= given
+    [python] = [need.removeprefix("python=") for need in given if need.startswith("python=")]
+    assert python in (ROOT / "README.md").read_text().split("git and make")[0]
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+
+
+def test_the_lowest_versions_are_those_of_colab_or_older():
+    """Colab, November 2026; `make test-floor` tries the lowest ones."""
+    colab = {"torch": "2.11", "numpy": "2.1", "plotly": "5.24", "ipywidgets": "7.7"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = dict(need.split(">=") for need in project["dependencies"])
+
+    def number(version):
+        return [int(part) for part in version.split(".")]
+
+    assert all(number(lowest[name]) <= number(version) for name, version in colab.items())
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def commands(workflow):
+    """What the jobs of a workflow run, a matrix written out."""
+    for job in workflow["jobs"].values():
+        targets = job.get("strategy", {}).get("matrix", {}).get("target", [""])
+        for step in job["steps"]:
+            for target in targets if "run" in step else []:
+                yield step["run"].replace("${{ matrix.target }}", target)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_only_calls_targets_of_the_makefile(path):
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+    found = list(commands(yaml.safe_load(path.read_text())))
+    assert found
+    for command in found:
+        assert command.removeprefix("make ") in targets, command
+
+
+def test_the_workflows_test_publish_and_look_ahead():
+    book, weekly = (yaml.safe_load(path.read_text()) for path in WORKFLOWS)
+    assert list(commands(book)) == ["make test", "make pdf"]
+    assert set(commands(weekly)) == {"make test-floor", "make test-newest", "make links"}
+    pythons = book["jobs"]["test"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={pythons[0]}"
+    assert all(isinstance(python, str) for python in pythons)  # 3.10 is not 3.1
+    [uploaded] = [step["with"]["path"] for step in book["jobs"]["test"]["steps"]
+                  if "upload" in step.get("uses", "")]  # fmt: skip
+    assert uploaded == "_build/html"
+    assert book["jobs"]["publish"]["needs"] == "test"
+
+
+def test_the_addresses_of_the_pages_agree():
+    base = CONFIG["html"]["baseurl"]
+    owner, name = ADDRESS.removeprefix("https://github.com/").split("/")
+    assert base == f"https://{owner}.github.io/{name}/"
+    settings = CONFIG["sphinx"]["config"]
+    assert settings["notfound_urls_prefix"] == f"/{name}/"
+    assert f'href="/{name}/{TOC["root"]}.html"' in settings["notfound_context"]["body"]
+    for path in (ROOT / "README.md", ROOT / "book/index.md"):
+        assert f"{base}crcbook.pdf" in path.read_text()
+
+
+def test_the_citation_agrees_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert citation["repository-code"] == ADDRESS
+    assert citation["url"] == CONFIG["html"]["baseurl"]
+    assert project["license"] in citation["license"]
+    released = f"## {citation['version']} ({citation['date-released']})"
+    assert released in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_both_licences_are_here_in_full():
+    assert (ROOT / "LICENSE").read_text().startswith("BSD 3-Clause License")
+    text = (ROOT / "book/LICENSE").read_text()
+    assert text.startswith("Creative Commons Attribution 4.0 International")
+    assert "Section 8" in text
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -140,6 +219,7 @@ def test_make_names_the_package_that_brings_a_missing_venv(tmp_path):
         (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "book").mkdir()
     (tmp_path / "crcbook").mkdir()
+    (tmp_path / "tools").mkdir()
     python = tmp_path / "bin" / "python3"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\ncase "$2" in *version_info*) echo 3.11 ;; *) exit 1 ;; esac\n')

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from crcbook.__main__ import main
+from crcbook.__main__ import _parser, main
 from crcbook.training import METHODS
 
 TRAIN = ["train", "--dataset", "digits", "--width", "24", "--epochs", "3", "--batch-size", "64",
@@ -71,3 +72,16 @@ def test_python_dash_m_shows_its_commands():
     assert f"{{{','.join(METHODS)}}}" in shown.stdout
     wrong = subprocess.run([sys.executable, "-m", "crcbook", "fly"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "invalid choice" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "device"),
+    [(0, None, "cpu"), (1, None, "cuda:0"), (4, "3", "cuda:3"), (2, "3", "cuda:1")],
+)
+def test_each_process_takes_its_own_gpu(gpus, rank, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert _parser().parse_args(["reproduce"]).device == device

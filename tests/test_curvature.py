@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook.curvature import Link
-from crcbook.networks import read_network
+from crcbook.checks import as_box
+from crcbook.curvature import Link, ball_curvature
+from crcbook.networks import deepen, read_network
+from crcbook.rounding import RoundingModel
 
 
 @given(random_networks(), st.sampled_from([0.1, 1.0, 5.0]))
@@ -192,3 +194,52 @@ def _product(left, right):
     return [
         [sum(a * b for a, b in zip(row, column, strict=True)) for column in columns] for row in left
     ]
+
+
+def lifted(model, generator, size=0.01):
+    """A network whose upper layers are nearly linear, and not quite copies."""
+    deeper = deepen(model, 4)
+    with torch.no_grad():
+        for parameter in deeper.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(size * noise)
+    return deeper
+
+
+@pytest.mark.parametrize("box", [None, (-0.5, 0.5)])
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box):
+    generator = torch.Generator().manual_seed(3)
+    shallow = crc.mlp([5, 8, 3], activation, seed=1).double()
+    deep = crc.mlp([5, 7, 6, 3], activation, seed=2).double()
+    for model in (lifted(shallow, generator), deep, shallow):
+        x = torch.rand(4, 5, generator=generator, dtype=torch.float64) - 0.5
+        room = None if box is None else as_box(box, x).room(x)
+        radius = torch.tensor([0.05, 0.3, 1.0, 3.0], dtype=torch.float64)
+        rounding = RoundingModel.of(read_network(model))
+        item = torch.arange(4)
+        label, target = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2])
+        bounds = ball_curvature(rounding, x, radius, item, label, target, room)
+        everywhere = -crc.curvature_bounds(model, label, target)[0]
+        assert (bounds <= everywhere).all()
+        for i in range(4):
+            for _ in range(6):
+                away = torch.randn(5, generator=generator, dtype=torch.float64)
+                point = x[i] + radius[i] * torch.nn.functional.normalize(away, dim=0)
+                point = point if box is None else point.clamp(*box)
+                hessian = margin_hessian(model, point, int(label[i]), int(target[i]))
+                least = torch.linalg.eigvalsh(hessian)[0]
+                assert -least <= bounds[i] + 1e-12 * (1 + bounds[i])
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_copies_of_a_layer_hardly_add_to_the_curvature_of_a_ball(activation):
+    model = crc.mlp([5, 8, 3], activation, seed=1).double()
+    shallow = -crc.curvature_bounds(model, 0, 1)[0]
+    deeper = deepen(model, 4)
+    rounding = RoundingModel.of(read_network(deeper))
+    x, radius = torch.zeros(1, 5, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    zero, one = torch.tensor([0]), torch.tensor([1])
+    ball = ball_curvature(rounding, x, radius, zero, zero, one)
+    everywhere = -crc.curvature_bounds(deeper, 0, 1)[0]
+    assert ball <= 1.3 * shallow and ball < 0.95 * everywhere

@@ -21,8 +21,10 @@ from crcbook.experiments import (
     evaluate,
     experiments,
     reproduce,
+    run_training,
     summary,
 )
+from crcbook.networks import deepen
 
 TINY = Experiment(
     "digits",
@@ -88,6 +90,16 @@ def check_record(record):
     assert record["command"].startswith("python -m crcbook reproduce")
 
 
+def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
+    deeper = replace(TINY, layers=3, start=TINY, recipe=replace(TINY.recipe, epochs=1))
+    model, facts = run_training(deeper, tmp_path)
+    shallow = crc.load_model(tmp_path / "start" / "model.safetensors")
+    assert len(model) == len(shallow) + 2
+    assert len(facts["history"]) == 1
+    near = (deepen(shallow, 3)[1].weight - model[1].weight).norm() / model[1].weight.norm()
+    assert 0 < near < 0.5
+
+
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_books_records_are_whole_and_belong_to_its_experiments(path):
     record = json.loads(path.read_text())
@@ -103,13 +115,15 @@ def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
     test = digits.test.take(slice(0, 60))
     columns = evaluate(digits_model, test, radius=0.5, box=True, local=True)
     assert set(columns) == {
-        "correct", "exact", "radius", "runner_up", "certified", "survived", "certified_box",
-        "survived_box",
+        "correct", "exact", "radius", "certified", "certified_runner_up", "survived",
+        "certified_box", "survived_box",
     }  # fmt: skip
     assert (columns["certified"] | (columns["radius"] < 0.5)).all()
     assert (columns["survived"] | ~columns["certified"]).all()
     assert (columns["survived_box"] | ~columns["certified_box"]).all()
     assert (columns["certified_box"] | ~columns["certified"]).all()
+    assert (columns["certified_runner_up"] | ~columns["certified"]).all()
+    assert (columns["correct"] | ~columns["certified_runner_up"]).all()
     figures = summary(columns, 0.5)
     assert figures["images"] == 60 and figures["violations"] == 0
 

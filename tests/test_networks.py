@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import random_networks
+from conftest import SMOOTH, random_networks
 from hypothesis import given
 from torch import nn
 
 import crcbook as crc
-from crcbook.networks import read_network
+from crcbook.networks import deepen, read_network
 
 
 @given(random_networks())
@@ -99,3 +99,22 @@ def test_weights_must_be_finite_and_the_model_a_sequential():
         read_network(model)
     with pytest.raises(TypeError, match="Sequential"):
         read_network(nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+@pytest.mark.parametrize("layers", [3, 5])
+def test_a_deepened_network_computes_almost_the_same(activation, layers):
+    model = crc.mlp([6, 9, 7, 4], activation, seed=1) if layers == 5 else crc.mlp([6, 9, 4])
+    deeper = deepen(model, layers)
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    assert len(read_network(deeper).layers) == layers
+    torch.testing.assert_close(deeper(x), model(x), rtol=0, atol=0.02)
+
+
+def test_only_networks_with_a_hidden_layer_can_be_deepened():
+    with pytest.raises(ValueError, match="cannot make 3 layers of a network with 1"):
+        deepen(crc.mlp([6, 4]), 3)
+    with pytest.raises(ValueError, match="cannot make 1 layers of a network with 2"):
+        deepen(crc.mlp([6, 5, 4]), 1)
+    with pytest.raises(ValueError, match=r"crcbook\.mlp builds"):
+        deepen(torch.nn.Sequential(torch.nn.Linear(3, 2)), 3)

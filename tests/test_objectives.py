@@ -265,6 +265,15 @@ def test_worst_points_stay_in_the_ball_and_raise_the_loss(digits, digits_model):
     assert (after > before).all()
 
 
+def test_boxed_worst_points_are_valid_inputs_that_lose_less(digits, digits_model):
+    x, y = digits.test.x[:100].flatten(1), digits.test.y[:100]
+    free, boxed = (worst_points(digits_model, x, y, 0.4, steps=8, box=box) for box in (False, True))
+    assert (free.amin() < 0 or free.amax() > 1) and boxed.amin() >= 0 and boxed.amax() <= 1
+    assert (boxed - x).norm(dim=1).max() <= 0.4 * (1 + 1e-5)
+    loss = [nn.functional.cross_entropy(digits_model(point), y) for point in (x, boxed, free)]
+    assert loss[0] < loss[1] < loss[2]
+
+
 def test_the_runner_up_is_the_best_of_the_others():
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [5.0, 0.0, 4.0]])
     model = nn.Identity()

@@ -1,19 +1,21 @@
 """Each page of the built book in a browser whose every request beyond this machine fails a test."""
 
-import functools
-import http.server
 import re
-import threading
-from pathlib import Path
+from html.parser import HTMLParser
+from urllib.parse import unquote, urljoin, urlparse
 
+import browser as book
 import pytest
-import yaml
+from axe_playwright_python.sync_playwright import Axe
 
-ROOT = Path(__file__).parents[1]
-HTML = ROOT / "_build" / "html"
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
+# Every page: the chapters, and what the builder adds, such as the search.
+PAGES = sorted(
+    path.relative_to(book.HTML).with_suffix("").as_posix()
+    for path in book.HTML.rglob("*.html")
+    if "_static" not in path.parts and path != book.HTML / "index.html"  # it only leads on
+)
 EXPLORERS = ["book/index", "book/decision_boundaries"]
+SCREENS = [(theme, width) for theme in ("light", "dark") for width in (1300, 400)]
 
 # Formulas within a line do not break and do not scroll: those that leave their paragraph.
 CUT_OFF = """() => [...document.querySelectorAll("article mjx-container:not([display])")]
@@ -23,21 +25,15 @@ CUT_OFF = """() => [...document.querySelectorAll("article mjx-container:not([dis
     }).map(formula => formula.textContent)"""
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+def test_every_chapter_has_its_page():
+    assert set(book.CHAPTERS) | {"search", "404"} <= set(PAGES)
 
 
 @pytest.fixture(scope="module")
 def address():
     """The built book, served on localhost."""
-    if not (ROOT / "_build" / ".built").exists():
-        pytest.fail("the book is not built: make book")
-    handler = functools.partial(QuietHandler, directory=HTML)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with book.serve() as address:
+        yield address
 
 
 @pytest.fixture
@@ -68,6 +64,13 @@ def open_page(browser, address):
     assert not complaints
 
 
+def violations(page, *rules):
+    """What axe finds: broken rules, each with the elements that break it."""
+    options = {"runOnly": rules, "resultTypes": ["violations"], "preload": False}
+    found = Axe().run(page, options=options).response["violations"]
+    return {rule["id"]: [node["target"] for node in rule["nodes"]] for rule in found}
+
+
 def radius(page):
     return page.locator(".crc-radius output").first.inner_text()
 
@@ -94,10 +97,11 @@ def luminance(colour):
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+@pytest.mark.parametrize(("theme", "width"), SCREENS, ids=str)
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_is_whole_without_a_network(open_page, name):
-    page = open_page(name)
-    assert page.locator("article h1").count() == 1
+def test_every_page_is_whole_without_a_network(open_page, name, theme, width):
+    page = open_page(name, width, theme)
+    assert page.locator("h1:visible").count() == 1
     formulas = page.locator(".math")
     assert formulas.count() == page.locator(".math mjx-container").count()
     assert page.locator("mjx-merror").count() == 0
@@ -105,20 +109,110 @@ def test_every_page_is_whole_without_a_network(open_page, name):
     assert page.evaluate(broken) == []
     for figure in page.locator(".js-plotly-plot").all():
         assert figure.locator(".main-svg").first.bounding_box()["height"] > 100
+    draws = page.locator(".js-plotly-plot").count() > 0
+    assert page.evaluate("typeof Plotly !== 'undefined'") == draws  # 4 MB, only where needed
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(CUT_OFF) == []
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+
+
+# Each theme and each width once; axe takes seconds on a long page.
+@pytest.mark.parametrize(("theme", "width"), [("light", 1300), ("dark", 400)], ids=str)
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_has_contrast_and_names(open_page, name, theme, width):
+    page = open_page(name, width, theme)
+    assert violations(page, "wcag2a", "wcag2aa") == {}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_keyboard_reaches_and_moves_every_slider(open_page, name):
+    page = open_page(name)
+    sliders = page.locator("input[type=range]")
+    page.evaluate("document.querySelectorAll('input[type=range]').forEach((s, i) => s.place = i)")
+    reached = set()
+    for _ in range(page.locator("a, button, input, select, summary, [tabindex]").count()):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('.toggle-hidden .toggle-button')"):
+            page.keyboard.press("Enter")  # an answer is folded
+        place = page.evaluate("document.activeElement.place ?? -1")
+        if place < 0 or place in reached:
+            continue
+        reached.add(place)
+        figure = page.locator("figure, .crc-explorer").filter(has=page.locator(":focus")).last
+        before = sliders.nth(place).get_attribute("aria-valuetext"), figure.inner_html()
+        page.keyboard.press("ArrowRight")
+        after = sliders.nth(place).get_attribute("aria-valuetext"), figure.inner_html()
+        assert before[0] != after[0] and before[1] != after[1]
+    assert reached == set(range(sliders.count()))
 
 
 def test_a_chapter_typesets_mathematics(open_page):
     assert open_page("book/decision_boundaries").locator(".math mjx-container").count() > 20
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_fits_a_telephone(open_page, name, theme):
-    page = open_page(name, width=400, theme=theme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    assert page.evaluate(CUT_OFF) == []
-    assert page.evaluate("document.documentElement.dataset.theme") == theme
-    assert text_contrast(page, "article h1") > 7
+def test_a_page_is_light_beside_what_all_pages_share(name):
+    """Everything a page brings along itself is inside its file: data, drawings, no pictures."""
+    text = (book.HTML / f"{name}.html").read_text()
+    pictures = set(re.findall(r'src="([^"]*_images/[^"]+)"', text))
+    weights = [(book.HTML / name).parent.joinpath(picture).stat().st_size for picture in pictures]
+    assert len(text.encode()) + sum(weights) < 2e6
+
+
+class Links(HTMLParser):
+    """Where a page leads to, and the names of its parts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.parts = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.parts.add(attributes.get("id"))
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+
+
+def test_every_link_inside_the_book_leads_somewhere():
+    pages = {f"{book.PREFIX}{name}.html": Links((book.HTML / f"{name}.html").read_text())
+             for name in PAGES}  # fmt: skip
+    for path, page in pages.items():
+        for link in page.links:
+            target = urlparse(urljoin(f"book:{path}", link))
+            if target.scheme != "book" or not link.strip("#"):
+                continue
+            file = book.HTML / target.path.removeprefix(book.PREFIX)
+            assert file.is_file(), f"{path} leads to {link}"
+            part = unquote(target.fragment)
+            if part and target.path in pages:
+                assert part in pages[target.path].parts, f"{path} leads to {link}"
+
+
+def test_every_chapter_is_found_and_previewed():
+    sitemap = (book.HTML / "sitemap.xml").read_text()
+    base = book.CONFIG["html"]["baseurl"]
+    titles, descriptions = set(), set()
+    for name in book.CHAPTERS:
+        assert f"<loc>{base}{name}.html</loc>" in sitemap
+        text = (book.HTML / f"{name}.html").read_text()
+        meta = dict(re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]*)"', text))
+        titles.add(meta["og:title"])
+        descriptions.add(meta["description"])
+        assert f"<title>{meta['og:title']}" in text
+        assert meta["og:description"] == meta["description"]
+        assert meta["og:url"] == f"{base}{name}.html"
+        picture = meta["og:image"].removeprefix(base)
+        assert (book.HTML / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(titles) == len(descriptions) == len(book.CHAPTERS)
+    assert all(30 < len(text) <= 300 for text in descriptions)
+
+
+def test_a_wrong_address_leads_back(open_page):
+    page = open_page("404")
+    page.locator("article a, main a").filter(has_text="beginning").click()
+    page.wait_for_load_state("networkidle")
+    assert page.locator("h1:visible").inner_text().startswith(book.CONFIG["title"])
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -197,10 +291,3 @@ def test_the_explorer_is_readable_in_either_theme(open_page):
         page = open_page("book/index", theme=theme)
         for selector in (".crc-radius output", ".crc-verdict", ".crc-plot svg text"):
             assert text_contrast(page, selector) > 7
-
-
-def test_plotly_is_loaded_only_where_it_draws(open_page):
-    for name in PAGES:
-        page = open_page(name)
-        draws = page.locator(".js-plotly-plot").count() > 0
-        assert page.evaluate("typeof Plotly !== 'undefined'") == draws

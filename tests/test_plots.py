@@ -138,6 +138,15 @@ def test_a_slider_carries_every_frame(sliding):
     assert frame["y"] == [[2, 2]] and layout["title.text"] == "c" and list(traces) == [1]
 
 
+def test_in_the_book_the_browsers_own_slider_moves_the_figure(sliding, displayed, monkeypatch):
+    monkeypatch.setenv("CRCBOOK_BUILD", "1")
+    plots.show(sliding, alt="a line")
+    html = displayed[0].data
+    assert 'max="2" value="1" aria-label="i" aria-valuetext="1"' in html
+    assert "i = <output>1</output>" in html
+    assert '"visible":false' in html and sliding.layout.sliders[0].visible is None
+
+
 @pytest.mark.parametrize(
     "change", [{"labels": "01"}, {"titles": ["a"]}, {"traces": [0, 1]}], ids=str
 )

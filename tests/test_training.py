@@ -101,7 +101,7 @@ def test_training_is_reproducible(digits):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_training_resumes_to_the_same_weights(method, digits, tmp_path, monkeypatch):
     training, validation = crc.split_validation(digits.train, 200)
-    recipe = replace(RECIPE, method=method)
+    recipe = replace(RECIPE, method=method, average=0.9)
     whole = crc.mlp([64, 16, 12, 10], seed=0)
     history = crc.train(whole, training, recipe, validation)
 
@@ -134,6 +134,23 @@ def test_the_best_epoch_on_validation_is_kept(digits):
     assert kept.item() == max(record["certified_accuracy"] for record in history)
 
 
+def test_averaged_weights_lag_behind(digits):
+    plain, averaged, still = (crc.mlp([64, 16, 10], seed=0) for _ in range(3))
+    start = weights(plain)
+    for model, average in ((plain, 0.0), (averaged, 0.9), (still, 1 - 1e-9)):
+        crc.train(model, digits.train, replace(RECIPE, average=average))
+    torch.testing.assert_close(weights(still), start, rtol=0, atol=1e-5)
+    moved = (weights(averaged) - weights(plain)).norm()
+    assert 0 < moved < 0.2 * (weights(plain) - start).norm()
+
+
+def test_only_some_epochs_are_validated_and_the_last_one_is(digits):
+    training, validation = crc.split_validation(digits.train, 100)
+    recipe = replace(RECIPE, validate_every=3)
+    history = crc.train(crc.mlp([64, 8, 10]), training, recipe, validation)
+    assert ["clean_accuracy" in record for record in history] == [False, False, True, True]
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
     recipe = replace(RECIPE, epochs=1)
     crc.train(crc.mlp([64, 8, 10]), digits.train, recipe, folder=tmp_path)
@@ -155,6 +172,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
         {"gamma": -1},
         {"epochs": 0},
         {"learning_rate": torch.nan},
+        {"average": 1.0},
+        {"validate_every": 0},
     ],
 )
 def test_impossible_recipes_are_refused(change):
