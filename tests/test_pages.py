@@ -280,12 +280,6 @@ def test_the_rivals_follow_the_point(open_page):
     assert f"dual {dual}" in texts.all_inner_texts()
 
 
-def test_the_fields_of_a_page_stay_below_two_megabytes(open_page):
-    for name in EXPLORERS:
-        fields = open_page(name).locator(".crc-explorer script[type='application/json']")
-        assert 0 < sum(len(field.text_content()) for field in fields.all()) < 2_000_000
-
-
 def test_the_explorer_is_readable_in_either_theme(open_page):
     for theme in ("light", "dark"):
         page = open_page("book/index", theme=theme)
