@@ -147,6 +147,7 @@ def boundary_points(
         ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
     """
     point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
+    point = _clip(box, point)  # a step in another precision may end a rounding error outside
     missed = ~(_margin(network, point, label, target) <= 0)
     point[missed] = _beyond(network, x[missed], point[missed], label[missed], target[missed], box)
     return _retreat(network, x, point, label, target, box)
