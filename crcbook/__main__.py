@@ -114,9 +114,9 @@ def _train(options: argparse.Namespace) -> None:
         raise ValueError(f"--layers must be at least 1; got {options.layers}")
     runs = []
     for gamma in options.gamma:
-        recipe = Recipe(options.method, options.radius, gamma, options.epochs, options.batch_size,
-                        attack_dtype=options.attack_dtype, loss_q=options.loss_q,
-                        seed=options.seed)  # fmt: skip
+        recipe = Recipe(options.method, options.radius, gamma=gamma, epochs=options.epochs,
+                        batch_size=options.batch_size, attack_dtype=options.attack_dtype,
+                        loss_q=options.loss_q, seed=options.seed)  # fmt: skip
         experiment = Experiment(options.dataset, options.layers, options.activation, recipe,
                                 options.width, options.seed)  # fmt: skip
         folder = options.out if len(options.gamma) == 1 else options.out / f"gamma-{gamma:g}"
