@@ -655,15 +655,23 @@ def live_attack(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0)
     Raises:
         ValueError: as :func:`crcbook.certify`.
     """
-    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
+
+    def draw(item: int, radius: float) -> tuple[str, str]:
+        point, text = attack_at(model, x[item], int(y[item]), radius)
+        return text, _images_picture({"image": x[item], "attacked": point}, text)
+
+    return _image_and_radius(len(x), widest, draw)
+
+
+def _image_and_radius(items: int, widest: float, draw) -> ipywidgets.VBox:
+    """Sliders for an image and a radius over what ``draw`` makes of them: a text and a picture."""
+    item = ipywidgets.IntSlider(0, min=0, max=items - 1, description="image")
     radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
     radius.step = widest / 50
     text, picture = ipywidgets.HTML(), ipywidgets.HTML()
 
     def redraw(_=None) -> None:
-        image = x[item.value]
-        point, text.value = attack_at(model, image, int(y[item.value]), radius.value)
-        picture.value = _images_picture({"image": image, "attacked": point}, text.value)
+        text.value, picture.value = draw(item.value, radius.value)
 
     for control in (item, radius):
         control.observe(redraw, "value")
@@ -900,19 +908,15 @@ def live_ball(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -
     Raises:
         ValueError: as :func:`crcbook.certify`.
     """
-    item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
-    radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
-    radius.step = widest / 50
-    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        image, label = x[item.value], int(y[item.value])
+    def draw(item: int, radius: float) -> tuple[str, str]:
+        image, label = x[item], int(y[item])
         logits = model(image[None].to(next(model.parameters())))[0].detach()
         logits[label] = -torch.inf
         target = int(logits.argmax())
-        margins = local_margins(model, image, label, target, radius.value)
+        margins = local_margins(model, image, label, target, radius)
         sign = "stays positive" if margins["followed outward"] > 0 else "is not proved positive"
-        text.value = f"Class {label} over class {target}: the margin {sign} in the ball."
+        text = f"Class {label} over class {target}: the margin {sign} in the ball."
         figure, axes = plt.subplots(figsize=(5.4, 2.4))
         bars = axes.barh(list(margins), list(margins.values()), color=PALETTE[: len(margins)])
         axes.bar_label(bars, fmt="%.2f", padding=4)
@@ -920,12 +924,9 @@ def live_ball(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -
         axes.margins(x=0.2)
         axes.set_xlabel("margin in the ball")
         plt.close(figure)
-        picture.value = svg(figure, text.value)
+        return text, svg(figure, text)
 
-    for control in (item, radius):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([item, radius, text, picture])
+    return _image_and_radius(len(x), widest, draw)
 
 
 def trained_at(data: Split, gamma: float, radius: float, epochs: int = 40) -> nn.Sequential:
