@@ -302,7 +302,9 @@ class _Problem:
 
     def _look(self, x: Tensor, y: Tensor) -> "_Images":
         """What one evaluation tells of the inputs: their classes, in order, and their slopes."""
-        parts = [self._look_at(*part) for part in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
+        parts = [
+            self._look_at(*part) for part in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)
+        ]
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return _Images(*(torch.cat(column) for column in columns))
 
