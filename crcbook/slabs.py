@@ -41,7 +41,6 @@ from crcbook.minorant import Pairs, Prover
 from crcbook.networks import Network
 from crcbook.spectral import top_eigenvalue_bound
 
-_SLABS = 8
 _SHELLS = 16
 _STEPS = 12
 _SHORTEST = 0.01  # of a full step
@@ -51,7 +50,12 @@ _CHUNK_PAIRS = 32
 
 
 def slab_margins(
-    prover: Prover, rough: Network, pairs: Pairs, radius: Tensor, axis: Tensor
+    prover: Prover,
+    rough: Network,
+    pairs: Pairs,
+    radius: Tensor,
+    axis: Tensor,
+    slabs: int = 8,
 ) -> Tensor:
     """Proved lower bounds of margins over l2 balls.
 
@@ -61,6 +65,7 @@ def slab_margins(
         pairs: the margins, with curvatures that hold in the balls; a box is left aside.
         radius: ``(pairs,)`` the balls' l2 radii.
         axis: ``(pairs, n)`` directions to cut across, such as those in which the margins fall.
+        slabs: how many, of equal width; the first one goes on to the other end of the ball.
 
     Returns:
         ``(pairs,)`` positive bounds; minus infinity where a slab is not proved positive, for the
@@ -69,8 +74,9 @@ def slab_margins(
     pairs = replace(pairs, room=None)
     least = torch.full_like(radius, torch.inf)
     left = torch.arange(len(radius), device=radius.device)
-    for place in range(_SLABS):
-        slab = _Slab.of(prover, pairs.take(left), radius[left], normalize(axis[left]), place)
+    for place in range(slabs):
+        ends = place / slabs, (place + 1) / slabs
+        slab = _Slab.of(prover, pairs.take(left), radius[left], normalize(axis[left]), *ends)
         margin = slab.margins(rough)
         proved = (margin > 0) & margin.isfinite()
         least[left] = torch.where(proved, torch.minimum(least[left], margin), -torch.inf)
@@ -93,12 +99,12 @@ class _Slab:
     width: Tensor  # l, across the axis
 
     @classmethod
-    def of(cls, prover: Prover, pairs: Pairs, radius: Tensor, axis: Tensor, place: int) -> "_Slab":
-        low, high = radius * (place / _SLABS), radius * ((place + 1) / _SLABS)
+    def of(cls, prover: Prover, pairs: Pairs, radius: Tensor, axis: Tensor, low, high) -> "_Slab":
+        whole, low, high = low == 0, radius * low, radius * high
         # An axis that is not quite of unit length counts as one in a slightly larger ball.
         square = radius.square() * (1 + 8 * gamma(axis.shape[1] + 16))
         width = (square - low.square()).sqrt() * OUTWARD
-        low = low if place else -radius * OUTWARD
+        low = -radius * OUTWARD if whole else low
         return cls(prover, pairs, radius, axis, low, high * OUTWARD, width)
 
     def take(self, index: Tensor) -> "_Slab":

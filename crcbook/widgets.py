@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
-from crcbook.attacks import attack, descend
+from crcbook.attacks import attack, boundary_points, descend
 from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
-from crcbook.curvature import curvature_bounds
+from crcbook.curvature import curvature_bounds, downward_curvature
 from crcbook.datasets import Split
 from crcbook.explorer import (
     RadiusField,
@@ -28,10 +28,11 @@ from crcbook.explorer import (
 )
 from crcbook.hessian import margin_hessian
 from crcbook.lipschitz import lipschitz_bound
-from crcbook.minorant import Prover
+from crcbook.minorant import Pairs, Prover, search
 from crcbook.networks import mlp, read_network
 from crcbook.objectives import ibp_margins
 from crcbook.plots import PALETTE, svg
+from crcbook.slabs import slab_margins
 from crcbook.training import Recipe, train
 from crcbook.trust_region import Neighbourhood
 
@@ -891,6 +892,39 @@ def local_margins(
         "followed outward": place.margin(*pair[:, 0]).item(),
         "attack": reached.item(),
     }
+
+
+def slab_radii(
+    model: nn.Sequential, x: Tensor, label: Tensor, target: Tensor, slabs: int
+) -> tuple[Tensor, Tensor]:
+    """Radii proved by cutting balls into slabs alone, and what an attack reaches.
+
+    Args:
+        model: the classifier, with a hidden layer.
+        x: ``(batch, *input_shape)`` inputs.
+        label: ``(batch,)`` their labels.
+        target: ``(batch,)`` the classes to keep away.
+        slabs: how many.
+
+    Returns:
+        ``(batch,)`` radii, and distances of adversarial points: NaN where none was found.
+
+    Raises:
+        ValueError: as :func:`crcbook.certify`.
+    """
+    prover = Prover.of(read_network(model))
+    network = prover.network
+    x = x.flatten(1).to(network.device, torch.float64)
+    pairs = Pairs(x, label, target, downward_curvature(network, label, target))
+    reached = (boundary_points(network, x, label, target) - x).norm(dim=1)
+    high = reached.nan_to_num(nan=x.norm(dim=1).max().item())
+    low, everywhere = torch.zeros_like(high), torch.full_like(high, torch.inf)
+    towards = search(network, pairs, x, 100, everywhere)[0] - x
+    for _ in range(10):
+        middle = (low + high) / 2
+        proved = slab_margins(prover, network, pairs, middle, towards, slabs) > 0
+        low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
+    return low, reached
 
 
 def live_ball(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -> ipywidgets.VBox:

@@ -59,7 +59,7 @@ def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place
     axis = torch.nn.functional.normalize(axis, dim=1)
     radii = torch.tensor([radius], dtype=torch.float64)
     pairs = margins_to_bound(network, x)
-    slab = slabs._Slab.of(Prover.of(network), pairs, radii, axis, place)
+    slab = slabs._Slab.of(Prover.of(network), pairs, radii, axis, place / 8, (place + 1) / 8)
     points = points_of_slab(slab, generator)
     every = pairs.label.expand(len(points)), pairs.target.expand(len(points))
     margins, _ = network.margin_and_gradient(points, *every)

@@ -33,6 +33,7 @@ from crcbook.widgets import (
     margins_in_balls,
     radii_of_a_guess,
     radii_where_positive,
+    slab_radii,
     spectrum_at,
     trained_at,
 )
@@ -411,6 +412,18 @@ def test_the_margins_in_a_ball_come_closer_to_the_attack(digits, digits_model):
     whole, ball, followed, attack = margins.values()
     assert whole <= ball <= followed <= attack + 1e-9
     assert local_margins(digits_model, x, y, (y + 1) % 10, 0.1)["attack"] > attack
+
+
+def test_radii_of_slabs_stay_below_the_attack_and_gain_from_more(digits, digits_model):
+    x, y = digits.test.x[:10], digits.test.y[:10]
+    sure = digits_model(x).argmax(1) == y
+    x, y = x[sure], y[sure]
+    radii = []
+    for slabs in (1, 8):
+        radius, reached = slab_radii(digits_model, x, y, (y + 1) % 10, slabs)
+        assert (radius > 0).all() and not (radius > reached).any()
+        radii.append(radius)
+    assert radii[1].mean() > radii[0].mean()
 
 
 def test_a_slider_moves_the_ball(digits, digits_model):
