@@ -153,10 +153,15 @@ def _quick() -> dict[str, Experiment]:
     recipe = partial(Recipe, radius=0.5, epochs=30, batch_size=64)
     return {
         f"digits-{layers}-softplus-{method}": Experiment(
-            "digits", layers, "softplus", recipe(method, gamma=0.02), width=64
+            "digits",
+            layers,
+            "softplus",
+            recipe(method, gamma=0.02, ramp_epochs=15),
+            width=64,
+            crown_images=20,
         )
         for layers in (2, 3)
-        for method in ("crt", "adversarial", "standard")
+        for method in ("crt", "ibp", "adversarial", "standard")
     }
 
 

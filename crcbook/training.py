@@ -84,10 +84,11 @@ class Recipe:
         attack_steps: gradients an attack.
         attack_box: keep attacked points between 0 and 1, where pixels are; ``"crt"`` and
             ``"adversarial"`` only.
-        attack_dtype: their precision; ``"bfloat16"`` is faster where the processor knows it.
-        curvature: that of CRT: ``"global"``, over all of R^n, or ``"local"``, over a ball of half
-            the radius around one item a step: what a local certificate meets on its way. The
-            validation certifies with the same.
+        attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster where the
+            processor knows it.
+        curvature: where CRT bounds it, ``"global"`` (over all of R^n) or ``"local"`` (over a ball
+            of half the radius around one item a step); the latter is what a local certificate meets
+            on its way. The validation certifies with the same.
         curvature_every: steps between two gradients of the curvature, each of which serves until
             the next; more than a few can be unstable.
         loss_q: q of the generalised cross-entropy :math:`(1 - p_y^q)/q` (Zhang & Sabuncu 2018),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook import training
 from crcbook.experiments import (
     RADIUS_UNIT,
     Experiment,
@@ -70,15 +71,21 @@ def check_record(record):
     """What a reader of a record relies on."""
     names = (
         "name dataset layers activation method radius clean_accuracy certified_accuracy "
-        "certified_accuracy_box certified_accuracy_runner_up certified_accuracy_global "
-        "empirical_accuracy empirical_accuracy_box mean_radius exact_fraction radii history "
-        "seconds_an_epoch seconds_to_certify seed environment training_environment command images"
+        "certified_accuracy_runner_up certified_accuracy_global empirical_accuracy mean_radius "
+        "exact_fraction radii history seconds_an_epoch seconds_to_certify seed environment "
+        "training_environment command images rival"
     )
     assert not set(names.split()) - set(record)
-    assert record["violations"] == record["violations_box"] == 0
+    assert record["violations"] == 0
     assert record["certified_accuracy"] <= record["empirical_accuracy"] <= record["clean_accuracy"]
-    assert record["certified_accuracy_box"] <= record["empirical_accuracy_box"]
-    assert record["certified_accuracy"] <= record["certified_accuracy_box"]
+    if record["box"]:
+        assert record["violations_box"] == 0
+        assert record["certified_accuracy_box"] <= record["empirical_accuracy_box"]
+        assert record["certified_accuracy"] <= record["certified_accuracy_box"]
+    if record["rival"]:
+        assert record["certified_accuracy_rival"] <= record["certified_accuracy"]
+    if record["crown_images"]:
+        assert record["mean_radius_crown"] > 0 and record["mean_radius_crown_images"] > 0
     assert record["certified_accuracy_global"] <= record["certified_accuracy"]
     assert record["certified_accuracy"] <= record["certified_accuracy_runner_up"]
     radii = decode_radii(record["radii"])
@@ -92,12 +99,47 @@ def check_record(record):
 
 def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
     deeper = replace(TINY, layers=3, start=TINY, recipe=replace(TINY.recipe, epochs=1))
-    model, facts = run_training(deeper, tmp_path)
-    shallow = crc.load_model(tmp_path / "start" / "model.safetensors")
+    model, facts = run_training(deeper, tmp_path / "deep")
+    [start] = tmp_path.glob("start-digits-2-softplus-*")
+    shallow = crc.load_model(start / "model.safetensors")
     assert len(model) == len(shallow) + 2
     assert len(facts["history"]) == 1
     near = (deepen(shallow, 3)[1].weight - model[1].weight).norm() / model[1].weight.norm()
     assert 0 < near < 0.5
+
+
+def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
+    epochs, epoch = [], training._Trainer.epoch
+
+    def counted(self, *rest):
+        epochs.append(self.recipe.gamma)
+        epoch(self, *rest)
+
+    monkeypatch.setattr(training._Trainer, "epoch", counted)
+    for gamma in (0.1, 0.2):
+        tuned = replace(TINY, recipe=replace(TINY.recipe, gamma=gamma, epochs=1), start=TINY)
+        run_training(tuned, tmp_path / f"tiny-{gamma}")
+    assert epochs == [TINY.recipe.gamma, TINY.recipe.gamma, 0.1, 0.2]
+    run_training(replace(TINY, start=replace(TINY, seed=1)), tmp_path / "other")
+    assert len(list(tmp_path.glob("start-*"))) == 2
+
+
+@pytest.mark.parametrize(("method", "rival"), [("crown-ibp", "crown"), ("lipschitz", "lipschitz")])
+def test_a_rival_is_certified_by_its_own_bound_too(digits, method, rival):
+    model, radius = crc.mlp([64, 24, 10], "tanh", seed=0), 0.5
+    recipe = crc.Recipe(method, radius=radius, epochs=12, batch_size=64, ramp_epochs=6)
+    crc.train(model, digits.train, recipe)
+    test = digits.test.take(slice(0, 100))
+    columns = evaluate(model, test, radius, rival=rival)
+    expected = crc.certify(model, test.x, test.y, method=rival).radius
+    decided = (expected - radius).abs() > 1e-3  # where the search for a radius stops
+    assert torch.equal(columns["certified_rival"][decided], (expected >= radius)[decided])
+    assert torch.equal(
+        columns["certified"], columns["certified_rival"] | (columns["radius"] >= radius)
+    )
+    figures = summary(columns, radius)
+    assert 0.2 < figures["certified_accuracy_rival"] <= figures["certified_accuracy"]
+    assert figures["violations"] == 0
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -131,7 +173,7 @@ def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
 def test_two_processes_share_the_work(tmp_path):
     alone = [sys.executable, "-m", "crcbook"]
     team = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "crcbook"]
-    names = ["digits-2-softplus-standard", "digits-2-softplus-crt"]
+    names = ["digits-2-softplus-standard", "digits-2-softplus-ibp"]
     records = []
     for program, folder in ((alone, tmp_path / "alone"), (team, tmp_path / "team")):
         words = ["reproduce", "--profile", "quick", "--only", *names, "--device", "cpu",
@@ -142,6 +184,8 @@ def test_two_processes_share_the_work(tmp_path):
     for one, two in zip(*records, strict=True):
         assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
         for figure in ("clean_accuracy", "certified_accuracy", "empirical_accuracy_box"):
+            assert one[figure] == pytest.approx(two[figure], abs=0.01)
+        for figure in ("mean_radius_crown", "mean_radius_crown_images"):
             assert one[figure] == pytest.approx(two[figure], abs=0.01)
         difference = decode_radii(one["radii"]) - decode_radii(two["radii"])
         assert difference.abs().max() <= 0.01
