@@ -133,6 +133,7 @@ def _rivals(layers: int) -> dict[str, Experiment]:
             "mnist", layers, "softplus",
             Recipe(method, gamma=0.005, epochs=epochs[method], attack_dtype="bfloat16",
                    **bounds.get(method, {})),
+            box=method == "crt-published",
         )
         for method in epochs
     }  # fmt: skip
@@ -434,7 +435,7 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
     Returns:
         Accuracies as fractions of all items, ``mean_radius`` and ``exact_fraction`` over the
         correctly classified (None where the mean is infinite or there are none), ``violations``
-        (attacks inside a certified ball: 0). Where the columns hold CROWN's radii, their mean, and
+        (attacks inside a certified ball: 0); those of the box None where there was none. Where the columns hold CROWN's radii, their mean, and
         that of ours for the same images, ``mean_radius_crown_images``.
     """
     correct, certified = columns["correct"], columns["certified"]
@@ -449,13 +450,16 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
         "violations": int((certified & ~columns["survived"]).sum()),
         "mean_radius": mean if 0 <= mean < float("inf") else None,
         "exact_fraction": columns["exact"][correct].double().mean().nan_to_num().item(),
+        "certified_accuracy_box": None,
+        "empirical_accuracy_box": None,
+        "violations_box": None,
     }
     if "certified_box" in columns:
-        survived = columns["survived_box"]
+        certified, survived = columns["certified_box"], columns["survived_box"]
         figures |= {
-            "certified_accuracy_box": _fraction(columns["certified_box"]),
+            "certified_accuracy_box": _fraction(certified),
             "empirical_accuracy_box": _fraction(survived),
-            "violations_box": int((columns["certified_box"] & ~survived).sum()),
+            "violations_box": int((certified & ~survived).sum()),
         }
     if "certified_rival" in columns:
         figures["certified_accuracy_rival"] = _fraction(columns["certified_rival"])
