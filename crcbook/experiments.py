@@ -435,8 +435,9 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
     Returns:
         Accuracies as fractions of all items, ``mean_radius`` and ``exact_fraction`` over the
         correctly classified (None where the mean is infinite or there are none), ``violations``
-        (attacks inside a certified ball: 0); those of the box None where there was none. Where the columns hold CROWN's radii, their mean, and
-        that of ours for the same images, ``mean_radius_crown_images``.
+        (attacks inside a certified ball: 0). The box's are None where there was none. Where the
+        columns hold CROWN's radii, their mean, and that of ours for the same images,
+        ``mean_radius_crown_images``.
     """
     correct, certified = columns["correct"], columns["certified"]
     mean = columns["radius"][correct].mean().item()
