@@ -26,6 +26,7 @@ from crcbook.experiments import (
     summary,
 )
 from crcbook.networks import deepen
+from crcbook.training import METHODS
 
 TINY = Experiment(
     "digits",
@@ -200,3 +201,21 @@ def test_profiles_are_named_and_unknown_ones_refused():
             )
     with pytest.raises(ValueError, match="profile must be one of quick, full; got 'slow'"):
         experiments("slow")
+
+
+def test_the_full_profile_has_every_row_of_the_tables():
+    found = experiments("full")
+    facts = list(found.values())
+    assert not any(one == other for i, one in enumerate(facts) for other in facts[:i])
+    for layers in (2, 3, 4):
+        rows = [f"mnist-{layers}-softplus-{method}" for method in METHODS]
+        rows += [f"mnist-{layers}-{activation}-crt" for activation in ("sigmoid", "tanh")]
+        rows += [f"mnist-{layers}-sigmoid-{method}-0.5" for method in ("crt", "standard")]
+        assert {*rows, f"fashion-mnist-{layers}-softplus-crt"} <= set(found)
+        for name in rows[:3]:
+            assert (found[name].layers, found[name].recipe.radius) == (layers, 1.58)
+    for experiment in found.values():
+        if experiment.recipe.method in ("ibp", "crown-ibp", "lipschitz"):
+            assert experiment.recipe.ramp_epochs == experiment.recipe.epochs / 2
+    gammas = [e.recipe.gamma for name, e in found.items() if "-gamma-" in name]
+    assert gammas == sorted(set(gammas)) and len(gammas) == 5
