@@ -177,19 +177,30 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
 
 
 def _beyond(network: Network, x, point, label, target, box: Box | None) -> Tensor:
-    """The first adversarial point at or beyond the given ones; NaN where there is none."""
+    """The first adversarial points beyond the given ones; NaN where there is none."""
+    reaches = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)
+    return _first_outside(network, x, point, label, target, box, reaches)
+
+
+def _first_outside(network: Network, x, point, label, target, box: Box | None, reaches) -> Tensor:
+    """The adversarial points at the shortest of some multiples of the way; NaN without any."""
     outside = torch.full_like(x, torch.nan)
-    for reach in (4.0, 1.3, 1.03, 1.001, 1.0 + 1e-5, 1.0 + 1e-7, 1.0):
-        end = _clip(box, x + reach * (point - x))
-        adversarial = _margin(network, end, label, target) <= 0
-        outside = torch.where(adversarial[:, None], end, outside)
+    todo = torch.arange(len(x), device=x.device)
+    for reach in reaches:
+        end = _clip(box, x[todo] + reach * (point[todo] - x[todo]))
+        adversarial = _margin(network, end, label[todo], target[todo]) <= 0
+        outside[todo[adversarial]] = end[adversarial]
+        todo = todo[~adversarial]
+        if not len(todo):
+            break
     return outside
 
 
 def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Tensor:
     """Where the segments to adversarial points enter, by regula falsi and every third step half."""
     margin_at = network.margin_along(x, outside, label, target)
-    inner, outer = torch.zeros_like(x[:, 0]), torch.ones_like(x[:, 0])
+    rows, entered = torch.arange(len(x), device=x.device), torch.ones_like(x[:, 0])
+    inner, outer = torch.zeros_like(entered), entered.clone()
     above, below = margin_at(inner), margin_at(outer)
     for step in range(_BISECTIONS):
         middle = (inner * below - outer * above) / (below - above)
@@ -201,15 +212,19 @@ def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Te
         above = torch.where(beyond, above / 2, margin)
         below = torch.where(beyond, margin, below / 2)
         inner, outer = torch.where(beyond, inner, middle), torch.where(beyond, middle, outer)
-        if not (outer - inner > _CLOSE * outer).any():
+        entered[rows] = outer
+        wide = outer - inner > _CLOSE * outer
+        if not wide.any():
             break
+        if wide.sum() < len(wide) / 2:  # go on with those alone
+            rows, inner, outer = rows[wide], inner[wide], outer[wide]
+            above, below, margin_at = above[wide], below[wide], margin_at.take(wide)
     # Interpolation rounds otherwise than evaluation does: keep the nearest point truly outside.
-    nearest = outside
-    for step in (_CLOSE, 1e-11, 1e-13, 0.0):
-        end = _clip(box, x + (outer * (1 + step))[:, None] * (outside - x))
-        adversarial = _margin(network, end, label, target) <= 0
-        nearest = torch.where(adversarial[:, None], end, nearest)
-    return nearest
+    found = _first_outside(
+        network, x, x + entered[:, None] * (outside - x), label, target, box,
+        (1 + 1e-13, 1 + 1e-11, 1 + _CLOSE),
+    )  # fmt: skip
+    return torch.where(found.isnan(), outside, found)
 
 
 def _clip(box: Box | None, point: Tensor) -> Tensor:

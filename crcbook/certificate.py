@@ -18,6 +18,7 @@ from crcbook.lipschitz import lipschitz_radius
 from crcbook.minorant import (
     Pairs,
     Prover,
+    Subspace,
     parabola_margin,
     parabola_radius,
     search,
@@ -29,15 +30,17 @@ from crcbook.trust_region import Neighbourhood
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
 _SEARCH_STEPS = 100
+_REFINE_STEPS = 8
 _POLISH_STEPS = 3
-_AT_BOUNDARY = 1e-3  # of the bound at the input: a margin this small has reached zero
+_AT_BOUNDARY = 1e-2  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
-_ATTACK_STEPS = 8
+_ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
+_BLOCK = 64  # images looked at together: few enough for the processor's cache
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Verdict:
         robust: ``(batch,)`` bool: proved for every point of the ball. False is no proof of the
             opposite.
         margin: ``(batch,)`` float64 lower bound of the smallest margin in the ball.
-        target: ``(batch,)`` int64, the class with that margin.
+        target: ``(batch,)`` int64, the class that is in the way: of those not proved the one with
+            the largest logit; where all are proved, the class with the smallest margin.
         targets: ``"all"``, or ``"runner-up"`` where only that class was considered.
     """
 
@@ -140,8 +144,8 @@ def verify(
 ) -> Verdict:
     """Decide whether each label is certain in the l2 ball of a given radius.
 
-    The search for a class stops as soon as its margin is proved positive, so ``margin`` is a
-    valid lower bound but not the best one.
+    The search for a class stops as soon as its margin is proved positive, and no other class is
+    searched where the runner-up's is not: ``margin`` is a valid lower bound but not the best one.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts.
@@ -173,6 +177,7 @@ class _Problem:
 
     prover: Prover
     rough: Network  # for searches
+    subspace: Subspace | None  # for their first steps
     x: Tensor
     y: Tensor
     targets: str
@@ -188,13 +193,15 @@ class _Problem:
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
         prover, rough = Prover.of(network), network.to(torch.float32)
+        subspace = Subspace.of(prover, torch.float32)
         if curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")
         if method not in (*METHODS, "best"):
             raise ValueError(f"method must be one of {', '.join(METHODS)}, best; got {method!r}")
         if method in METHODS[1:] and (box is not None or curvature == "local"):
             raise ValueError(f"method {method!r} knows neither a box nor local curvature")
-        return cls(prover, rough, x, y, targets, as_box(box, x), curvature == "local", method)
+        box, local = as_box(box, x), curvature == "local"
+        return cls(prover, rough, subspace, x, y, targets, box, local, method)
 
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
@@ -205,20 +212,20 @@ class _Problem:
             yield slice(start, start + size)
 
     def certify(self, chunk: slice):
-        x, y = self.x[chunk], self.y[chunk]
-        order, correct = self._targets(x, y)
+        images = self._look(self.x[chunk], self.y[chunk])
+        x, y, correct = images.x, images.y, images.correct
         everything = torch.arange(len(x), device=x.device)
         if self.method in METHODS[1:]:
-            best = self._rival(self.method, x, y, order, correct)
+            best = self._rival(self.method, images)
         else:
-            best = self._certify(x, y, order, correct, None)
+            best = self._certify(images, None)
         if self.box is not None:
-            _improve(best, everything, self._certify(x, y, order, correct, self.box))
+            _improve(best, everything, self._certify(images, self.box))
         nearest = self._nearest(x, y, best, correct, self.box)
         if self.local:
             exact = self._reached(x, y, best, nearest)
             rows = (correct & ~exact & best.bound.isfinite()).nonzero().squeeze(1)
-            self._sharpen(x, y, rows, self._considered(order), best, nearest, self.box)
+            self._sharpen(images, rows, best, nearest, self.box)
         for harder in self._harder():
             radius, target, _, _, _ = harder.certify(chunk)
             better = radius > best.bound
@@ -226,19 +233,18 @@ class _Problem:
             if self.targets == "all":
                 best.target[better] = target[better]
         for name in METHODS[1:] if self.method == "best" else ():
-            _improve(best, everything, self._rival(name, x, y, order, correct))
+            _improve(best, everything, self._rival(name, images))
         exact = ~correct | self._reached(x, y, best, nearest)
         return best.bound, best.target, exact, nearest, best.method
 
-    def _rival(self, name: str, x, y, order, correct) -> "_Best":
+    def _rival(self, name: str, images: "_Images") -> "_Best":
         """Radii by another method; those of a misclassified image are 0."""
+        x, y, order = images.x, images.y, images.order
         best = _Best.of(x, order, METHODS.index(name))
-        rows = correct.nonzero().squeeze(1)
+        rows = images.correct.nonzero().squeeze(1)
         # The runner-up comes first: past its radius no other class has to be followed.
-        for columns in (slice(0, 1), slice(1, None))[: 1 + (self.targets == "all")]:
+        for columns in images.stages:
             targets = order[rows, columns]
-            if not targets.numel():
-                continue
             image = rows.repeat_interleave(targets.shape[1])
             pairs = self._pairs(x, y, image, targets.reshape(-1), None)
             limit = best.bound[image] if columns.start else None
@@ -264,71 +270,83 @@ class _Problem:
         if self.local and self.targets == "runner-up":
             yield replace(self, targets="all")
 
-    def _certify(self, x, y, order, correct, box: Box | None) -> "_Best":
+    def _certify(self, images: "_Images", box: Box | None) -> "_Best":
         """Radii of the images, each with the class that limits it."""
-        best = _Best.of(x, order, 0)
-        rows = correct.nonzero().squeeze(1)
+        best = _Best.of(images.x, images.order, 0)
+        rows = images.correct.nonzero().squeeze(1)
+        limit, glance = torch.full_like(best.bound, torch.inf), self._glance(images, None)
         # The runner-up comes first and alone, so that "all" can only lower its radius.
-        bound, found = self._maximise(x, y, rows, order[rows, :1], box)
-        best.bound[rows], best.displacement[rows] = bound[:, 0], found[:, 0]
-        if self.targets == "all" and order.shape[1] > 1:
-            bound, found = self._maximise(x, y, rows, order[rows, 1:], box, best.bound[rows])
+        for columns in images.stages:
+            targets = images.order[rows, columns]
+            bound, found = self._maximise(
+                images, rows, columns, box, glance[rows, columns], limit[rows]
+            )
             bound, column = bound.min(dim=1)
-            lower = bound < best.bound[rows]
+            lower = bound < limit[rows] if columns.start else bound >= 0
             changed, column = rows[lower], column[lower]
-            best.bound[changed], best.target[changed] = bound[lower], order[changed, 1 + column]
+            best.bound[changed], best.target[changed] = bound[lower], targets[lower, column]
             best.displacement[changed] = found[lower, column]
+            limit = best.bound.clone()
         return best
 
     def verify(self, chunk: slice, radius: float):
-        x, y = self.x[chunk], self.y[chunk]
-        order, correct = self._targets(x, y)
-        order = self._considered(order)
-        margins = self._margins(x, y, order, correct, None, radius)
+        images = self._look(self.x[chunk], self.y[chunk])
+        margins = self._margins(images, None, self._glance(images, radius), radius)
         if self.box is not None:
-            margins = torch.maximum(margins, self._margins(x, y, order, correct, self.box, radius))
-        margin, position = margins.min(dim=1)
-        margin = torch.where(correct, margin, margin.clamp(max=0.0))
-        return margin, order.gather(1, position[:, None]).squeeze(1)
+            margins = self._margins(images, self.box, margins, radius)
+        doubt = margins <= 0
+        position = torch.where(doubt.any(1), doubt.int().argmax(1), margins.argmin(1))
+        margin = margins.amin(1)
+        margin = torch.where(images.correct, margin, margin.clamp(max=0.0))
+        return margin, images.order.gather(1, position[:, None]).squeeze(1)
 
-    def _targets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The other classes, largest logit first, and whether the label beats them all."""
-        logits = self.prover.network.logits(x)
-        own = logits.gather(1, y[:, None])
+    def _look(self, x: Tensor, y: Tensor) -> "_Images":
+        """What one evaluation tells of the inputs: their classes, in order, and their slopes."""
+        parts = [self._look_at(*part) for part in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return _Images(*(torch.cat(column) for column in columns))
+
+    def _look_at(self, x: Tensor, y: Tensor) -> "_Images":
+        logits, units = self.prover.network.logits_and_units(x)
         others = logits.scatter(1, y[:, None], -torch.inf)
         others = torch.where(others.isnan(), torch.inf, others)
         order = others.argsort(dim=1, descending=True, stable=True)
         order = order[order != y[:, None]].reshape(len(y), -1)
-        return order, (own > others.gather(1, order[:, :1])).squeeze(1)
+        own = logits.gather(1, y[:, None])
+        correct = (own > others.gather(1, order[:, :1])).squeeze(1)
+        order = order if self.targets == "all" else order[:, :1]
+        units = units(torch.cat([y[:, None], order], dim=1))
+        return _Images(x, y, order, correct, *self.prover.glance(x, y, order, logits, units))
 
-    def _margins(self, x, y, order, correct, box: Box | None, radius: float) -> Tensor:
-        """``(images, targets)`` lower bounds of the margins in the balls."""
-        rows = torch.arange(len(x), device=x.device)
-        margins = self._maximise(x, y, rows, order, box, radius=radius)[0]
-        if self.local:
-            rows = self._undecided(x, y, order, correct, margins, box, radius)
-            radii = torch.full_like(x[rows, 0], radius)
-            margins[rows] = self._in_balls(
-                x, y, rows, order[rows], box, radii, margins[rows], radius
+    def _margins(self, images: "_Images", box: Box | None, margins, radius: float) -> Tensor:
+        """``(images, targets)`` better lower bounds of the margins in the balls."""
+        x, y, margins = images.x, images.y, margins.clone()
+        for columns in images.stages:
+            # Without the runner-up there is no verdict; balls may still decide it.
+            rows = images.correct if self.local else images.correct & (margins[:, 0] > 0)
+            rows = (rows if columns.start else images.correct).nonzero().squeeze(1)
+            margins[rows, columns], _ = self._maximise(
+                images, rows, columns, box, margins[rows, columns], radius=radius
             )
+        if self.local:
+            rows = self._undecided(x, y, images.order, images.correct, margins, box, radius)
+            targets, radii = images.order[rows], torch.full_like(x[rows, 0], radius)
+            margins[rows] = self._in_balls(x, y, rows, targets, box, radii, margins[rows], radius)
         return margins
 
-    def _considered(self, order: Tensor) -> Tensor:
-        return order if self.targets == "all" else order[:, :1]
-
-    def _sharpen(self, x, y, rows, order, best: "_Best", nearest, box: Box | None) -> None:
+    def _sharpen(self, images: "_Images", rows, best: "_Best", nearest, box: Box | None) -> None:
         """Raise radii with the curvature of balls, between what is proved and what is attacked.
 
         A radius proved with the curvature of a ball is at most the ball's. Bisection looks for the
         ball that its own curvature fills; where no adversary is known, the balls grow first.
         """
-        targets = order[rows]
+        x, y, targets = images.x, images.y, images.order[rows]
         upper = (nearest[rows] - x[rows]).norm(dim=1)
         unknown = upper.isnan()
         upper = torch.where(unknown, 2 * best.bound[rows], upper)
-        bounds = self._maximise(x, y, rows, targets, None, upper)[0]
-        if box is not None:
-            bounds = torch.maximum(bounds, self._maximise(x, y, rows, targets, box, upper)[0])
+        bounds = self._glance(images, None)[rows]
+        for room in (None,) if box is None else (None, box):
+            bounds, _ = self._maximise(images, rows, slice(None), room, bounds, upper)
         trial = upper.clone()
         for _ in range(_LOCAL_STEPS):
             wide = ((upper - best.bound[rows]) > _LOCAL_GAP * upper).nonzero().squeeze(1)
@@ -376,9 +394,9 @@ class _Problem:
         row, column = ((bounds < limit[:, None]) & curvature.isfinite()).nonzero().T
         pairs = self._pairs(x, y, rows[row], targets[row, column], box)
         pairs = replace(pairs, curvature=torch.minimum(pairs.curvature, curvature[row, column]))
-        point = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, limit[row], radius)
+        point, _ = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, limit[row], radius)
         if radius is None:
-            point = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
+            point, _ = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
         # The curvature holds in the ball alone: that is where the expansion point must lie.
         point = _clip(box, into_ball(pairs.x0, point, radii[row] * (1 - _INSIDE)))
         proved = self._prove(pairs, point, radius)
@@ -430,53 +448,69 @@ class _Problem:
         room = None if box is None else box.room(x[image])
         return Pairs(x[image], label, target, curvature, room)
 
-    def _maximise(self, x, y, rows, targets, box, limit=None, radius: float | None = None):
-        """The best bounds found of the rows' margins over each of their targets.
+    def _maximise(
+        self, images: "_Images", rows, columns, box, bounds, limit=None, radius: float | None = None
+    ):
+        """Better bounds of the rows' margins over the targets in some columns of their order.
 
-        They are radii, or margins in the ball of ``radius``. A glance at the input settles most
-        pairs; for the others a search in single precision chooses a point to prove at, and for
-        radii a few double-precision steps polish it. A pair is left alone once its radius passes
-        its row's ``limit`` (its margin 0).
+        They are radii, or margins in the ball of ``radius``. Searches in single precision, at first
+        in the subspace, choose points to prove at, and for radii a few double-precision steps
+        polish them. A pair is left alone once its bound passes its row's ``limit`` (margin 0).
 
         Returns ``(rows, targets)`` bounds and ``(rows, targets, n)`` displacements to where the
-        bounds reach zero.
+        bounds reach zero; these are 0 where no search was needed.
         """
-        image, target = rows.repeat_interleave(targets.shape[1]), targets.reshape(-1)
+        x, bound, targets = images.x, bounds.reshape(-1), images.order[rows, columns]
+        displacement = x.new_zeros(len(bound), x.shape[1])
         if limit is None:
             limit = torch.full_like(x[rows, 0], torch.inf if radius is None else 0.0)
         limit = limit.repeat_interleave(targets.shape[1])
-        bound = self._glance(x[rows], y[image], target, radius)
-        displacement = x.new_zeros(len(bound), x.shape[1])
         left = (bound <= limit).nonzero().squeeze(1)
-        pairs, limit = self._pairs(x, y, image[left], target[left], box), limit[left]
+        image, limit = rows.repeat_interleave(targets.shape[1])[left], limit[left]
+        pairs = self._pairs(x, images.y, image, targets.reshape(-1)[left], box)
         nowhere = torch.zeros_like(limit, dtype=torch.bool)
         best = _Proof(bound[left], displacement[left], pairs.x0.clone(), nowhere)
-        point = search(self.rough, pairs, best.point, _SEARCH_STEPS, limit, radius)
-        _improve(best, torch.arange(len(left), device=x.device), self._prove(pairs, point, radius))
+        index, point, steps = torch.arange(len(left), device=x.device), best.point, _SEARCH_STEPS
+        if self.subspace is not None and box is None:
+            first = self.rough.layers[0].weight
+            shift = (x.to(first.dtype) @ first.T)[image]
+            way = images.way[rows, columns].flatten(0, 1)[left]
+            length = limit.where(limit.isfinite(), best.bound) if radius is None else radius
+            way = -way * (length / way.norm(dim=1)).fmin(1 / pairs.curvature)[:, None].float()
+            point, guess = self.subspace.search(pairs, way, shift, steps, limit, radius)
+            likely = (guess > limit).nonzero().squeeze(1)
+            _improve(best, likely, self._prove(pairs.take(likely), point[likely], radius))
+            index, steps = (best.bound <= limit).nonzero().squeeze(1), _REFINE_STEPS
+        part = pairs.take(index)
+        point, _ = search(self.rough, part, point[index], steps, limit[index], radius)
+        _improve(best, index, self._prove(part, point, radius))
         if radius is None:
             # Where the search ended at the boundary there is no gap, and digits to be gained.
             index = ((best.bound <= limit) & best.at_boundary).nonzero().squeeze(1)
             part = pairs.take(index)
-            point = search(
+            point, _ = search(
                 self.prover.network, part, best.point[index], _POLISH_STEPS, limit[index]
             )
             _improve(best, index, self._prove(part, point, radius))
+        bound = bound.clone()
         bound[left], displacement[left] = best.bound, best.displacement
         return bound.reshape(targets.shape), displacement.reshape(*targets.shape, x.shape[1])
 
-    def _glance(self, x, label, target, radius: float | None) -> Tensor:
-        """Bounds at the inputs themselves, where all classes share the hidden layers.
+    def _glance(self, images: "_Images", radius: float | None) -> Tensor:
+        """``(images, targets)`` bounds from the inputs themselves.
 
         The box is left to the pairs that stay open: it takes a search for its multiplier.
         """
-        value, slope = self.prover.glance(x, label, target)
-        curvature = downward_curvature(self.prover.network, label, target)
-        floor = self.prover.floor(label, target)
+        label = images.y[:, None].expand_as(images.order).reshape(-1)
+        target, shape = images.order.reshape(-1), images.order.shape
+        curvature = downward_curvature(self.prover.network, label, target).reshape(shape)
+        floor = self.prover.floor(label, target).reshape(shape)
         if radius is None:
-            bound = parabola_radius(value, slope, curvature)
+            bound = parabola_radius(images.value, images.slope, curvature)
             everywhere = torch.full_like(floor, torch.inf)
         else:
-            bound, everywhere = parabola_margin(value, slope, curvature, radius), floor
+            bound = parabola_margin(images.value, images.slope, curvature, radius)
+            everywhere = floor
         return torch.where(floor > 0, bound.maximum(everywhere), bound)
 
     def _prove(self, pairs: Pairs, point: Tensor, radius: float | None) -> "_Proof":
@@ -520,14 +554,39 @@ class _Problem:
 
     def _reached(self, x, y, best: "_Best", nearest) -> Tensor:
         """Whether the nearest point known is adversarial for the target and at the radius."""
-        rows = torch.arange(len(x), device=x.device)
         close = (nearest - x).norm(dim=1) <= best.bound * (1 + EXACT)
-        pairs = self._pairs(x, y, rows, best.target, None)
-        return close & (best.bound > 0) & self.prover.is_adversarial(pairs, nearest)
+        rows = (close & (best.bound > 0)).nonzero().squeeze(1)
+        pairs = self._pairs(x, y, rows, best.target[rows], None)
+        reached = torch.zeros_like(close)
+        reached[rows] = self.prover.is_adversarial(pairs, nearest[rows])
+        return reached
 
 
 def _clip(box: Box | None, point: Tensor) -> Tensor:
     return point if box is None else box.clip(point)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A chunk and what one evaluation tells of it.
+
+    ``order`` holds the other classes, largest logit first, and ``correct`` says whether the label
+    beats them all; ``value`` and ``slope`` are those of the minorants at the inputs, and ``way``
+    the gradients in the subspace.
+    """
+
+    x: Tensor
+    y: Tensor
+    order: Tensor
+    correct: Tensor
+    value: Tensor
+    slope: Tensor
+    way: Tensor
+
+    @property
+    def stages(self) -> list[slice]:
+        """The columns of ``order`` to look at together: the runner-up, then the others."""
+        return [slice(0, 1), slice(1, None)][: 1 + (self.order.shape[1] > 1)]
 
 
 @dataclass

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
-from crcbook.networks import Network, remembered
+from crcbook.networks import Layer, Network, remembered
 from crcbook.region import Room, step_to_boundary, step_to_sphere
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import NormSketch
 
-_GAIN = 1e-5  # a smaller relative gain counts as none
-_PATIENCE = 10  # steps without a gain
+_GAIN, _PATIENCE = 1e-5, 10  # a smaller relative gain counts as none; steps without one
+_ROUGH_GAIN, _ROUGH_PATIENCE = 1e-3, 3  # where another search goes on
 _SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
+_LEAST_SHRINK = 0.3  # near the end of the sketch, where its coordinates mean little
 _SHORTEST = 0.01  # of a full step
 # The bound is flat at the best multiplier: half the digits of the precision are enough.
 _BISECTIONS = {torch.float32: 12, torch.float64: 28}
@@ -44,6 +45,8 @@ class Pairs:
         target: ``(pairs,)`` classes.
         curvature: ``(pairs,)`` proved bounds k.
         room: where the adversary may go; None for everywhere.
+        shift: ``(pairs, width)`` what the first layer adds where points have other coordinates, as
+            in :class:`Subspace`; None for nothing.
     """
 
     x0: Tensor
@@ -51,6 +54,7 @@ class Pairs:
     target: Tensor
     curvature: Tensor
     room: Room | None = None
+    shift: Tensor | None = None
 
     def take(self, index: Tensor) -> "Pairs":
         """The pairs at ``index``.
@@ -63,7 +67,8 @@ class Pairs:
         """
         columns = (self.x0, self.label, self.target, self.curvature)
         room = None if self.room is None else self.room.take(index)
-        return Pairs(*(column[index] for column in columns), room)
+        shift = None if self.shift is None else self.shift[index]
+        return Pairs(*(column[index] for column in columns), room, shift)
 
     def to(self, dtype: torch.dtype) -> "Pairs":
         """The same pairs, rounded, for a search.
@@ -75,7 +80,9 @@ class Pairs:
             The pairs.
         """
         room = None if self.room is None else self.room.to(dtype)
-        return Pairs(self.x0.to(dtype), self.label, self.target, self.curvature.to(dtype), room)
+        shift = None if self.shift is None else self.shift.to(dtype)
+        numbers = self.x0.to(dtype), self.label, self.target, self.curvature.to(dtype)
+        return Pairs(*numbers, room, shift)
 
 
 def parabola_radius(value: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
@@ -261,32 +268,46 @@ class Prover:
         """
         return cls(network, RoundingModel.of(network), _sketch(network))
 
-    def glance(self, x: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The value and a bound of the slope of the minorants at c = x_0, for less.
+    def glance(
+        self, x: Tensor, label: Tensor, target: Tensor, logits: Tensor, units: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The values and bounds of the slopes of the minorants at c = x_0, for little.
 
         Classes of one input share its hidden layers, and the norm of a gradient is bounded by the
         sketch of the first layer instead of being computed.
 
         Args:
             x: ``(batch, n)`` the inputs.
-            label: ``(pairs,)`` classes: equally many an input, next to each other.
-            target: ``(pairs,)`` classes.
+            label: ``(batch,)`` classes.
+            target: ``(batch, count)`` classes.
+            logits: ``(batch, classes)``, as computed.
+            units: ``(batch, 1 + count, width)`` gradients in the first layer's preactivations of
+                the logits of the label and the targets, as computed.
 
         Returns:
-            ``(pairs,)`` values q, rounded down, and ``(pairs,)`` slopes, rounded upward.
+            ``(batch, count)`` values q, rounded down, and slopes, rounded upward, and
+            ``(batch, count, rank)`` float32 gradients in the coordinates of :class:`Subspace`;
+            rank 0 where there is none.
         """
-        item = torch.arange(len(x), device=x.device)
-        item = item.repeat_interleave(len(label) // max(1, len(x)))
-        margin, units = self.network.margin_and_units(x, label, target, item)
-        value_error, slope_error, deviation = self.errors(label, target, x.norm(dim=1)[item])
-        lost = value_error + 8 * UNIT * margin.abs() + deviation
+        own, other = logits.gather(1, label[:, None]), logits.gather(1, target)
+        # Each logit and each row errs by its own; the sums bound what a difference of two can.
+        last = self.network.layers[-1]
+        norms, sizes, jumps = last.weight.norm(dim=1), last.bias.abs(), self._deviations
+        norm, size, deviation = (
+            column[label, None] + column[target] for column in (norms, sizes, jumps)
+        )
+        value_error, slope_error = self.rounding.errors(x.norm(dim=1, keepdim=True), norm, size)
+        lost = value_error + 8 * UNIT * (own.abs() + other.abs()) + deviation
         if self.sketch is not None:
-            slope = self.sketch.norm_bound(units)
+            way, slope = self.sketch.differences(units)
+            way = (way / self.sketch.shrink.clamp(min=_LEAST_SHRINK)).float()
         else:
             weight = self.network.layers[0].weight
             gradient = units if len(self.network.layers) == 1 else units @ weight
-            slope = gradient.norm(dim=1) * (1 + gamma(gradient.shape[1] + 4)) + TINY_NORM
-        return margin - lost * OUTWARD - TINY, (slope + slope_error) * OUTWARD
+            gradient = gradient[:, :1] - gradient[:, 1:]
+            slope = gradient.norm(dim=2) * (1 + gamma(gradient.shape[2] + 4)) + TINY_NORM
+            way = x.new_zeros(*target.shape, 0)
+        return own - other - lost * OUTWARD - TINY, (slope + slope_error) * OUTWARD, way
 
     def floor(self, label: Tensor, target: Tensor) -> Tensor:
         """Lower bounds of margins over all of R^n, from the range of the last activation.
@@ -344,6 +365,10 @@ class Prover:
         value_error, _, deviation = self.errors(pairs.label, pairs.target, point.norm(dim=1))
         return margin + value_error + deviation <= 0
 
+    @property
+    def _deviations(self) -> Tensor:
+        return self.rounding.deviation(self.network.layers[-1].weight)
+
     def _floor(self, weights: Tensor, offset: Tensor) -> Tensor:
         if len(self.network.layers) == 1:
             return torch.where((weights == 0).all(1), offset, -torch.inf)
@@ -393,6 +418,64 @@ def _sketch(network: Network) -> NormSketch | None:
     return NormSketch.of(network.layers[0].weight) if len(network.layers) > 1 else None
 
 
+@dataclass(frozen=True)
+class Subspace:
+    r"""The first layer's largest singular directions, where a search takes smaller steps for less.
+
+    A point is :math:`x_0 + Vu`, and its preactivations are :math:`W_1x_0 + b_1 + W_1Vu`. What the
+    directions left out would add is missing from the gradients: the points found are good ones to
+    prove at or to go on from.
+
+    Attributes:
+        network: the network whose first layer is :math:`W_1V`, in the precision of the search.
+        first: ``(width, n)`` :math:`W_1`, in that precision.
+        basis: ``(n, rank)`` V, in that precision.
+    """
+
+    network: Network
+    first: Tensor
+    basis: Tensor
+
+    @classmethod
+    def of(cls, prover: Prover, dtype: torch.dtype) -> "Subspace | None":
+        """The subspace that the network's sketch knows.
+
+        Args:
+            prover: the network with its sketch.
+            dtype: of the search.
+
+        Returns:
+            The subspace; None where it would save nothing.
+        """
+        if prover.sketch is None:
+            return None
+        network, basis = prover.network.to(dtype), prover.sketch.basis.to(dtype)
+        first, *rest = network.layers
+        reduced = Layer(first.weight @ basis, first.bias, first.activation)
+        return cls(Network((reduced, *rest), network.key), first.weight, basis)
+
+    def search(
+        self, pairs: Pairs, way: Tensor, shift: Tensor, steps: int, limit: Tensor, radius=None
+    ) -> tuple[Tensor, Tensor]:
+        """Search as :func:`search` does, from the end of a first step.
+
+        Args:
+            pairs: the margins, without a box.
+            way: ``(pairs, rank)`` the first step.
+            shift: ``(pairs, width)`` what the first layer makes of the inputs, less its bias.
+            steps: as in :func:`search`.
+            limit: as in :func:`search`.
+            radius: as in :func:`search`.
+
+        Returns:
+            ``(pairs, n)`` float64 points, and ``(pairs,)`` guesses of the bounds there.
+        """
+        inputs = torch.zeros_like(way)
+        reduced = Pairs(inputs, pairs.label, pairs.target, pairs.curvature, None, shift)
+        found, bound = search(self.network, reduced, way, steps, limit, radius, rough=True)
+        return pairs.x0 + (found.to(self.basis.dtype) @ self.basis.T).double(), bound
+
+
 def search(
     network: Network,
     pairs: Pairs,
@@ -400,6 +483,7 @@ def search(
     steps: int,
     limit: Tensor,
     radius: float | None = None,
+    rough: bool = False,
 ) -> Tensor:
     r"""Look for the points c of the best minorants, by fixed-point steps.
 
@@ -411,37 +495,39 @@ def search(
     Args:
         network: the network, in the precision of the search.
         pairs: the margins.
-        start: ``(pairs, n)`` float64 points to start from.
+        start: ``(pairs, n)`` points to start from.
         steps: at most so many gradients a pair.
         limit: ``(pairs,)`` bounds that are good enough.
         radius: of the ball to bound the margin in; None to enlarge the certified radius.
+        rough: stop early: another search goes on.
 
     Returns:
-        ``(pairs, n)`` float64 points, finite.
+        ``(pairs, n)`` float64 points, finite, and ``(pairs,)`` guesses of the bounds there.
     """
     dtype = network.layers[0].weight.dtype
+    least, patience = (_ROUGH_GAIN, _ROUGH_PATIENCE) if rough else (_GAIN, _PATIENCE)
     walk = _Walk.start(pairs.to(dtype), start.to(dtype))
     best = torch.full_like(walk.pairs.curvature, -torch.inf)
     points = walk.point.clone()
     enough = limit + 4 * torch.finfo(dtype).eps * (1 + limit.abs())
     active = torch.arange(len(best), device=best.device)
     for _ in range(steps if len(active) else 0):
+        pairs = walk.pairs
         margin, gradient = network.margin_and_gradient(
-            walk.point, walk.pairs.label, walk.pairs.target
+            walk.point, pairs.label, pairs.target, pairs.shift
         )
         bound = walk.bound(margin, gradient, radius)
         gain = bound - best[active]
         better = gain > 0
         best[active[better]], points[active[better]] = bound[better], walk.point[better]
-        keep = walk.advance(margin, gradient, gain > _GAIN * bound.abs(), radius)
-        keep &= ~(best[active] > enough[active])
+        keep = walk.advance(margin, gradient, gain > least * bound.abs(), radius)
+        keep &= (walk.stalled < patience) & ~(best[active] > enough[active])
         if radius is not None:
             keep &= ~(margin < 0)  # an adversary in the ball: there is nothing to prove
         active, walk = active[keep], walk.take(keep)
         if not len(active):
             break
-    points = points.double()
-    return torch.where(points.isfinite(), points, start)
+    return torch.where(points.isfinite(), points.double(), start.double()), best.double()
 
 
 @dataclass
@@ -483,7 +569,7 @@ class _Walk:
         self.point = self.point + self.step
         self.stalled = torch.where(improved, 0, self.stalled + 1)
         settled = move.norm(dim=1) <= _SETTLED * away.norm(dim=1)
-        return (self.stalled < _PATIENCE) & ~settled & move.isfinite().all(1)
+        return ~settled & move.isfinite().all(1)
 
     def take(self, keep: Tensor) -> "_Walk":
         """The searches that go on."""

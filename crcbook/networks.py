@@ -212,7 +212,7 @@ class Network:
         return self.layers[-1].weight[label] - self.layers[-1].weight[target]
 
     def margin_and_gradient(
-        self, x: Tensor, label: Tensor, target: Tensor
+        self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The margin f of ``label`` over ``target`` and its gradient.
 
@@ -220,16 +220,17 @@ class Network:
             x: ``(pairs, n)``.
             label: ``(pairs,)`` classes.
             target: ``(pairs,)`` classes.
+            shift: ``(pairs, width)``, added to the first layer's preactivations; None for nothing.
 
         Returns:
             ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
         """
-        margin, gradient = self.margin_and_units(x, label, target)
+        margin, gradient = self.margin_and_units(x, label, target, shift)
         return margin, gradient if len(self.layers) == 1 else gradient @ self.layers[0].weight
 
     def margin_along(
         self, start: Tensor, end: Tensor, label: Tensor, target: Tensor
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> "MarginAlong":
         """The margins on segments, where the first layer's preactivations are interpolated.
 
         Args:
@@ -241,49 +242,113 @@ class Network:
         Returns:
             A function of ``(pairs,)`` fractions of the way.
         """
-        first, *rest = self.layers
+        first = self.layers[0]
         begin = torch.addmm(first.bias, start, first.weight.T)
-        way = (end - start) @ first.weight.T
-
-        def margin(fraction: Tensor) -> Tensor:
-            x = first.activation.value(begin + fraction[:, None] * way)
-            for layer in rest:
-                x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
-            return (x.gather(1, label[:, None]) - x.gather(1, target[:, None])).squeeze(1)
-
-        return margin
+        return MarginAlong(self, begin, (end - start) @ first.weight.T, label, target)
 
     def margin_and_units(
-        self, x: Tensor, label: Tensor, target: Tensor, item: Tensor | None = None
+        self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The margin and its gradient in the first layer's preactivations.
 
         Args:
-            x: ``(batch, n)``.
+            x: ``(pairs, n)``.
             label: ``(pairs,)`` classes.
             target: ``(pairs,)`` classes.
-            item: ``(pairs,)`` positions in ``x``, where several pairs share an input; None where
-                each has its own.
+            shift: as in :meth:`margin_and_gradient`.
 
         Returns:
             ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
             there is no hidden layer.
         """
+        x, slopes = self._forward(x, shift)
+        gradient = self.margin_weights(label, target)
+        offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
+        return (gradient * x).sum(1) + offset, self._backward(gradient, slopes)
+
+    def logits_and_units(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The logits, and what gives some of their gradients in the first layer's preactivations.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            ``(batch, classes)`` logits, and a function of ``(batch, chosen)`` classes that returns
+            ``(batch, chosen, width)`` gradients; those in the inputs where there is no hidden
+            layer.
+        """
+        x, slopes = self._forward(x)
+        last = self.layers[-1]
+
+        def units(classes: Tensor) -> Tensor:
+            return self._backward(last.weight[classes], [slope[:, None] for slope in slopes])
+
+        return torch.addmm(last.bias, x, last.weight.T), units
+
+    def _forward(self, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The last hidden activation, and every hidden layer's slopes."""
         slopes = []
         for layer in self.layers[:-1]:
             z = torch.addmm(layer.bias, x, layer.weight.T)
+            if shift is not None and not slopes:
+                z = z + shift
             slopes.append(layer.activation.slope(z))
             x = layer.activation.value(z)
-        if item is not None:
-            x, slopes = x[item], [slope[item] for slope in slopes]
-        gradient = self.margin_weights(label, target)
-        offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
-        margin = (gradient * x).sum(1) + offset
+        return x, slopes
+
+    def _backward(self, gradient: Tensor, slopes: list[Tensor]) -> Tensor:
+        """The gradient in the first preactivations of a function of the last activation."""
         for place in range(len(slopes) - 1, -1, -1):
             gradient = gradient * slopes[place]
             if place:
                 gradient = gradient @ self.layers[place].weight
-        return margin, gradient
+        return gradient
+
+
+@dataclass(frozen=True)
+class MarginAlong:
+    """Margins on segments, as a function of the fraction of the way.
+
+    Attributes:
+        network: the network.
+        begin: ``(pairs, width)`` the first layer's preactivations where the segments begin.
+        way: ``(pairs, width)`` their change to the ends.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+    """
+
+    network: Network
+    begin: Tensor
+    way: Tensor
+    label: Tensor
+    target: Tensor
+
+    def __call__(self, fraction: Tensor) -> Tensor:
+        """The margins.
+
+        Args:
+            fraction: ``(pairs,)`` fractions of the way.
+
+        Returns:
+            ``(pairs,)``.
+        """
+        first, *rest = self.network.layers
+        x = first.activation.value(self.begin + fraction[:, None] * self.way)
+        for layer in rest:
+            x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
+        return (x.gather(1, self.label[:, None]) - x.gather(1, self.target[:, None])).squeeze(1)
+
+    def take(self, index: Tensor) -> "MarginAlong":
+        """Some of the segments.
+
+        Args:
+            index: positions or a mask.
+
+        Returns:
+            Their margins.
+        """
+        columns = self.begin, self.way, self.label, self.target
+        return MarginAlong(self.network, *(column[index] for column in columns))
 
 
 def remembered(function: Callable) -> Callable:

@@ -15,7 +15,7 @@ from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
 
 _SLACKS = (1e-8, 1e-5, 1e-3, 1e-1)
 _CHUNK_ELEMENTS = 2**22
-_SKETCHED = 0.1  # of the largest singular value: what a sketch leaves out is smaller
+_SKETCHED = 0.2  # of the largest singular value: what a sketch leaves out is smaller
 
 
 def spectral_norm_bound(weight: Tensor) -> float:
@@ -42,10 +42,15 @@ class NormSketch:
     Attributes:
         factor: ``(outputs, rank)`` P.
         rest: :math:`\tau`.
+        basis: ``(inputs, rank)`` V, the right singular vectors kept, about orthonormal: nothing
+            proved rests on them.
+        shrink: ``(rank,)`` how much shorter the columns of P are than those of :math:`WV`.
     """
 
     factor: Tensor
     rest: float
+    basis: Tensor
+    shrink: Tensor
 
     @classmethod
     def of(cls, weight: Tensor) -> "NormSketch | None":
@@ -67,30 +72,42 @@ class NormSketch:
         if not 0 < rank <= min(weight.shape) // 2:
             return None
         kept, first_left_out = squares[-rank:], squares[-rank - 1]
+        vectors = vectors[:, -rank:]
+        basis = weight.T @ vectors / kept.sqrt() if wide else vectors
         shrink = (1 - first_left_out / kept).clamp(min=0).sqrt()
-        factor = vectors[:, -rank:]
-        factor = factor * (shrink * kept.sqrt()) if wide else weight @ factor * shrink
+        factor = weight @ basis * shrink
         rows = torch.cat([weight.T, factor.T])
         signs = torch.ones_like(rows[None, :, 0])
         signs[:, weight.shape[1] :] = -1
-        return cls(factor, float(top_eigenvalue_bound(rows, signs)))
+        return cls(factor, float(top_eigenvalue_bound(rows, signs)), basis, shrink)
 
-    def norm_bound(self, v: Tensor) -> Tensor:
-        """Proved upper bounds of the norms of ``v @ weight``.
+    def differences(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The differences :math:`(v_0 - v_j)P`, and proved bounds of the norms of
+        :math:`(v_0 - v_j)W`.
+
+        Each row's error of the product is at most :math:`\gamma \|v_j\| \|P\|_F`, and that of
+        :math:`\|v_0 - v_j\|^2`, as a sum of three inner products, :math:`2\gamma (\|v_0\| +
+        \|v_j\|)^2`.
 
         Args:
-            v: ``(batch, outputs)`` float64.
+            v: ``(batch, 1 + count, outputs)`` float64.
 
         Returns:
-            ``(batch,)``; infinity where v is not finite.
+            ``(batch, count, rank)`` and ``(batch, count)``; the bounds are infinite where v is not
+            finite.
         """
-        size = v.norm(dim=1)
-        factor_size = float(self.factor.norm())
-        error = 2 * gamma(v.shape[1] + 8) * factor_size * size
-        main = (v @ self.factor).norm(dim=1) * (1 + gamma(v.shape[1] + 8)) + error
-        bound = (main**2 + self.rest * (size * (1 + gamma(v.shape[1] + 8))) ** 2).sqrt()
-        bound = bound + TINY_NORM * (1 + factor_size + self.rest**0.5)
-        return (bound * OUTWARD).nan_to_num(nan=torch.inf)
+        terms, size = gamma(v.shape[2] + self.factor.shape[1] + 16), float(self.factor.norm())
+        image = v @ self.factor
+        squares = v.square().sum(2)
+        lengths = (squares[:, :1].sqrt() + squares[:, 1:].sqrt()) * (1 + terms)
+        image = image[:, :1] - image[:, 1:]
+        main = image.norm(dim=2) * (1 + terms) + 2 * terms * size * lengths
+        products = (v[:, :1] * v[:, 1:]).sum(2)
+        between = (squares[:, :1] + squares[:, 1:] - 2 * products).clamp(min=0)
+        between = between + 2 * terms * lengths.square()
+        bound = (main.square() + self.rest * between).sqrt()
+        bound = bound + TINY_NORM * (1 + size + self.rest**0.5)
+        return image, (bound * OUTWARD).nan_to_num(nan=torch.inf)
 
 
 def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:
