@@ -20,16 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from tqdm.auto import tqdm
 
 from crcbook.attacks import attack
 from crcbook.certificate import certify, verify
 from crcbook.checkpoints import load_model, write_atomically
-from crcbook.checks import as_inputs
-from crcbook.crown import crown_margin
 from crcbook.datasets import Split, load, split_validation
-from crcbook.minorant import Prover
-from crcbook.networks import deepen, mlp, read_network
+from crcbook.networks import deepen, mlp
+from crcbook.rivals import rival_robust
 from crcbook.training import Recipe, best_epoch, train
 
 PROFILES = ("quick", "full")
@@ -37,7 +34,6 @@ RADIUS_UNIT = 1e-4  # of the recorded radii
 _VALIDATION_ITEMS = 5000
 # The bounds that certify best what was trained for them.
 _BOUNDS = {"ibp": "crown", "crown-ibp": "crown", "lipschitz": "lipschitz"}
-_RIVAL_ITEMS = 200  # certified at a time
 
 
 @dataclass(frozen=True)
@@ -382,12 +378,10 @@ def evaluate(
     certified = certificate.radius >= radius
     # What the attack broke needs no certificate.
     if rival:
-        columns["certified_rival"] = torch.zeros_like(correct)
-        rows = columns["survived"].nonzero().squeeze(1).split(_RIVAL_ITEMS)
-        for some in tqdm(rows, desc=rival, disable=not progress, unit="chunk"):
-            found = _certified_by(rival, model, x[some], y[some], radius)
-            columns["certified_rival"][some] = found
-        certified = certified | columns["certified_rival"]
+        rows, found = columns["survived"], torch.zeros_like(correct)
+        if rows.any():
+            found[rows] = rival_robust(model, x[rows], y[rows], radius, rival)
+        columns["certified_rival"], certified = found, certified | found
     if local:
         certified = certified | verified(~certified & columns["survived"], curvature="local")
     columns["certified"] = certified
@@ -402,18 +396,6 @@ def evaluate(
             boxed |= verified(~boxed & columns["survived_box"], box=unit, curvature="local")
         columns["certified_box"] = boxed
     return {name: column.cpu() for name, column in columns.items()}
-
-
-def _certified_by(rival: str, model: nn.Sequential, x: Tensor, y: Tensor, radius: float) -> Tensor:
-    """Which items a rival's bound certifies at the radius."""
-    if rival == "lipschitz":
-        return certify(model, x, y, method="lipschitz").radius >= radius
-    prover = Prover.of(read_network(model))
-    x, others = as_inputs(x, prover.network), prover.network.classes - 1
-    target = torch.arange(others, device=x.device).repeat(len(x))
-    x, y = x.repeat_interleave(others, 0), y.repeat_interleave(others)
-    margins = crown_margin(prover, x, y, target + (target >= y), radius)
-    return margins.unflatten(0, (-1, others)).amin(1) > 0
 
 
 def _crown_radii(model: nn.Sequential, test: Split, images: int, progress: bool) -> Tensor:
