@@ -189,8 +189,8 @@ def best_epoch(history: list[dict], recipe: Recipe) -> int:
     """The epoch to keep: the one that certified the most of the validation split.
 
     Epochs whose balls were still growing count less than any other, for they would win wherever
-    nothing is certified. Then comes the certified accuracy, then the clean one, then the later
-    epoch.
+    nothing is certified. Then comes the certified accuracy, which standard training ignores, then
+    the clean one, then the later epoch.
 
     Args:
         history: what :func:`train` returned.
@@ -202,7 +202,8 @@ def best_epoch(history: list[dict], recipe: Recipe) -> int:
 
     def worth(epoch: int) -> tuple:
         record = history[epoch]
-        figures = (record.get(f"{name}_accuracy", -1.0) for name in ("certified", "clean"))
+        names = ("clean",) if recipe.method == "standard" else ("certified", "clean")
+        figures = (record.get(f"{name}_accuracy", -1.0) for name in names)
         return "clean_accuracy" in record, epoch >= recipe.ramp_epochs, *figures, epoch
 
     return max(range(len(history)), key=worth)

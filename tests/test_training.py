@@ -171,6 +171,11 @@ def test_the_epoch_to_keep(history, ramp, kept):
     assert best_epoch(history, replace(RECIPE, ramp_epochs=ramp)) == kept
 
 
+def test_standard_training_keeps_the_epoch_that_classifies_best():
+    history = [epoch(0.8, 0.6), epoch(0.9, 0.4), epoch(0.85, 0.5)]
+    assert best_epoch(history, replace(RECIPE, method="standard", ramp_epochs=0)) == 1
+
+
 def test_averaged_weights_lag_behind(digits):
     plain, averaged, still = (crc.mlp([64, 16, 10], seed=0) for _ in range(3))
     start = weights(plain)
