@@ -25,6 +25,7 @@ from crcbook.minorant import (
 )
 from crcbook.networks import Network, read_network
 from crcbook.region import Box
+from crcbook.slabs import slab_margins
 from crcbook.trust_region import Neighbourhood
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
@@ -37,6 +38,7 @@ _LOCAL_STEPS = 5
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
+_FEW_INPUTS = 128  # one hidden layer's slabs leave little to gain where following is costly
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
@@ -302,7 +304,9 @@ class _Problem:
 
     def _look(self, x: Tensor, y: Tensor) -> "_Images":
         """What one evaluation tells of the inputs: their classes, in order, and their slopes."""
-        parts = [self._look_at(*part) for part in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
+        parts = [
+            self._look_at(*part) for part in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)
+        ]
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return _Images(*(torch.cat(column) for column in columns))
 
@@ -381,11 +385,24 @@ class _Problem:
             curvature[row[smaller], column[smaller]] = found[smaller]
             self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
             curvature.fill_(torch.inf)
+        self._cut(x, y, rows, targets, radii, limit, bounds, radius)
+        if len(self.rough.layers) == 2 and self.rough.inputs > _FEW_INPUTS:
+            return bounds
         for i in ((bounds < limit[:, None]) & ~flat).any(1).nonzero().squeeze(1).tolist():
             self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
                          curvature[i], radius)  # fmt: skip
         self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
         return bounds
+
+    def _cut(self, x, y, rows, targets, radii, limit, bounds, radius) -> None:
+        """Raise bounds by cutting the balls into slabs, across where the best minorants fall."""
+        row, column = (bounds < limit[:, None]).nonzero().T
+        pairs = self._pairs(x, y, rows[row], targets[row, column], None)
+        ceiling = torch.full_like(limit[row], torch.inf)
+        point, _ = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, ceiling)
+        margin = slab_margins(self.prover, self.rough, pairs, radii[row], point - pairs.x0)
+        value = margin if radius is not None else torch.where(margin > 0, radii[row], 0.0)
+        bounds[row, column] = torch.maximum(bounds[row, column], value)
 
     def _search_balls(
         self, x, y, rows, targets, box, radii, limit, bounds, curvature, radius

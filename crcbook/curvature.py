@@ -376,33 +376,64 @@ def ball_curvature(
     bound = downward_curvature(network, label, target)
     if len(network.layers) < 3 or not len(bound):
         return bound
-    hidden = network.layers[:-1]
     intervals = rounding.preactivation_intervals(x0, radius, room)
-    ranges = [
-        (*layer.activation.slope_interval(*ends), *layer.activation.bend_interval(*ends))
-        for layer, ends in zip(hidden, intervals, strict=True)
-    ]
+    ranges = activation_ranges(network, intervals)
     code, position = torch.unique(label * network.classes + target, return_inverse=True)
     depths, steep = (part[position] for part in _steepest(network, code))
-    squares = [layer.weight.square().sum(1) * OUTWARD for layer in hidden]
     for part in torch.arange(len(bound), device=bound.device).split(_CHUNK_PAIRS):
         own = [tuple(end[item[part]] for end in row) for row in ranges]
         weights = network.margin_weights(label[part], target[part])
         first, *inner = bend_depths(network.layers, weights, own)
-        total = steep[part] + _most(first - depths[part], rounding.norms[0], squares[0])
-        lipschitz = torch.ones_like(total)
-        for place, depth in enumerate(inner, start=1):
-            slope = torch.maximum(own[place - 1][0].abs(), own[place - 1][1].abs()).amax(1)
-            lipschitz = lipschitz * rounding.norms[place - 1] * slope * OUTWARD
-            most = _most(depth, rounding.norms[place], squares[place])
-            total = total + most * lipschitz.square() * OUTWARD
+        total = steep[part] + _most(rounding, 0, first - depths[part])
+        total = total + upper_terms(rounding, inner, own, len(part))
         bound[part] = torch.fmin(bound[part], total * OUTWARD)
     return bound
 
 
-def _most(depth: Tensor, norm: float, squares: Tensor) -> Tensor:
+def activation_ranges(network: Network, intervals: list[tuple[Tensor, Tensor]]) -> list[Ranges]:
+    """The ranges of the slopes and bends where preactivations stay in intervals.
+
+    Args:
+        network: the float64 network.
+        intervals: ``(batch, width)`` lower and upper ends a hidden layer.
+
+    Returns:
+        Ranges ``(batch, width)`` a hidden layer.
+    """
+    return [
+        (*layer.activation.slope_interval(*ends), *layer.activation.bend_interval(*ends))
+        for layer, ends in zip(network.layers[:-1], intervals, strict=True)
+    ]
+
+
+def upper_terms(
+    rounding: RoundingModel, depths: list[Tensor], ranges: list[Ranges], pairs: int
+) -> Tensor:
+    r"""What the layers above the first add to a curvature: norms times Lipschitz constants.
+
+    Args:
+        rounding: the float64 network with its error bounds.
+        depths: ``(pairs, width)`` depths d of the hidden layers above the first.
+        ranges: of every hidden layer's slopes and bends, ``(pairs, width)`` each.
+        pairs: how many.
+
+    Returns:
+        ``(pairs,)``, at least 0.
+    """
+    total = rounding.network.layers[0].weight.new_zeros(pairs)
+    lipschitz = torch.ones_like(total)
+    for place, depth in enumerate(depths, start=1):
+        least, most, _, _ = ranges[place - 1]
+        slope = torch.maximum(least.abs(), most.abs()).amax(1)
+        lipschitz = lipschitz * rounding.norms[place - 1] * slope * OUTWARD
+        total = total + _most(rounding, place, depth) * lipschitz.square() * OUTWARD
+    return total
+
+
+def _most(rounding: RoundingModel, place: int, depth: Tensor) -> Tensor:
     """A bound of the largest eigenvalue of ``W.T diag(depth) W``, ``(pairs,)``."""
-    depth = depth.clamp(min=0)
+    depth, norm = depth.clamp(min=0), rounding.norms[place]
+    squares = rounding.network.layers[place].weight.square().sum(1) * OUTWARD
     return torch.minimum(depth.amax(1) * norm * norm, depth @ squares) * OUTWARD
 
 

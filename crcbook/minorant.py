@@ -484,7 +484,7 @@ def search(
     limit: Tensor,
     radius: float | None = None,
     rough: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     r"""Look for the points c of the best minorants, by fixed-point steps.
 
     A step moves c towards :math:`x_0 - \eta \nabla f(c)`. :math:`\eta` is the dual variable: for a

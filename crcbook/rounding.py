@@ -92,7 +92,11 @@ class RoundingModel:
         return [step * OUTWARD for step in self._forward(x_norm)[0]]
 
     def preactivation_intervals(
-        self, x: Tensor, radius: Tensor, room: Room | None = None
+        self,
+        x: Tensor,
+        radius: Tensor,
+        room: Room | None = None,
+        first: tuple[Tensor, Tensor] | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         r"""Where each hidden layer's preactivations stay in balls around the inputs.
 
@@ -104,6 +108,7 @@ class RoundingModel:
             x: ``(batch, n)`` inputs.
             radius: ``(batch,)`` l2 radii of the balls.
             room: the box, as the displacements it leaves; None for none.
+            first: ``(batch, width)`` ends that the first layer's are known to keep; None for none.
 
         Returns:
             ``(batch, width)`` lower and upper ends a hidden layer.
@@ -117,6 +122,8 @@ class RoundingModel:
             rows = layer.weight.norm(dim=1) * OUTWARD
             reach = steepness * radius[:, None] * rows * OUTWARD + error[:, None]
             low, high = z - reach, z + reach
+            if ends is None and first is not None:
+                low, high = low.maximum(first[0]), high.minimum(first[1])
             if ends is None and room is not None:
                 down, up = matrix_interval(room.low, room.high, layer.weight.T)
                 low = low.maximum(z + down - error[:, None])

@@ -82,8 +82,7 @@ class NormSketch:
         return cls(factor, float(top_eigenvalue_bound(rows, signs)), basis, shrink)
 
     def differences(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The differences :math:`(v_0 - v_j)P`, and proved bounds of the norms of
-        :math:`(v_0 - v_j)W`.
+        r"""The differences :math:`(v_0 - v_j)P`, and bounds of the norms :math:`\|(v_0 - v_j)W\|`.
 
         Each row's error of the product is at most :math:`\gamma \|v_j\| \|P\|_F`, and that of
         :math:`\|v_0 - v_j\|^2`, as a sum of three inner products, :math:`2\gamma (\|v_0\| +

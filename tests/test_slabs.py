@@ -1,0 +1,135 @@
+"""Balls cut into slabs: every slab's bound holds, and together they see past one minorant."""
+
+import pytest
+import torch
+from conftest import random_networks
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crcbook as crc
+from crcbook import slabs
+from crcbook.attacks import boundary_points, descend
+from crcbook.curvature import downward_curvature
+from crcbook.hessian import margin_hessian
+from crcbook.minorant import Pairs, Prover, search
+from crcbook.networks import read_network
+from crcbook.slabs import slab_margins
+
+
+def margins_to_bound(network, x):
+    label, target = network.logits(x).topk(2, dim=1).indices.T
+    return Pairs(x, label, target, downward_curvature(network, label, target))
+
+
+def points_of_slab(slab, generator, count=200):
+    """Random points of the slab of the first pair, many of them at its rim."""
+    low, high, radius = slab.low[0], slab.high[0], slab.radius[0]
+    axis = slab.axis[0]
+    along = low + (high - low) * torch.rand(count, 1, generator=generator, dtype=torch.float64)
+    across = torch.randn(count, len(axis), generator=generator, dtype=torch.float64)
+    across = across - (across @ axis)[:, None] * axis
+    share = torch.rand(count, 1, generator=generator, dtype=torch.float64).sqrt()
+    reach = (radius**2 - along**2).clamp(min=0).sqrt()
+    across = torch.nn.functional.normalize(across, dim=1) * reach * share
+    return slab.pairs.x0[:1] + along * axis + across
+
+
+@given(random_networks(), st.sampled_from([0.05, 0.5, 3.0]), st.booleans())
+def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient):
+    model, generator = case
+    network = read_network(model)
+    x = torch.randn(3, network.inputs, generator=generator, dtype=torch.float64)
+    pairs = margins_to_bound(network, x)
+    axis = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    if along_the_gradient:
+        axis = -network.margin_and_gradient(x, pairs.label, pairs.target)[1]
+    radii = torch.full((3,), radius, dtype=torch.float64)
+    bound = slab_margins(Prover.of(network), network.to(torch.float32), pairs, radii, axis)
+    for start in (x, x + axis, x - axis):
+        _, least = descend(network, x, pairs.label, pairs.target, radius, start)
+        assert (bound <= least + 1e-12 * (1 + least.abs())).all()
+
+
+@given(random_networks(), st.sampled_from([0.5, 3.0]), st.integers(0, 7))
+def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place):
+    model, generator = case
+    network = read_network(model)
+    x = torch.randn(1, network.inputs, generator=generator, dtype=torch.float64)
+    axis = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    axis = torch.nn.functional.normalize(axis, dim=1)
+    radii = torch.tensor([radius], dtype=torch.float64)
+    pairs = margins_to_bound(network, x)
+    slab = slabs._Slab.of(Prover.of(network), pairs, radii, axis, place)
+    points = points_of_slab(slab, generator)
+    every = pairs.label.expand(len(points)), pairs.target.expand(len(points))
+    margins, _ = network.margin_and_gradient(points, *every)
+    least = margins.min()
+    rough = network.to(torch.float32)
+    assert slab.margins(rough)[0] <= least + 1e-12 * (1 + least.abs())
+    units = network.preactivations(points)[0]
+    low, high = slab._first_preactivations()
+    assert (units >= low - 1e-12).all() and (units <= high + 1e-12).all()
+    # From the point of expansion c, the margin stays above c's parabola with the slab's curvature.
+    c = slab._expansion_points(rough, 0.9 * pairs.curvature)
+    curvature = slab._curvature(c)
+    assert curvature <= pairs.curvature
+    value, slope = network.margin_and_gradient(c, pairs.label, pairs.target)
+    away = points - c
+    parabola = value + away @ slope[0] - curvature / 2 * away.square().sum(1)
+    assert (margins >= parabola - 1e-10 * (1 + margins.abs().amax())).all()
+    here = margin_hessian(model, c, int(pairs.label), int(pairs.target))
+    assert torch.linalg.eigvalsh(here)[0, 0] >= -curvature - 1e-10 * (1 + curvature)
+
+
+def test_slabs_prove_what_one_minorant_cannot():
+    generator = torch.Generator().manual_seed(0)
+    model = crc.mlp([12, 40, 10], "softplus", seed=0).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20)
+    network = read_network(model)
+    x = torch.rand(40, 12, generator=generator, dtype=torch.float64)
+    pairs = margins_to_bound(network, x)
+    plain = crc.certify(model, x, pairs.label, targets="runner-up").radius
+    reached = (boundary_points(network, x, pairs.label, pairs.target) - x).norm(dim=1)
+    gap = (plain < 0.97 * reached).nonzero().squeeze(1)
+    assert len(gap) >= 10
+    pairs, trial = pairs.take(gap), (plain + reached)[gap] / 2
+    point, _ = search(network, pairs, pairs.x0, 50, torch.full_like(trial, torch.inf))
+    bound = slab_margins(Prover.of(network), network, pairs, trial, point - pairs.x0)
+    assert (bound > 0).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_slabs_keep_their_word_at_any_scale(scale):
+    model = crc.mlp([30, 20, 3], "tanh", seed=1).double()
+    with torch.no_grad():
+        model[1].weight.mul_(scale)
+    network = read_network(model)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(8, 30, generator=generator, dtype=torch.float64) / scale
+    pairs = margins_to_bound(network, x)
+    reached = crc.attack(model, x, pairs.label, restarts=3).distance
+    point, _ = search(network, pairs, x, 50, torch.full_like(reached, torch.inf))
+    bound = slab_margins(Prover.of(network), network, pairs, 0.9 * reached, point - x)
+    assert (bound > 0).sum() >= 4
+    attacked = boundary_points(network, x, pairs.label, pairs.target)
+    beyond = (attacked - x).norm(dim=1) * (1 + 1e-6)
+    bound = slab_margins(Prover.of(network), network, pairs, beyond, point - x)
+    assert not (bound > 0).any()
+
+
+def test_a_flat_margin_and_an_overflow_are_no_proof():
+    model = crc.mlp([3, 4, 2], seed=0).double()
+    with torch.no_grad():
+        model[3].weight.copy_(model[3].weight[:1].expand(2, -1))  # the margin is a constant
+        model[3].bias.copy_(torch.tensor([1.0, 0.0]))
+    network = read_network(model)
+    pairs = margins_to_bound(network, torch.zeros(1, 3, dtype=torch.float64))
+    axis, radii = torch.ones(1, 3, dtype=torch.float64), torch.tensor([5.0, 1e200]).double()
+    rough = network.to(torch.float32)
+    prover = Prover.of(network)
+    assert slab_margins(prover, rough, pairs, radii[:1], axis)[0] == pytest.approx(1.0)
+    assert slab_margins(prover, rough, pairs, radii[1:], axis)[0] <= 1.0
+    huge = Pairs(pairs.x0 + 1e300, pairs.label, pairs.target, pairs.curvature + 1e200)
+    assert slab_margins(prover, rough, huge, radii[:1], axis)[0] <= 0
