@@ -1,10 +1,13 @@
 """The command line: ``python -m crcbook train``, ``certify`` and ``reproduce``."""
 
 import argparse
+import inspect
 import json
 import os
+import re
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -21,7 +24,7 @@ from crcbook.experiments import (
     run_training,
     summary,
 )
-from crcbook.training import METHODS, Recipe
+from crcbook.training import CHOICES, Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,27 +64,31 @@ def _own_device() -> str:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    recipe = Recipe()
     add = parser.add_argument
     add("--dataset", choices=DATASETS, required=True)
     add("--layers", type=int, default=2, help="linear layers; 2 is one hidden layer")
     add("--width", type=int, default=1024, help="units of a hidden layer")
     add("--activation", choices=ACTIVATIONS, default="softplus")
-    add("--method", choices=METHODS, default=recipe.method)
-    add("--radius", type=float, default=recipe.radius, help="l2 radius of the attack")
-    add("--gamma", type=float, nargs="+", default=[recipe.gamma],
-        help="weight of the curvature; of several, validation keeps one")  # fmt: skip
-    add("--epochs", type=int, default=recipe.epochs)
-    add("--batch-size", type=int, default=recipe.batch_size)
-    add("--attack-dtype", choices=("float32", "bfloat16"), default=recipe.attack_dtype,
-        help="precision of the attack's gradients")  # fmt: skip
-    add("--loss-q", type=float, default=recipe.loss_q,
-        help="bound the loss: q of the generalised cross-entropy, 0 for the plain one")  # fmt: skip
-    add("--seed", type=int, default=0)
+    recipe = parser.add_argument_group("recipe", "as crcbook.Recipe explains")
+    for field in fields(Recipe):
+        options = {"type": field.type, "choices": CHOICES.get(field.name)}
+        if field.type is bool:
+            options = {"action": "store_true"}
+        if field.name == "gamma":  # of several, validation keeps one
+            options["nargs"] = "+"
+        recipe.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **options,
+                            help=_help(field.name))  # fmt: skip
     add("--out", type=Path, required=True, help="folder of the run")
     add("--resume", action="store_true", help="go on from the run's checkpoints")
     add("--device", default=_own_device())
     parser.set_defaults(run=_train)
+
+
+def _help(name: str) -> str:
+    """What the docstring of Recipe says of a field, in one plain sentence."""
+    text = inspect.getdoc(Recipe).split(f"\n    {name}: ")[1]
+    sentence = " ".join(re.split(r"[.;:](?=\s|$)|\n    \w+: ", text)[0].split())
+    return re.sub(r":\w+:|`", "", sentence).replace("%", "%%")
 
 
 def _add_certify(parser: argparse.ArgumentParser) -> None:
@@ -113,13 +120,13 @@ def _train(options: argparse.Namespace) -> None:
     if options.layers < 1:
         raise ValueError(f"--layers must be at least 1; got {options.layers}")
     runs = []
-    for gamma in options.gamma:
-        recipe = Recipe(options.method, options.radius, gamma=gamma, epochs=options.epochs,
-                        batch_size=options.batch_size, attack_dtype=options.attack_dtype,
-                        loss_q=options.loss_q, seed=options.seed)  # fmt: skip
+    given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    gammas = options.gamma if isinstance(options.gamma, list) else [options.gamma]
+    for gamma in gammas:
+        recipe = Recipe(**given | {"gamma": gamma})
         experiment = Experiment(options.dataset, options.layers, options.activation, recipe,
                                 options.width, options.seed)  # fmt: skip
-        folder = options.out if len(options.gamma) == 1 else options.out / f"gamma-{gamma:g}"
+        folder = options.out if len(gammas) == 1 else options.out / f"gamma-{gamma:g}"
         runs.append(run_training(experiment, folder, options.device, options.resume, True))
     model, facts = max(runs, key=lambda run: run[1]["validation"]["certified_accuracy"])
     save_model(options.out / "model.safetensors", model)

@@ -6,6 +6,7 @@ share the trainings, and then the test images of each network.
 """
 
 import base64
+import hashlib
 import json
 import os
 import platform
@@ -25,11 +26,14 @@ from crcbook.certificate import certify, verify
 from crcbook.checkpoints import load_model, write_atomically
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import deepen, mlp
-from crcbook.training import Recipe, train
+from crcbook.rivals import rival_robust
+from crcbook.training import Recipe, best_epoch, train
 
 PROFILES = ("quick", "full")
 RADIUS_UNIT = 1e-4  # of the recorded radii
 _VALIDATION_ITEMS = 5000
+# The bounds that certify best what was trained for them.
+_BOUNDS = {"ibp": "crown", "crown-ibp": "crown", "lipschitz": "lipschitz"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Experiment:
         width: units of a hidden layer.
         seed: the seed of the initialisation; the recipe has its own.
         box: also confine an adversary to pixels in [0, 1].
-        start: the experiment with fewer layers whose trained network, deepened by
+        crown_images: how many test images, from the first, also get a radius by CROWN.
+        start: the experiment with as many layers or fewer whose trained network, deepened by
             :func:`crcbook.networks.deepen`, this one goes on from; None for a random start.
     """
 
@@ -55,6 +60,7 @@ class Experiment:
     width: int = 1024
     seed: int = 0
     box: bool = True
+    crown_images: int = 0
     start: "Experiment | None" = None
 
 
@@ -79,32 +85,80 @@ def _full() -> dict[str, Experiment]:
     broad = Recipe(gamma=0.03, reach=1.1, epochs=40, average=0.99, attack_dtype="bfloat16",
                    loss_q=0.3)  # fmt: skip
     fine = replace(broad, gamma=0.06, epochs=6, learning_rate=5e-4, ramp_epochs=0.0)
-    # The copied layers work far from 0, where Adam's steps add up: small ones only.
-    deep = replace(fine, epochs=2, learning_rate=5e-5, curvature="local", curvature_every=2,
-                   validate_every=2)  # fmt: skip
-    found = {}
-    for dataset in ("mnist", "fashion-mnist"):
-        start = Experiment(dataset, 2, "softplus", broad)
-        two = replace(start, recipe=fine, start=start)
-        boxed = replace(
-            two,
-            recipe=replace(fine, epochs=8, learning_rate=1e-3, attack_box=True, validate_every=4),
-        )
-        deeper = {n: replace(two, layers=n, recipe=deep, start=two) for n in (3, 4)}
-        for layers, experiment in {2: two, **deeper}.items():
-            found[f"{dataset}-{layers}-softplus-crt"] = experiment
-        found[f"{dataset}-2-softplus-crt-box"] = boxed
+    boxed = replace(fine, epochs=8, learning_rate=1e-3, attack_box=True, validate_every=4)
+    brief = replace(broad, gamma=0.06, epochs=12)
+    first = Experiment("mnist", 2, "softplus", broad)
+    two = replace(first, recipe=fine, start=first)
+    found = {
+        "mnist-2-softplus-crt": two,
+        "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
+        "mnist-3-softplus-crt": _deeper(two, 3),
+        "mnist-4-softplus-crt": _deeper(two, 4),
+    }
+    for layers in (2, 3, 4):
+        found |= _rivals(layers)
+        for dataset, activation in (
+            ("mnist", "sigmoid"), ("mnist", "tanh"), ("fashion-mnist", "softplus"),
+        ):  # fmt: skip
+            experiment = _deeper(Experiment(dataset, 2, activation, brief), layers)
+            found[f"{dataset}-{layers}-{activation}-crt"] = experiment
+        for gamma in (0.003, 0.01, 0.03, 0.1, 0.3) if layers == 2 else ():
+            tuned = replace(fine, gamma=gamma, epochs=4, learning_rate=1e-3, validate_every=4)
+            found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=tuned, box=False)
+        found |= _small_radius(layers)
     return found
+
+
+def _deeper(experiment: Experiment, layers: int) -> Experiment:
+    """An experiment that goes on from the trained network of a shallower one."""
+    if layers == experiment.layers:
+        return experiment
+    # The copied layers work far from 0, where Adam's steps add up: small ones only.
+    recipe = replace(experiment.recipe, epochs=2, learning_rate=5e-5, ramp_epochs=0.0,
+                     curvature="local", curvature_every=2, validate_every=2)  # fmt: skip
+    return replace(experiment, layers=layers, recipe=recipe, start=experiment)
+
+
+def _rivals(layers: int) -> dict[str, Experiment]:
+    """The other methods, whose balls grow for half of the training where a bound is trained."""
+    epochs = {"crt-published": 10, "ibp": 30, "lipschitz": 20, "standard": 8, "adversarial": 8,
+              "crown-ibp": 12}  # fmt: skip
+    bounds = {method: {"ramp_epochs": epochs[method] / 2} for method in _BOUNDS}
+    return {
+        f"mnist-{layers}-softplus-{method}": Experiment(
+            "mnist", layers, "softplus",
+            Recipe(method, gamma=0.005, epochs=epochs[method], attack_dtype="bfloat16",
+                   **bounds.get(method, {})),
+            box=method == "crt-published",
+        )
+        for method in epochs
+    }  # fmt: skip
+
+
+def _small_radius(layers: int) -> dict[str, Experiment]:
+    """The setting of the paper's earlier version."""
+    recipe = Recipe(radius=0.5, gamma=0.01, epochs=8, attack_dtype="bfloat16", validate_every=4)
+    return {
+        f"mnist-{layers}-sigmoid-{method}-0.5": Experiment(
+            "mnist", layers, "sigmoid", replace(recipe, method=method), box=False, crown_images=150
+        )
+        for method in ("crt", "standard")
+    }
 
 
 def _quick() -> dict[str, Experiment]:
     recipe = partial(Recipe, radius=0.5, epochs=30, batch_size=64)
     return {
         f"digits-{layers}-softplus-{method}": Experiment(
-            "digits", layers, "softplus", recipe(method, gamma=0.02), width=64
+            "digits",
+            layers,
+            "softplus",
+            recipe(method, gamma=0.02, ramp_epochs=15),
+            width=64,
+            crown_images=20,
         )
         for layers in (2, 3)
-        for method in ("crt", "adversarial", "standard")
+        for method in ("crt", "ibp", "adversarial", "standard")
     }
 
 
@@ -146,20 +200,27 @@ def reproduce(
         test = load(experiment.dataset).test
         model = load_model(runs / name / "model.safetensors").to(device)
         started = time.time()
+        rival = _BOUNDS.get(experiment.recipe.method)
+        mine = test.take(slice(team.rank, None, team.size))
         columns = evaluate(
             model,
-            test.take(slice(team.rank, None, team.size)),
+            mine,
             experiment.recipe.radius,
             experiment.box,
             local=True,
+            rival=rival,
             progress=progress,
         )
+        compared = len(range(team.rank, experiment.crown_images, team.size))
+        if experiment.crown_images:
+            columns["radius_crown"] = _crown_radii(model, mine, compared, progress)
         columns = team.gather(columns)
         if team.rank == 0:
             training = json.loads((runs / name / "run.json").read_text())
             record = {
                 "name": name,
                 **_facts(experiment),
+                "rival": rival,
                 **summary(columns, experiment.recipe.radius),
                 "radii": encode_radii(columns["radius"]),
                 **{key: training[key] for key in ("validation", "history")},
@@ -216,7 +277,8 @@ def run_training(
 ) -> tuple[nn.Sequential, dict]:
     """Train an experiment's network, or go on where its folder's checkpoint ends.
 
-    Writes ``model.safetensors`` and ``run.json``; what it starts from is trained in ``start/``.
+    Writes ``model.safetensors`` and ``run.json``. What it starts from is trained in a folder beside
+    this one, ``start-...``, for all experiments that share it.
 
     Args:
         experiment: what to train.
@@ -233,7 +295,9 @@ def run_training(
     """
     start = experiment.start
     if start is not None:
-        start, _ = run_training(start, folder / "start", device, resume, progress)
+        digest = hashlib.sha256(json.dumps(_facts(start)).encode()).hexdigest()[:8]
+        name = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
+        start, _ = run_training(start, folder.with_name(name), device, resume, progress)
     data = load(experiment.dataset)
     items = min(_VALIDATION_ITEMS, len(data.train) // 6)
     training, validation = split_validation(data.train, items)
@@ -244,10 +308,7 @@ def run_training(
     else:
         model = deepen(start, experiment.layers)
     history = train(model, training, experiment.recipe, validation, folder, resume, progress)
-    best = max(
-        (i for i, record in enumerate(history) if "certified_accuracy" in record),
-        key=lambda i: (history[i]["certified_accuracy"], history[i]["clean_accuracy"], i),
-    )
+    best = best_epoch(history, experiment.recipe)
     seconds = sorted(record["seconds"] for record in history)
     facts = {
         "dataset": data.name,
@@ -269,6 +330,7 @@ def evaluate(
     radius: float,
     box: bool = False,
     local: bool = False,
+    rival: str | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     """Certify and attack each item of a test split.
@@ -280,14 +342,18 @@ def evaluate(
         box: also with an adversary confined to pixels in [0, 1].
         local: also with the curvature of the balls of that radius, where the curvature over all of
             R^n decides nothing.
+        rival: a bound that is not curvature's, ``"crown"`` or ``"lipschitz"``, which certifies too:
+            for networks that were trained for it.
         progress: show progress bars.
 
     Returns:
-        Columns of one entry an item: ``correct``, ``exact``, ``radius``, ``certified`` (at the
-        radius, by any of the certificates), ``certified_runner_up`` (against that class alone),
-        ``survived`` (the attack), and with a box ``certified_box`` and ``survived_box``.
+        Columns of one entry an item: ``correct``, ``exact``, ``radius`` (by global curvature),
+        ``certified`` (at the radius, by any of the certificates), ``certified_runner_up`` (against
+        that class alone), ``survived`` (the attack), with a box ``certified_box`` and
+        ``survived_box``, and with a rival ``certified_rival`` (by its bound).
     """
-    x, y = test.x, test.y
+    device = next(model.parameters()).device
+    x, y = test.x.to(device), test.y.to(device)
     certificate = certify(model, x, y, progress=progress)
     correct = (certificate.radius > 0) | ~certificate.exact
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
@@ -310,8 +376,14 @@ def evaluate(
 
     columns["survived"] = survived(torch.ones_like(correct))
     certified = certificate.radius >= radius
-    if local:  # what the attack broke needs no certificate
-        certified |= verified(~certified & columns["survived"], curvature="local")
+    # What the attack broke needs no certificate.
+    if rival:
+        rows, found = columns["survived"], torch.zeros_like(correct)
+        if rows.any():
+            found[rows] = rival_robust(model, x[rows], y[rows], radius, rival)
+        columns["certified_rival"], certified = found, certified | found
+    if local:
+        certified = certified | verified(~certified & columns["survived"], curvature="local")
     columns["certified"] = certified
     columns["certified_runner_up"] = certified | verified(
         ~certified & correct, targets="runner-up", curvature=curvature
@@ -326,6 +398,15 @@ def evaluate(
     return {name: column.cpu() for name, column in columns.items()}
 
 
+def _crown_radii(model: nn.Sequential, test: Split, images: int, progress: bool) -> Tensor:
+    """The first images' radii by CROWN, NaN for the others."""
+    radius = torch.full((len(test),), torch.nan, dtype=torch.float64)
+    if images:
+        x, y = test.x[:images], test.y[:images]
+        radius[:images] = certify(model, x, y, method="crown", progress=progress).radius.cpu()
+    return radius
+
+
 def summary(columns: dict[str, Tensor], radius: float) -> dict:
     """The figures of an evaluation.
 
@@ -336,7 +417,9 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
     Returns:
         Accuracies as fractions of all items, ``mean_radius`` and ``exact_fraction`` over the
         correctly classified (None where the mean is infinite or there are none), ``violations``
-        (attacks inside a certified ball: 0).
+        (attacks inside a certified ball: 0). The box's are None where there was none. Where the
+        columns hold CROWN's radii, their mean, and that of ours for the same images,
+        ``mean_radius_crown_images``.
     """
     correct, certified = columns["correct"], columns["certified"]
     mean = columns["radius"][correct].mean().item()
@@ -350,14 +433,23 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
         "violations": int((certified & ~columns["survived"]).sum()),
         "mean_radius": mean if 0 <= mean < float("inf") else None,
         "exact_fraction": columns["exact"][correct].double().mean().nan_to_num().item(),
+        "certified_accuracy_box": None,
+        "empirical_accuracy_box": None,
+        "violations_box": None,
     }
     if "certified_box" in columns:
-        survived = columns["survived_box"]
+        certified, survived = columns["certified_box"], columns["survived_box"]
         figures |= {
-            "certified_accuracy_box": _fraction(columns["certified_box"]),
+            "certified_accuracy_box": _fraction(certified),
             "empirical_accuracy_box": _fraction(survived),
-            "violations_box": int((columns["certified_box"] & ~survived).sum()),
+            "violations_box": int((certified & ~survived).sum()),
         }
+    if "certified_rival" in columns:
+        figures["certified_accuracy_rival"] = _fraction(columns["certified_rival"])
+    if "radius_crown" in columns:
+        both = correct & ~columns["radius_crown"].isnan()
+        figures["mean_radius_crown"] = columns["radius_crown"][both].mean().item()
+        figures["mean_radius_crown_images"] = columns["radius"][both].mean().item()
     return figures
 
 

@@ -44,10 +44,17 @@ from crcbook.objectives import (
     trained_layers,
     worst_points,
 )
+from crcbook.rivals import rival_robust
 
 METHODS = (
     "standard", "adversarial", "crt", "crt-published", "ibp", "crown-ibp", "lipschitz",
 )  # fmt: skip
+CHOICES = {
+    "method": METHODS,
+    "attack_dtype": ("float32", "bfloat16"),
+    "curvature": ("global", "local"),
+}
+_WORST_MARGINS = {"ibp": ibp_margins, "crown-ibp": crown_ibp_margins}
 _ESTIMATES = {
     "crt": CurvatureEstimate,
     "crt-published": CurvatureEstimate,
@@ -78,15 +85,17 @@ class Recipe:
         attack_steps: gradients an attack.
         attack_box: keep attacked points between 0 and 1, where pixels are; ``"crt"`` and
             ``"adversarial"`` only.
-        attack_dtype: their precision; ``"bfloat16"`` is faster where the processor knows it.
-        curvature: that of CRT: ``"global"``, over all of R^n, or ``"local"``, over a ball of half
-            the radius around one item a step: what a local certificate meets on its way. The
-            validation certifies with the same.
+        attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster where the
+            processor knows it.
+        curvature: where CRT bounds it, ``"global"`` (over all of R^n) or ``"local"`` (over a ball
+            of half the radius around one item a step); the latter is what a local certificate meets
+            on its way. The validation certifies with the same.
         curvature_every: steps between two gradients of the curvature, each of which serves until
             the next; more than a few can be unstable.
         loss_q: q of the generalised cross-entropy :math:`(1 - p_y^q)/q` (Zhang & Sabuncu 2018),
             bounded by 1/q, so that hopeless items count less; 0 is the cross-entropy.
         validate_every: epochs between two validations; the last epoch always has one.
+            IBP and CROWN-IBP are validated by the bound they train, as the training evaluates it.
         seed: the seed of the order of the data.
     """
 
@@ -110,14 +119,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
+                )
         for name in ("radius", "reach", "epochs", "batch_size", "learning_rate", "attack_steps",
                      "curvature_every", "validate_every"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
-        if self.curvature not in ("global", "local"):
-            raise ValueError(f"curvature must be 'global' or 'local'; got {self.curvature!r}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1; got {self.average}")
         for name in ("gamma", "ramp_epochs"):
@@ -136,8 +146,8 @@ def train(
 ) -> list[dict]:
     """Train a model in place.
 
-    With a validation split, the weights kept are those of the epoch with the largest certified
-    accuracy at the recipe's radius (then the largest clean one); otherwise the last ones.
+    With a validation split, the weights kept are those of :func:`best_epoch`; otherwise the last
+    ones.
 
     Args:
         model: an :func:`crcbook.mlp`; it stays on its device.
@@ -173,6 +183,30 @@ def train(
     if folder is not None:
         save_model(Path(folder) / "model.safetensors", model)
     return trainer.history
+
+
+def best_epoch(history: list[dict], recipe: Recipe) -> int:
+    """The epoch to keep: the one that certified the most of the validation split.
+
+    Epochs whose balls were still growing count less than any other, for they would win wherever
+    nothing is certified. Then comes the certified accuracy, which standard training ignores, then
+    the clean one, then the later epoch.
+
+    Args:
+        history: what :func:`train` returned.
+        recipe: how it was trained.
+
+    Returns:
+        The epoch's position; the last one where none was validated.
+    """
+
+    def worth(epoch: int) -> tuple:
+        record = history[epoch]
+        names = ("clean",) if recipe.method == "standard" else ("certified", "clean")
+        figures = (record.get(f"{name}_accuracy", -1.0) for name in names)
+        return "clean_accuracy" in record, epoch >= recipe.ramp_epochs, *figures, epoch
+
+    return max(range(len(history)), key=worth)
 
 
 class _Trainer:
@@ -214,7 +248,7 @@ class _Trainer:
         if last or (epoch + 1) % self.recipe.validate_every == 0:
             record |= self._validate()
         self.history.append(record)
-        if not self.best or self._score(record) >= self._best_score():
+        if not self.best or best_epoch(self.history, self.recipe) == epoch:
             self.best = {name: value.clone() for name, value in self.mean.state_dict().items()}
 
     def step(self, step: int, x: Tensor, y: Tensor, done: float) -> tuple[float, float]:
@@ -255,12 +289,10 @@ class _Trainer:
 
     def _logits(self, x: Tensor, y: Tensor, radius: float) -> Tensor:
         """The logits whose cross-entropy is the loss: at a point, or the worst in the balls."""
-        method, model, layers = self.recipe.method, self.model, trained_layers(self.model)
+        method, model = self.recipe.method, self.model
         steps, dtype = self.recipe.attack_steps, getattr(torch, self.recipe.attack_dtype)
-        if method == "ibp":
-            return -ibp_margins(layers, x, y, radius)
-        if method == "crown-ibp":
-            return -crown_ibp_margins(layers, x, y, radius)
+        if method in _WORST_MARGINS:
+            return -_WORST_MARGINS[method](trained_layers(model), x, y, radius)
         if method == "lipschitz":
             return -self.estimate.margins(x, y, radius)
         if method == "crt-published":
@@ -308,27 +340,35 @@ class _Trainer:
     def _validate(self) -> dict:
         if self.validation is None:
             return {}
-        x, y = self.validation.x, self.validation.y
+        device = self.y.device
+        x, y = self.validation.x.flatten(1).to(device), self.validation.y.to(device)
         with torch.no_grad():
-            predicted = self.mean(x.to(self.y.device)).argmax(1).cpu()
-        curvature = self.recipe.curvature if self.recipe.method == "crt" else "global"
-        robust = verify(self.mean, x, y, self.recipe.radius, curvature=curvature).robust.cpu()
+            predicted = self.mean(x).argmax(1)
         return {
             "clean_accuracy": float((predicted == y).double().mean()),
-            "certified_accuracy": float(robust.double().mean()),
+            "certified_accuracy": float(self._robust(x, y).double().mean()),
         }
+
+    @torch.no_grad()
+    def _robust(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which items the bound that is trained, or else the curvature, certifies."""
+        method, radius = self.recipe.method, self.recipe.radius
+        if method in _WORST_MARGINS:
+            layers, size = trained_layers(self.mean), self.recipe.batch_size
+            margins = [
+                _WORST_MARGINS[method](layers, *batch, radius)
+                for batch in zip(x.split(size), y.split(size), strict=True)
+            ]
+            return torch.cat(margins).scatter(1, y[:, None], torch.inf).amin(1) > 0
+        if method == "lipschitz":
+            return rival_robust(self.mean, x, y, radius, "lipschitz")
+        curvature = self.recipe.curvature if method == "crt" else "global"
+        return verify(self.mean, x, y, radius, curvature=curvature).robust
 
     def _shown(self) -> dict:
         shown = self.history[-1] if self.history else {}
         names = {"clean_accuracy": "clean", "certified_accuracy": "certified"}
         return {names[key]: f"{shown[key]:.1%}" for key in names if key in shown}
-
-    def _best_score(self) -> tuple[float, float]:
-        return max(map(self._score, self.history))
-
-    @staticmethod
-    def _score(record: dict) -> tuple[float, float]:
-        return record.get("certified_accuracy", 0.0), record.get("clean_accuracy", 0.0)
 
 
 def _one_cycle(progress: float, peak: float = 0.3) -> float:

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
+import crcbook as crc
 from crcbook.__main__ import _parser, main
 from crcbook.training import METHODS
 
@@ -44,6 +46,37 @@ def test_of_several_gammas_validation_keeps_one(tmp_path):
     assert (run / "model.safetensors").exists()
 
 
+def test_every_option_of_a_recipe_is_one_of_train(tmp_path):
+    run = tmp_path / "run"
+    other = crc.Recipe(
+        "adversarial", radius=0.3, reach=1.2, gamma=0.5, epochs=2, batch_size=50,
+        learning_rate=1e-3, ramp_epochs=1.5, average=0.9, attack_steps=3, attack_box=True,
+        attack_dtype="bfloat16", curvature="local", curvature_every=2, loss_q=0.3,
+        validate_every=2, seed=3,
+    )  # fmt: skip
+    words = ["train", "--dataset", "digits", "--width", "16", "--device", "cpu", "--out", str(run)]
+    for name, value in asdict(other).items():
+        assert value != getattr(crc.Recipe(), name), f"nothing is tested of {name}"
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    assert main(words) == 0
+    assert json.loads((run / "run.json").read_text())["recipe"] == asdict(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--average", "much"], "--average: invalid float value: 'much'"),
+        (["--curvature", "none"], "--curvature: invalid choice: 'none' (choose from"),
+        (["--epochs", "1.5"], "--epochs: invalid int value: '1.5'"),
+        (["--gama", "1"], "unrecognized arguments: --gama"),
+    ],
+)
+def test_mistyped_options_are_named(words, wanted, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*TRAIN, "--out", "unused", *words])
+    assert wanted in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -51,6 +84,7 @@ def test_of_several_gammas_validation_keeps_one(tmp_path):
         ([*TRAIN, "--out", "/dev/null/run"], "cannot write"),
         ([*TRAIN, "--out", "unused", "--layers", "0"], "--layers must be at least 1"),
         ([*TRAIN, "--out", "unused", "--radius", "-1"], "radius must be positive"),
+        ([*TRAIN, "--out", "unused", "--average", "1"], "average must be at least 0 and below 1"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(words, message, capsys, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook import training
 from crcbook.experiments import (
     RADIUS_UNIT,
     Experiment,
@@ -25,6 +26,7 @@ from crcbook.experiments import (
     summary,
 )
 from crcbook.networks import deepen
+from crcbook.training import METHODS
 
 TINY = Experiment(
     "digits",
@@ -70,15 +72,21 @@ def check_record(record):
     """What a reader of a record relies on."""
     names = (
         "name dataset layers activation method radius clean_accuracy certified_accuracy "
-        "certified_accuracy_box certified_accuracy_runner_up certified_accuracy_global "
-        "empirical_accuracy empirical_accuracy_box mean_radius exact_fraction radii history "
-        "seconds_an_epoch seconds_to_certify seed environment training_environment command images"
+        "certified_accuracy_runner_up certified_accuracy_global empirical_accuracy mean_radius "
+        "exact_fraction radii history seconds_an_epoch seconds_to_certify seed environment "
+        "training_environment command images rival"
     )
     assert not set(names.split()) - set(record)
-    assert record["violations"] == record["violations_box"] == 0
+    assert record["violations"] == 0
     assert record["certified_accuracy"] <= record["empirical_accuracy"] <= record["clean_accuracy"]
-    assert record["certified_accuracy_box"] <= record["empirical_accuracy_box"]
-    assert record["certified_accuracy"] <= record["certified_accuracy_box"]
+    if record["box"]:
+        assert record["violations_box"] == 0
+        assert record["certified_accuracy_box"] <= record["empirical_accuracy_box"]
+        assert record["certified_accuracy"] <= record["certified_accuracy_box"]
+    if record["rival"]:
+        assert record["certified_accuracy_rival"] <= record["certified_accuracy"]
+    if record["crown_images"]:
+        assert record["mean_radius_crown"] > 0 and record["mean_radius_crown_images"] > 0
     assert record["certified_accuracy_global"] <= record["certified_accuracy"]
     assert record["certified_accuracy"] <= record["certified_accuracy_runner_up"]
     radii = decode_radii(record["radii"])
@@ -92,12 +100,47 @@ def check_record(record):
 
 def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
     deeper = replace(TINY, layers=3, start=TINY, recipe=replace(TINY.recipe, epochs=1))
-    model, facts = run_training(deeper, tmp_path)
-    shallow = crc.load_model(tmp_path / "start" / "model.safetensors")
+    model, facts = run_training(deeper, tmp_path / "deep")
+    [start] = tmp_path.glob("start-digits-2-softplus-*")
+    shallow = crc.load_model(start / "model.safetensors")
     assert len(model) == len(shallow) + 2
     assert len(facts["history"]) == 1
     near = (deepen(shallow, 3)[1].weight - model[1].weight).norm() / model[1].weight.norm()
     assert 0 < near < 0.5
+
+
+def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
+    epochs, epoch = [], training._Trainer.epoch
+
+    def counted(self, *rest):
+        epochs.append(self.recipe.gamma)
+        epoch(self, *rest)
+
+    monkeypatch.setattr(training._Trainer, "epoch", counted)
+    for gamma in (0.1, 0.2):
+        tuned = replace(TINY, recipe=replace(TINY.recipe, gamma=gamma, epochs=1), start=TINY)
+        run_training(tuned, tmp_path / f"tiny-{gamma}")
+    assert epochs == [TINY.recipe.gamma, TINY.recipe.gamma, 0.1, 0.2]
+    run_training(replace(TINY, start=replace(TINY, seed=1)), tmp_path / "other")
+    assert len(list(tmp_path.glob("start-*"))) == 2
+
+
+@pytest.mark.parametrize(("method", "rival"), [("crown-ibp", "crown"), ("lipschitz", "lipschitz")])
+def test_a_rival_is_certified_by_its_own_bound_too(digits, method, rival):
+    model, radius = crc.mlp([64, 24, 10], "tanh", seed=0), 0.5
+    recipe = crc.Recipe(method, radius=radius, epochs=12, batch_size=64, ramp_epochs=6)
+    crc.train(model, digits.train, recipe)
+    test = digits.test.take(slice(0, 100))
+    columns = evaluate(model, test, radius, rival=rival)
+    expected = crc.certify(model, test.x, test.y, method=rival).radius
+    decided = (expected - radius).abs() > 1e-3  # where the search for a radius stops
+    assert torch.equal(columns["certified_rival"][decided], (expected >= radius)[decided])
+    assert torch.equal(
+        columns["certified"], columns["certified_rival"] | (columns["radius"] >= radius)
+    )
+    figures = summary(columns, radius)
+    assert 0.2 < figures["certified_accuracy_rival"] <= figures["certified_accuracy"]
+    assert figures["violations"] == 0
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -131,7 +174,7 @@ def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
 def test_two_processes_share_the_work(tmp_path):
     alone = [sys.executable, "-m", "crcbook"]
     team = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "crcbook"]
-    names = ["digits-2-softplus-standard", "digits-2-softplus-crt"]
+    names = ["digits-2-softplus-standard", "digits-2-softplus-ibp"]
     records = []
     for program, folder in ((alone, tmp_path / "alone"), (team, tmp_path / "team")):
         words = ["reproduce", "--profile", "quick", "--only", *names, "--device", "cpu",
@@ -142,6 +185,8 @@ def test_two_processes_share_the_work(tmp_path):
     for one, two in zip(*records, strict=True):
         assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
         for figure in ("clean_accuracy", "certified_accuracy", "empirical_accuracy_box"):
+            assert one[figure] == pytest.approx(two[figure], abs=0.01)
+        for figure in ("mean_radius_crown", "mean_radius_crown_images"):
             assert one[figure] == pytest.approx(two[figure], abs=0.01)
         difference = decode_radii(one["radii"]) - decode_radii(two["radii"])
         assert difference.abs().max() <= 0.01
@@ -156,3 +201,21 @@ def test_profiles_are_named_and_unknown_ones_refused():
             )
     with pytest.raises(ValueError, match="profile must be one of quick, full; got 'slow'"):
         experiments("slow")
+
+
+def test_the_full_profile_has_every_row_of_the_tables():
+    found = experiments("full")
+    facts = list(found.values())
+    assert not any(one == other for i, one in enumerate(facts) for other in facts[:i])
+    for layers in (2, 3, 4):
+        rows = [f"mnist-{layers}-softplus-{method}" for method in METHODS]
+        rows += [f"mnist-{layers}-{activation}-crt" for activation in ("sigmoid", "tanh")]
+        rows += [f"mnist-{layers}-sigmoid-{method}-0.5" for method in ("crt", "standard")]
+        assert {*rows, f"fashion-mnist-{layers}-softplus-crt"} <= set(found)
+        for name in rows[:3]:
+            assert (found[name].layers, found[name].recipe.radius) == (layers, 1.58)
+    for experiment in found.values():
+        if experiment.recipe.method in ("ibp", "crown-ibp", "lipschitz"):
+            assert experiment.recipe.ramp_epochs == experiment.recipe.epochs / 2
+    gammas = [e.recipe.gamma for name, e in found.items() if "-gamma-" in name]
+    assert gammas == sorted(set(gammas)) and len(gammas) == 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.training import METHODS
+from crcbook.training import METHODS, best_epoch
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
 
@@ -134,6 +134,48 @@ def test_the_best_epoch_on_validation_is_kept(digits):
     assert kept.item() == max(record["certified_accuracy"] for record in history)
 
 
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "lipschitz"])
+def test_rivals_are_validated_by_the_bound_they_train(digits, method):
+    fitted, validation = crc.split_validation(digits.train, 300)
+    model = crc.mlp([64, 16, 10], "tanh", seed=0)
+    recipe = replace(RECIPE, method=method, epochs=8, ramp_epochs=4)
+    history = crc.train(model, fitted, recipe, validation)
+    kept = history[best_epoch(history, recipe)]
+    rival = "lipschitz" if method == "lipschitz" else "crown"
+    proved = crc.certify(model, validation.x, validation.y, method=rival).radius >= recipe.radius
+    assert 0.1 < kept["certified_accuracy"] <= kept["clean_accuracy"]
+    assert kept["certified_accuracy"] <= proved.double().mean() + 1e-9  # CROWN's is no looser
+    if method == "lipschitz":
+        assert kept["certified_accuracy"] == proved.double().mean()
+
+
+def epoch(clean=None, certified=None):
+    if clean is None:
+        return {"loss": 1.0}
+    return {"loss": 1.0, "clean_accuracy": clean, "certified_accuracy": certified}
+
+
+@pytest.mark.parametrize(
+    ("history", "ramp", "kept"),
+    [
+        ([epoch(0.9, 0.5), epoch(0.8, 0.6), epoch(0.9, 0.4)], 0, 1),
+        ([epoch(0.9, 0.0), epoch(0.8, 0.0), epoch(0.7, 0.0)], 0, 0),  # nothing certified
+        ([epoch(0.9, 0.0), epoch(0.8, 0.0), epoch(0.7, 0.0)], 1, 1),  # the first balls grew
+        ([epoch(0.9, 0.9), epoch(0.8, 0.1)], 1.5, 0),  # all of them did
+        ([epoch(0.9, 0.5), epoch(0.9, 0.5)], 0, 1),  # the later one
+        ([epoch(), epoch(0.1, 0.0), epoch()], 2, 1),  # not validated
+        ([epoch(), epoch()], 0, 1),
+    ],
+)
+def test_the_epoch_to_keep(history, ramp, kept):
+    assert best_epoch(history, replace(RECIPE, ramp_epochs=ramp)) == kept
+
+
+def test_standard_training_keeps_the_epoch_that_classifies_best():
+    history = [epoch(0.8, 0.6), epoch(0.9, 0.4), epoch(0.85, 0.5)]
+    assert best_epoch(history, replace(RECIPE, method="standard", ramp_epochs=0)) == 1
+
+
 def test_averaged_weights_lag_behind(digits):
     plain, averaged, still = (crc.mlp([64, 16, 10], seed=0) for _ in range(3))
     start = weights(plain)
@@ -174,6 +216,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
         {"learning_rate": torch.nan},
         {"average": 1.0},
         {"validate_every": 0},
+        {"curvature": "none"},
+        {"attack_dtype": "int8"},
     ],
 )
 def test_impossible_recipes_are_refused(change):
