@@ -7,6 +7,7 @@ machine; the set-up, every pair's curvature, is a network's and not an image's, 
 """
 
 import argparse
+import json
 import resource
 import sys
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 import torch
 
 import crcbook as crc
+from crcbook.checkpoints import write_atomically
 from crcbook.curvature import curvature_table
+from crcbook.experiments import environment
 from crcbook.networks import read_network
 
 
@@ -60,6 +63,7 @@ def main() -> int:
     parser.add_argument("--radius", type=float, default=1.58)
     parser.add_argument("--limit", type=int, default=10_000, help="images")
     parser.add_argument("--published", type=int, default=2_000, help="images for the slow method")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     model = crc.load_model(options.run / "model.safetensors")
     test = crc.load("mnist").test.take(slice(0, options.limit))
@@ -80,14 +84,30 @@ def main() -> int:
     print(f"set-up, every pair's curvature: {setup:.2f} s")
     print(f"published schedule, runner-up: {1e3 * old:.2f} ms an image")
     print(f"{'':24}{'ms an image':>12}{'faster':>9}{'with set-up':>13}")
+    whole, figures = old * len(test), {}
     for name, value in seconds.items():
-        whole = old * len(test)
-        print(f"{name:24}{1e3 * value / len(test):12.3f}{whole / value:9.1f}"
-              f"{whole / (value + setup):13.1f}")  # fmt: skip
+        figures[name] = {
+            "ms an image": round(1e3 * value / len(test), 3),
+            "faster": round(whole / value, 1),
+            "with set-up": round(whole / (value + setup), 1),
+        }
+        print(f"{name:24}{figures[name]['ms an image']:12.3f}{figures[name]['faster']:9.1f}"
+              f"{figures[name]['with set-up']:13.1f}")  # fmt: skip
     for name in ("verify", "certify"):
         ratio = seconds[f"{name}, all classes"] / seconds[f"{name}, runner-up"]
         print(f"{name}: all classes take {ratio:.2f} x the time of the runner-up alone")
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    if options.json:
+        record = {
+            "rows": figures,
+            "set-up, s": round(setup, 2),
+            "published, ms an image": round(1e3 * old, 2),
+            "images": len(test),
+            "network": options.run.name,
+            "environment": environment("cpu"),
+        }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
     return 0
 
 
