@@ -4,7 +4,7 @@ A chapter's kernel, with every process it starts, on one core; the table shows t
 it held at once (proportional set size, so that shared pages count once) and its seconds. Binder
 gives 2 GB, of which JupyterLab, not measured here, and what a reader opens beside it need their
 part: a chapter may take 1.5 GB. The build of torch is named, since one with CUDA takes about
-0.1 GB more than the CPU build that Binder installs.
+0.3 GB more than the CPU build that Binder installs.
 """
 
 import os
