@@ -8,10 +8,10 @@ REQUIREMENTS ?= requirements.txt
 FLOOR  := _build/floor
 PAGE   := $(CURDIR)/_build/html/index.html
 
-# How chapters are tested, and which tests are about the package alone.
+# How chapters are tested, and which tests are about the package alone, without a browser.
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
 	--nbval-sanitize-with tests/notebooks/sanitize.cfg
-PACKAGE_TESTS := $(filter-out tests/test_book.py tests/test_pages.py tests/test_pdf.py, \
+PACKAGE_TESTS := $(filter-out $(patsubst %,tests/test_%.py,book jupyterlab pages pdf), \
 	$(wildcard tests/test_*.py))
 PACKAGE_TOOLS := hypothesis|ipykernel|mpmath|nbval|pytest
 

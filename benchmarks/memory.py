@@ -1,14 +1,17 @@
-"""Measure each chapter as Binder would run it: ``make memory``.
+"""Measure each chapter's kernel as Binder would run it: ``make memory``.
 
 A chapter's kernel, with every process it starts, on one core; the table shows the largest memory
 it held at once (proportional set size, so that shared pages count once) and its seconds. Binder
-gives 2 GB to the kernel and JupyterLab together.
+gives 2 GB, of which JupyterLab, not measured here, and what a reader opens beside it need their
+part: a chapter may take 1.5 GB. The build of torch is named, since one with CUDA takes about
+0.3 GB more than the CPU build that Binder installs.
 """
 
 import os
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -37,10 +40,12 @@ def measure(path: Path) -> tuple[float, float]:
     peak, done, started = [0.0], threading.Event(), time.perf_counter()
     watcher = threading.Thread(target=watch, args=(peak, done))
     watcher.start()
-    client.execute()
-    seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
+    try:
+        client.execute()
+        seconds = time.perf_counter() - started
+    finally:
+        done.set()
+        watcher.join()
     return peak[0], seconds
 
 
@@ -52,6 +57,7 @@ def main() -> int:
     """
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     largest = 0.0
+    print(f"torch {version('torch')}")
     print(f"{'chapter':36}{'GB':>6}{'s':>8}")
     for path in sorted((Path(__file__).parents[1] / "book").glob("*.ipynb")):
         gigabytes, seconds = measure(path)
