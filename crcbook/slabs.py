@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from crcbook.arithmetic import OUTWARD, TINY, gamma
 from crcbook.curvature import activation_ranges, bend_depths, upper_terms
@@ -64,19 +63,20 @@ def slab_margins(
         rough: the network in the precision of the search.
         pairs: the margins, with curvatures that hold in the balls; a box is left aside.
         radius: ``(pairs,)`` the balls' l2 radii.
-        axis: ``(pairs, n)`` directions to cut across, such as those in which the margins fall.
+        axis: ``(pairs, n)`` directions to cut across, of any length, such as those in which the
+            margins fall.
         slabs: how many, of equal width; the first one goes on to the other end of the ball.
 
     Returns:
         ``(pairs,)`` positive bounds; minus infinity where a slab is not proved positive, for the
         others are not looked at then.
     """
-    pairs = replace(pairs, room=None)
+    pairs, axis = replace(pairs, room=None), _unit(axis)
     least = torch.full_like(radius, torch.inf)
     left = torch.arange(len(radius), device=radius.device)
     for place in range(slabs):
         ends = place / slabs, (place + 1) / slabs
-        slab = _Slab.of(prover, pairs.take(left), radius[left], normalize(axis[left]), *ends)
+        slab = _Slab.of(prover, pairs.take(left), radius[left], axis[left], *ends)
         margin = slab.margins(rough)
         proved = (margin > 0) & margin.isfinite()
         least[left] = torch.where(proved, torch.minimum(least[left], margin), -torch.inf)
@@ -84,6 +84,12 @@ def slab_margins(
         if not len(left):
             break
     return least
+
+
+def _unit(axis: Tensor) -> Tensor:
+    """Directions of unit length, rounding apart; 0 where there is none, which cuts nothing."""
+    axis = axis / axis.abs().amax(1, keepdim=True)
+    return (axis / axis.norm(dim=1, keepdim=True)).nan_to_num(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,8 @@ class _Slab:
         along = (away * self.axis).sum(1)
         across = (away - along[:, None] * self.axis).norm(dim=1)
         reach = torch.maximum(self.high - along, along - self.low).square()
-        reach = (reach + (self.width + across).square()).sqrt() * OUTWARD
+        reach = (reach + (self.width + across).square()).sqrt()
+        reach = reach * (OUTWARD + 16 * gamma(point.shape[1] + 16))
         ends = torch.linspace(0, 1, _SHELLS + 1, dtype=reach.dtype, device=reach.device)
         ahead = (1 - ends).square()
         share = (ahead[:-1] - ahead[1:]) * OUTWARD

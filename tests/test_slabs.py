@@ -43,8 +43,10 @@ def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient)
     axis = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     if along_the_gradient:
         axis = -network.margin_and_gradient(x, pairs.label, pairs.target)[1]
+    axis = axis * torch.tensor([[0.0], [1e-200], [1e200]], dtype=torch.float64)
     radii = torch.full((3,), radius, dtype=torch.float64)
     bound = slab_margins(Prover.of(network), network.to(torch.float32), pairs, radii, axis)
+    axis = torch.nn.functional.normalize(axis.clamp(-1, 1), dim=1)
     for start in (x, x + axis, x - axis):
         _, least = descend(network, x, pairs.label, pairs.target, radius, start)
         assert (bound <= least + 1e-12 * (1 + least.abs())).all()
