@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,7 +36,8 @@ TINY = Experiment(
     crc.Recipe(radius=0.4, gamma=0.02, epochs=2, batch_size=64),
     width=16,
 )
-RECORDS = sorted((Path(__file__).parents[1] / "book" / "results").glob("*.json"))
+ROOT = Path(__file__).parents[1]
+RECORDS = sorted((ROOT / "book" / "results").glob("*.json"))
 
 
 @given(st.lists(st.floats(0, 6.5), min_size=1, max_size=50))
@@ -152,6 +154,20 @@ def test_the_books_records_are_whole_and_belong_to_its_experiments(path):
     assert record["recipe"] == json.loads(json.dumps(wanted.recipe.__dict__))
     assert (record["dataset"], record["layers"]) == (wanted.dataset, wanted.layers)
     assert record["images"] == 10_000
+
+
+def test_the_readme_prints_the_records():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(mnist-.*?)` \|(.*)\|$", text, flags=re.MULTILINE)
+    assert len(rows) >= 4
+    runner_up = re.search(r"they reach (.*?) %", text, flags=re.DOTALL)[1]
+    for name, figures in rows:
+        record = json.loads((ROOT / "book" / "results" / f"{name}.json").read_text())
+        columns = ("clean_accuracy", "certified_accuracy", "empirical_accuracy",
+                   "certified_accuracy_box", "empirical_accuracy_box")  # fmt: skip
+        printed = [float(figure) for figure in re.findall(r"[\d.]+", figures)]
+        assert printed == [pytest.approx(100 * record[column], abs=5e-3) for column in columns]
+        assert f"{100 * record['certified_accuracy_runner_up']:.2f}" in runner_up
 
 
 def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
