@@ -72,11 +72,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument_group("recipe", "as crcbook.Recipe explains")
     for field in fields(Recipe):
         options = {"type": field.type, "choices": CHOICES.get(field.name)}
+        default = field.default
         if field.type is bool:
             options = {"action": "store_true"}
         if field.name == "gamma":  # of several, validation keeps one
-            options["nargs"] = "+"
-        recipe.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **options,
+            options["nargs"], default = "+", [default]
+        recipe.add_argument(f"--{field.name.replace('_', '-')}", default=default, **options,
                             help=_help(field.name))  # fmt: skip
     add("--out", type=Path, required=True, help="folder of the run")
     add("--resume", action="store_true", help="go on from the run's checkpoints")
@@ -121,12 +122,11 @@ def _train(options: argparse.Namespace) -> None:
         raise ValueError(f"--layers must be at least 1; got {options.layers}")
     runs = []
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    gammas = options.gamma if isinstance(options.gamma, list) else [options.gamma]
-    for gamma in gammas:
+    for gamma in options.gamma:
         recipe = Recipe(**given | {"gamma": gamma})
         experiment = Experiment(options.dataset, options.layers, options.activation, recipe,
                                 options.width, options.seed)  # fmt: skip
-        folder = options.out if len(gammas) == 1 else options.out / f"gamma-{gamma:g}"
+        folder = options.out if len(options.gamma) == 1 else options.out / f"gamma-{gamma:g}"
         runs.append(run_training(experiment, folder, options.device, options.resume, True))
     model, facts = max(runs, key=lambda run: run[1]["validation"]["certified_accuracy"])
     save_model(options.out / "model.safetensors", model)

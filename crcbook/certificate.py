@@ -195,7 +195,7 @@ class _Problem:
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
         prover, rough = Prover.of(network), network.to(torch.float32)
-        subspace = Subspace.of(prover, torch.float32)
+        subspace = Subspace.of(prover.sketch, rough)
         if curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")
         if method not in (*METHODS, "best"):

@@ -292,7 +292,8 @@ class Prover:
         own, other = logits.gather(1, label[:, None]), logits.gather(1, target)
         # Each logit and each row errs by its own; the sums bound what a difference of two can.
         last = self.network.layers[-1]
-        norms, sizes, jumps = last.weight.norm(dim=1), last.bias.abs(), self._deviations
+        norms, sizes = last.weight.norm(dim=1), last.bias.abs()
+        jumps = self.rounding.deviation(last.weight)
         norm, size, deviation = (
             column[label, None] + column[target] for column in (norms, sizes, jumps)
         )
@@ -365,10 +366,6 @@ class Prover:
         value_error, _, deviation = self.errors(pairs.label, pairs.target, point.norm(dim=1))
         return margin + value_error + deviation <= 0
 
-    @property
-    def _deviations(self) -> Tensor:
-        return self.rounding.deviation(self.network.layers[-1].weight)
-
     def _floor(self, weights: Tensor, offset: Tensor) -> Tensor:
         if len(self.network.layers) == 1:
             return torch.where((weights == 0).all(1), offset, -torch.inf)
@@ -428,31 +425,29 @@ class Subspace:
 
     Attributes:
         network: the network whose first layer is :math:`W_1V`, in the precision of the search.
-        first: ``(width, n)`` :math:`W_1`, in that precision.
         basis: ``(n, rank)`` V, in that precision.
     """
 
     network: Network
-    first: Tensor
     basis: Tensor
 
     @classmethod
-    def of(cls, prover: Prover, dtype: torch.dtype) -> "Subspace | None":
-        """The subspace that the network's sketch knows.
+    def of(cls, sketch: NormSketch | None, rough: Network) -> "Subspace | None":
+        """The subspace that a sketch of the first layer knows.
 
         Args:
-            prover: the network with its sketch.
-            dtype: of the search.
+            sketch: of the first layer's weight; None where there is none.
+            rough: the network in the precision of the search.
 
         Returns:
             The subspace; None where it would save nothing.
         """
-        if prover.sketch is None:
+        if sketch is None:
             return None
-        network, basis = prover.network.to(dtype), prover.sketch.basis.to(dtype)
-        first, *rest = network.layers
+        first, *rest = rough.layers
+        basis = sketch.basis.to(first.weight.dtype)
         reduced = Layer(first.weight @ basis, first.bias, first.activation)
-        return cls(Network((reduced, *rest), network.key), first.weight, basis)
+        return cls(Network((reduced, *rest), rough.key), basis)
 
     def search(
         self, pairs: Pairs, way: Tensor, shift: Tensor, steps: int, limit: Tensor, radius=None
