@@ -197,20 +197,26 @@ def _first_outside(network: Network, x, point, label, target, box: Box | None, r
 
 
 def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Tensor:
-    """Where the segments to adversarial points enter, by regula falsi and every third step half."""
+    """Where the segments to adversarial points enter: regula falsi, every fourth step half."""
     margin_at = network.margin_along(x, outside, label, target)
     rows, entered = torch.arange(len(x), device=x.device), torch.ones_like(x[:, 0])
     inner, outer = torch.zeros_like(entered), entered.clone()
     above, below = margin_at(inner), margin_at(outer)
+    was_beyond = torch.ones_like(rows, dtype=torch.bool)
     for step in range(_BISECTIONS):
         middle = (inner * below - outer * above) / (below - above)
-        if step % 3 == 2:
+        if step % 4 == 3:
             middle = (inner + outer) / 2
+        # No step is shorter than what is asked for: the other end comes over at once.
+        least = 0.4 * _CLOSE * outer
+        middle = middle.maximum(inner + least).minimum(outer - least)
         margin = margin_at(middle)
         beyond = margin <= 0
-        # The Illinois rule: an end that stays put counts half, so that both ends move.
-        above = torch.where(beyond, above / 2, margin)
-        below = torch.where(beyond, margin, below / 2)
+        # The Illinois rule: an end that stays put twice counts half, so that both ends move.
+        stays = torch.where(beyond == was_beyond, 0.5, 1.0)
+        above = torch.where(beyond, above * stays, margin)
+        below = torch.where(beyond, margin, below * stays)
+        was_beyond = beyond
         inner, outer = torch.where(beyond, inner, middle), torch.where(beyond, middle, outer)
         entered[rows] = outer
         wide = outer - inner > _CLOSE * outer
@@ -219,10 +225,11 @@ def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Te
         if wide.sum() < len(wide) / 2:  # go on with those alone
             rows, inner, outer = rows[wide], inner[wide], outer[wide]
             above, below, margin_at = above[wide], below[wide], margin_at.take(wide)
+            was_beyond = was_beyond[wide]
     # Interpolation rounds otherwise than evaluation does: keep the nearest point truly outside.
     found = _first_outside(
         network, x, x + entered[:, None] * (outside - x), label, target, box,
-        (1 + 1e-13, 1 + 1e-11, 1 + _CLOSE),
+        (1 + 1e-11, 1 + _CLOSE),
     )  # fmt: skip
     return torch.where(found.isnan(), outside, found)
 

@@ -19,6 +19,7 @@ from crcbook.minorant import (
     Pairs,
     Prover,
     Subspace,
+    fixed_point,
     parabola_margin,
     parabola_radius,
     search,
@@ -42,7 +43,7 @@ _FEW_INPUTS = 128  # one hidden layer's slabs leave little to gain where followi
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
-_BLOCK = 64  # images looked at together: few enough for the processor's cache
+_CACHED_VALUES = 2**20  # looked at together where a processor's cache is what counts
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,19 @@ class _Problem:
         box, local = as_box(box, x), curvature == "local"
         return cls(prover, rough, subspace, x, y, targets, box, local, method)
 
+    @property
+    def width(self) -> int:
+        """The most values that an input has on its way through the network."""
+        return max(layer.weight.shape[1] for layer in self.rough.layers)
+
+    def blocks(self, index: Tensor, each: int = 1) -> tuple[Tensor, ...]:
+        """Parts of some indices, ``each`` of which takes so many evaluations."""
+        cached = max(1, _CACHED_VALUES // (self.width * each))
+        return index.split(cached if index.device.type == "cpu" else max(1, len(index)))
+
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
-        width = max(layer.weight.shape[1] for layer in self.rough.layers)
-        size = max(1, _CHUNK_VALUES // (width * self.rough.classes))
+        size = max(1, _CHUNK_VALUES // (self.width * self.rough.classes))
         starts = range(0, len(self.x), size)
         for start in tqdm(starts, desc=description, disable=not progress, unit="chunk"):
             yield slice(start, start + size)
@@ -304,8 +314,9 @@ class _Problem:
 
     def _look(self, x: Tensor, y: Tensor) -> "_Images":
         """What one evaluation tells of the inputs: their classes, in order, and their slopes."""
+        everything = torch.arange(len(x), device=x.device)
         parts = [
-            self._look_at(*part) for part in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)
+            self._look_at(x[part], y[part]) for part in self.blocks(everything, self.rough.classes)
         ]
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return _Images(*(torch.cat(column) for column in columns))
@@ -320,7 +331,8 @@ class _Problem:
         correct = (own > others.gather(1, order[:, :1])).squeeze(1)
         order = order if self.targets == "all" else order[:, :1]
         units = units(torch.cat([y[:, None], order], dim=1))
-        return _Images(x, y, order, correct, *self.prover.glance(x, y, order, logits, units))
+        shift = x[:, :0] if self.subspace is None else self.subspace.shift(x)
+        return _Images(x, y, order, correct, *self.prover.glance(x, y, order, logits, units), shift)
 
     def _margins(self, images: "_Images", box: Box | None, margins, radius: float) -> Tensor:
         """``(images, targets)`` better lower bounds of the margins in the balls."""
@@ -478,40 +490,52 @@ class _Problem:
         bounds reach zero; these are 0 where no search was needed.
         """
         x, bound, targets = images.x, bounds.reshape(-1), images.order[rows, columns]
-        displacement = x.new_zeros(len(bound), x.shape[1])
         if limit is None:
             limit = torch.full_like(x[rows, 0], torch.inf if radius is None else 0.0)
         limit = limit.repeat_interleave(targets.shape[1])
         left = (bound <= limit).nonzero().squeeze(1)
         image, limit = rows.repeat_interleave(targets.shape[1])[left], limit[left]
         pairs = self._pairs(x, images.y, image, targets.reshape(-1)[left], box)
-        nowhere = torch.zeros_like(limit, dtype=torch.bool)
-        best = _Proof(bound[left], displacement[left], pairs.x0.clone(), nowhere)
-        index, point, steps = torch.arange(len(left), device=x.device), best.point, _SEARCH_STEPS
+        best = _Proof.start(pairs, bound[left])
+        start, steps = pairs.x0, _SEARCH_STEPS
         if self.subspace is not None and box is None:
-            first = self.rough.layers[0].weight
-            shift = (x.to(first.dtype) @ first.T)[image]
-            way = images.way[rows, columns].flatten(0, 1)[left]
-            length = limit.where(limit.isfinite(), best.bound) if radius is None else radius
-            way = -way * (length / way.norm(dim=1)).fmin(1 / pairs.curvature)[:, None].float()
-            point, guess = self.subspace.search(pairs, way, shift, steps, limit, radius)
-            likely = (guess > limit).nonzero().squeeze(1)
-            _improve(best, likely, self._prove(pairs.take(likely), point[likely], radius))
-            index, steps = (best.bound <= limit).nonzero().squeeze(1), _REFINE_STEPS
-        part = pairs.take(index)
-        point, _ = search(self.rough, part, point[index], steps, limit[index], radius)
-        _improve(best, index, self._prove(part, point, radius))
+            way, shift = images.way[rows, columns].flatten(0, 1)[left], images.shift[image]
+            start = self._search_subspace(pairs, way, shift, limit, best, radius)
+            steps = _REFINE_STEPS
+        for part in self.blocks((best.bound <= limit).nonzero().squeeze(1)):
+            few = pairs.take(part)
+            point, _ = search(self.rough, few, start[part], steps, limit[part], radius)
+            _improve(best, part, self._prove(few, point, radius))
         if radius is None:
             # Where the search ended at the boundary there is no gap, and digits to be gained.
-            index = ((best.bound <= limit) & best.at_boundary).nonzero().squeeze(1)
-            part = pairs.take(index)
-            point, _ = search(
-                self.prover.network, part, best.point[index], _POLISH_STEPS, limit[index]
-            )
-            _improve(best, index, self._prove(part, point, radius))
-        bound = bound.clone()
+            closing = ((best.bound <= limit) & best.at_boundary).nonzero().squeeze(1)
+            for part in self.blocks(closing):
+                few, exact = pairs.take(part), self.prover.network
+                point, _ = search(exact, few, best.point[part], _POLISH_STEPS, limit[part])
+                _improve(best, part, self._prove(few, point, radius))
+        bound, displacement = bound.clone(), x.new_zeros(len(bound), x.shape[1])
         bound[left], displacement[left] = best.bound, best.displacement
         return bound.reshape(targets.shape), displacement.reshape(*targets.shape, x.shape[1])
+
+    def _search_subspace(self, pairs: Pairs, way, shift, limit, best: "_Proof", radius) -> Tensor:
+        """Prove what a search in the subspace finds likely; returns where the searches ended."""
+        length = limit.where(limit.isfinite(), best.bound) if radius is None else radius
+        way = way * (length / way.norm(dim=1)).fmin(1 / pairs.curvature)[:, None].float()
+        ends = pairs.x0.clone()
+        for part in self.blocks(torch.arange(len(ends), device=ends.device)):
+            few = pairs.take(part)
+            ends[part], guess = self.subspace.search(
+                few, -way[part], shift[part], _SEARCH_STEPS, limit[part], radius
+            )
+            likely = (guess > limit[part]).nonzero().squeeze(1)
+            few, part = few.take(likely), part[likely]
+            proof = self._prove(few, ends[part], radius)
+            _improve(best, part, proof)
+            # What the subspace leaves out of the gradient is known now: one step may be enough.
+            short = (best.bound[part] <= limit[part]).nonzero().squeeze(1)
+            proof = self._prove(few.take(short), proof.onward[short], radius)
+            _improve(best, part[short], proof)
+        return ends
 
     def _glance(self, images: "_Images", radius: float | None) -> Tensor:
         """``(images, targets)`` bounds from the inputs themselves.
@@ -531,13 +555,15 @@ class _Problem:
         return torch.where(floor > 0, bound.maximum(everywhere), bound)
 
     def _prove(self, pairs: Pairs, point: Tensor, radius: float | None) -> "_Proof":
-        values = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
-        minorant = self.prover.minorant(pairs, point, *values)
-        at_boundary = values[0].abs() <= _AT_BOUNDARY * minorant.value
+        margin, gradient = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
+        minorant = self.prover.minorant(pairs, point, margin, gradient)
+        onward = fixed_point(pairs, point, margin, gradient, radius)
+        at_boundary = margin.abs() <= _AT_BOUNDARY * minorant.value
         if radius is not None:
-            return _Proof(minorant.margin(radius), torch.zeros_like(point), point, at_boundary)
+            bound = minorant.margin(radius)
+            return _Proof(bound, torch.zeros_like(point), point, onward, at_boundary)
         bound = minorant.radius()
-        return _Proof(bound, minorant.nearest(bound), point.clone(), at_boundary)
+        return _Proof(bound, minorant.nearest(bound), point.clone(), onward, at_boundary)
 
     def _nearest(self, x, y, best: "_Best", correct, box: Box | None) -> Tensor:
         """Adversarial points, NaN where none is found; a misclassified image is its own.
@@ -588,8 +614,8 @@ class _Images:
     """A chunk and what one evaluation tells of it.
 
     ``order`` holds the other classes, largest logit first, and ``correct`` says whether the label
-    beats them all; ``value`` and ``slope`` are those of the minorants at the inputs, and ``way``
-    the gradients in the subspace.
+    beats them all; ``value`` and ``slope`` are those of the minorants at the inputs, ``way`` the
+    gradients in the subspace and ``shift`` what it has to know of the inputs.
     """
 
     x: Tensor
@@ -599,6 +625,7 @@ class _Images:
     value: Tensor
     slope: Tensor
     way: Tensor
+    shift: Tensor
 
     @property
     def stages(self) -> list[slice]:
@@ -625,12 +652,21 @@ class _Best:
 
 @dataclass
 class _Proof:
-    """What is proved of each pair: a bound, the way to where it ends, and the point it took."""
+    """What is proved of each pair: a bound, and the way to where it ends.
+
+    ``point`` is the point it took, and ``onward`` a likely better one.
+    """
 
     bound: Tensor
     displacement: Tensor
     point: Tensor
+    onward: Tensor
     at_boundary: Tensor
+
+    @classmethod
+    def start(cls, pairs: Pairs, bound: Tensor) -> "_Proof":
+        nowhere = torch.zeros_like(bound, dtype=torch.bool)
+        return cls(bound, *(torch.zeros_like(pairs.x0) for _ in range(3)), nowhere)
 
 
 def _improve(best: "_Best | _Proof", index: Tensor, other: "_Best | _Proof") -> None:

@@ -426,10 +426,12 @@ class Subspace:
     Attributes:
         network: the network whose first layer is :math:`W_1V`, in the precision of the search.
         basis: ``(n, rank)`` V, in that precision.
+        weight: ``(width, n)`` :math:`W_1`, in that precision.
     """
 
     network: Network
     basis: Tensor
+    weight: Tensor
 
     @classmethod
     def of(cls, sketch: NormSketch | None, rough: Network) -> "Subspace | None":
@@ -447,7 +449,18 @@ class Subspace:
         first, *rest = rough.layers
         basis = sketch.basis.to(first.weight.dtype)
         reduced = Layer(first.weight @ basis, first.bias, first.activation)
-        return cls(Network((reduced, *rest), rough.key), basis)
+        return cls(Network((reduced, *rest), rough.key), basis, first.weight)
+
+    def shift(self, x: Tensor) -> Tensor:
+        """What the first layer makes of inputs, less its bias.
+
+        Args:
+            x: ``(batch, n)`` inputs.
+
+        Returns:
+            ``(batch, width)``, in the precision of the search.
+        """
+        return x.to(self.weight.dtype) @ self.weight.T
 
     def search(
         self, pairs: Pairs, way: Tensor, shift: Tensor, steps: int, limit: Tensor, radius=None
@@ -457,7 +470,7 @@ class Subspace:
         Args:
             pairs: the margins, without a box.
             way: ``(pairs, rank)`` the first step.
-            shift: ``(pairs, width)`` what the first layer makes of the inputs, less its bias.
+            shift: ``(pairs, width)`` what :meth:`shift` makes of the inputs.
             steps: as in :func:`search`.
             limit: as in :func:`search`.
             radius: as in :func:`search`.
@@ -525,6 +538,30 @@ def search(
     return torch.where(points.isfinite(), points.double(), start.double()), best.double()
 
 
+def fixed_point(
+    pairs: Pairs, point: Tensor, margin: Tensor, gradient: Tensor, radius: float | None
+) -> Tensor:
+    r"""Where a full step of :func:`search` ends: the best point, if the gradient were constant.
+
+    Args:
+        pairs: the margins.
+        point: ``(pairs, n)`` points c.
+        margin: ``(pairs,)`` values there.
+        gradient: ``(pairs, n)`` gradients there.
+        radius: as in :func:`search`.
+
+    Returns:
+        ``(pairs, n)`` points :math:`x_0 - \eta \nabla f(c)`, clipped to the box.
+    """
+    if radius is None:
+        along = (gradient * (pairs.x0 - point)).sum(1)
+        eta = step_to_boundary(margin + along, gradient, pairs.room)
+    else:
+        eta = step_to_sphere(gradient, radius, pairs.room)
+    step = -eta.minimum(1 / pairs.curvature)[:, None] * gradient
+    return pairs.x0 + (step if pairs.room is None else pairs.room.clip(step))
+
+
 @dataclass
 class _Walk:
     """Where each search is, and what the last step taught it."""
@@ -550,24 +587,20 @@ class _Walk:
 
     def advance(self, margin, gradient, improved, radius: float | None) -> Tensor:
         """Move the points; returns which searches are still worth a step."""
-        away, room = self.pairs.x0 - self.point, self.pairs.room
-        if radius is None:
-            eta = step_to_boundary(margin + (gradient * away).sum(1), gradient, room)
-        else:
-            eta = step_to_sphere(gradient, radius, room)
-        step = -eta.minimum(1 / self.pairs.curvature)[:, None] * gradient
-        move = away + (step if room is None else room.clip(step))
+        move = fixed_point(self.pairs, self.point, margin, gradient, radius) - self.point
         change = self.move - move
         alpha = (self.step * change).sum(1) / change.square().sum(1)
         alpha = torch.where(alpha > 0, alpha, 1.0).clamp(_SHORTEST, 1.0)
         self.step, self.move = alpha[:, None] * move, move
         self.point = self.point + self.step
         self.stalled = torch.where(improved, 0, self.stalled + 1)
-        settled = move.norm(dim=1) <= _SETTLED * away.norm(dim=1)
+        settled = move.norm(dim=1) <= _SETTLED * (self.pairs.x0 - self.point).norm(dim=1)
         return ~settled & move.isfinite().all(1)
 
     def take(self, keep: Tensor) -> "_Walk":
         """The searches that go on."""
+        if keep.all():
+            return self
         return _Walk(
             self.pairs.take(keep),
             self.point[keep],
