@@ -88,11 +88,11 @@ def main() -> int:
     for name, value in seconds.items():
         figures[name] = {
             "ms an image": round(1e3 * value / len(test), 3),
-            "faster": round(whole / value, 1),
-            "with set-up": round(whole / (value + setup), 1),
+            "times faster": round(whole / value, 1),
+            "times faster, with set-up": round(whole / (value + setup), 1),
         }
-        print(f"{name:24}{figures[name]['ms an image']:12.3f}{figures[name]['faster']:9.1f}"
-              f"{figures[name]['with set-up']:13.1f}")  # fmt: skip
+        print(f"{name:24}{figures[name]['ms an image']:12.3f}{figures[name]['times faster']:9.1f}"
+              f"{figures[name]['times faster, with set-up']:13.1f}")  # fmt: skip
     for name in ("verify", "certify"):
         ratio = seconds[f"{name}, all classes"] / seconds[f"{name}, runner-up"]
         print(f"{name}: all classes take {ratio:.2f} x the time of the runner-up alone")

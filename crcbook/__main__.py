@@ -14,16 +14,19 @@ import torch
 
 from crcbook.activations import ACTIVATIONS
 from crcbook.checkpoints import load_model, save_model, write_atomically
+from crcbook.checks import as_radius
 from crcbook.datasets import DATASETS, load
 from crcbook.experiments import (
     PROFILES,
     Experiment,
+    environment,
     evaluate,
     experiments,
     reproduce,
     run_training,
     summary,
 )
+from crcbook.networks import read_network
 from crcbook.training import CHOICES, Recipe
 
 
@@ -47,13 +50,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="crcbook", description="Provable robustness by curvature: train and certify networks."
+        prog="python -m crcbook",
+        description="Provable robustness by curvature: train and certify networks.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_train(commands.add_parser("train", help="train a network and keep its best epoch"))
-    _add_certify(commands.add_parser("certify", help="certify a trained network's test images"))
-    _add_reproduce(commands.add_parser("reproduce", help="run the book's experiments"))
+    for name, add, text in (
+        ("train", _add_train, "train a network and keep its best epoch"),
+        ("certify", _add_certify, "certify a trained network's test images"),
+        ("reproduce", _add_reproduce, "run the book's experiments that have no record yet"),
+    ):
+        add(commands.add_parser(name, help=text, description=text, formatter_class=_Help))
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default, where there is one to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def _own_device() -> str:
@@ -65,10 +80,10 @@ def _own_device() -> str:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, required=True)
+    add("--dataset", choices=DATASETS, required=True, help="what to train on")
     add("--layers", type=int, default=2, help="linear layers; 2 is one hidden layer")
     add("--width", type=int, default=1024, help="units of a hidden layer")
-    add("--activation", choices=ACTIVATIONS, default="softplus")
+    add("--activation", choices=ACTIVATIONS, default="softplus", help="between the layers")
     recipe = parser.add_argument_group("recipe", "as crcbook.Recipe explains")
     for field in fields(Recipe):
         options = {"type": field.type, "choices": CHOICES.get(field.name)}
@@ -81,7 +96,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                             help=_help(field.name))  # fmt: skip
     add("--out", type=Path, required=True, help="folder of the run")
     add("--resume", action="store_true", help="go on from the run's checkpoints")
-    add("--device", default=_own_device())
+    add("--device", default=_own_device(), help="where to compute")
     parser.set_defaults(run=_train)
 
 
@@ -95,31 +110,34 @@ def _help(name: str) -> str:
 def _add_certify(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_folder", type=Path, metavar="run", help="folder of the run, or a .safetensors model")
-    add("--dataset", choices=DATASETS, required=True)
-    add("--radius", type=float, default=Recipe().radius, help="l2 radius to report accuracies at")
+    add("--dataset", choices=DATASETS, help="whose test images; that of the run where not given")
+    add("--radius", type=float,
+        help="l2 radius to report accuracies at; that of the run where not given")  # fmt: skip
     add("--box", action="store_true", help="also with an adversary confined to pixels in [0, 1]")
     add("--local", action="store_true",
         help="also with the curvature of the ball around each image")  # fmt: skip
     add("--limit", type=int, help="certify only the first images")
     add("--json", type=Path, help="write the figures here")
-    add("--device", default=_own_device())
+    add("--device", default=_own_device(), help="where to compute")
     parser.set_defaults(run=_certify)
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--profile", choices=PROFILES, default="full",
-        help="quick: the same code on the bundled digits")  # fmt: skip
+        help="full: the book's tables, hours; quick: the bundled digits, minutes")  # fmt: skip
     add("--only", nargs="+", metavar="NAME", help="run these experiments alone")
     add("--results", type=Path, help="folder of the records (full: book/results)")
     add("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and weights")
-    add("--device", default=_own_device())
+    add("--device", default=_own_device(), help="where to compute")
     parser.set_defaults(run=_reproduce)
 
 
 def _train(options: argparse.Namespace) -> None:
     if options.layers < 1:
         raise ValueError(f"--layers must be at least 1; got {options.layers}")
+    if (options.out / "model.safetensors").exists() and not options.resume:
+        raise ValueError(f"{options.out} holds a finished run: name another --out, or --resume it")
     runs = []
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     for gamma in options.gamma:
@@ -142,19 +160,30 @@ def _train(options: argparse.Namespace) -> None:
 def _certify(options: argparse.Namespace) -> None:
     path = options.run_folder
     model = load_model(path / "model.safetensors" if path.is_dir() else path).to(options.device)
-    test = load(options.dataset).test
+    facts = path / "run.json"
+    known = json.loads(facts.read_text()) if facts.exists() else {}
+    dataset = options.dataset or known.get("dataset")
+    radius = known.get("recipe", {}).get("radius") if options.radius is None else options.radius
+    if dataset is None or radius is None:
+        raise ValueError(f"{path} is no folder of a run: --dataset and --radius must be given")
+    radius, data, inputs = as_radius(radius), load(dataset), read_network(model).inputs
+    if data.inputs != inputs:
+        raise ValueError(f"{dataset} has {data.inputs} values an item, the network takes {inputs}")
+    test = data.test
     if options.limit is not None:
         if options.limit < 1:
             raise ValueError(f"--limit must be at least 1; got {options.limit}")
         test = test.take(slice(0, options.limit))
     started = time.time()
-    columns = evaluate(model, test, options.radius, options.box, options.local, progress=True)
-    figures = {"radius": options.radius, **summary(columns, options.radius)}
+    columns = evaluate(model, test, radius, options.box, options.local, progress=True)
+    figures = {"radius": radius, **summary(columns, radius)}
     figures["seconds"] = round(time.time() - started, 3)
     for name, value in figures.items():
         print(f"{name:30} {'none' if value is None else format(value, '.6g')}")
     if options.json:
-        write_atomically(options.json, json.dumps(figures, indent=1).encode())
+        asked = {"model": str(path), "dataset": dataset, "box": options.box, "local": options.local}
+        record = asked | figures | {"environment": environment(options.device)}
+        write_atomically(options.json, json.dumps(record, indent=1).encode())
         print(f"wrote {options.json}")
 
 

@@ -23,9 +23,13 @@ def test_train_then_certify(tmp_path, capsys):
     assert "kept epoch" in capsys.readouterr().out
     facts = json.loads((run / "run.json").read_text())
     assert facts["recipe"]["gamma"] == 0.02 and len(facts["history"]) == 3
-    assert main(["certify", str(run), "--dataset", "digits", "--radius", "0.4", "--limit", "100",
-                 "--box", "--json", str(figures), "--device", "cpu"]) == 0  # fmt: skip
+    assert main(["certify", str(run), "--limit", "100", "--box", "--json", str(figures),
+                 "--device", "cpu"]) == 0  # fmt: skip
     out = json.loads(figures.read_text())
+    # The run knows what it was trained on and for; the file knows how it was made.
+    assert out["dataset"] == "digits" and out["radius"] == 0.4
+    assert out["model"] == str(run) and out["box"] and not out["local"]
+    assert out["environment"]["torch"] == torch.__version__
     assert out["images"] == 100 and out["violations"] == 0
     assert 0.5 < out["clean_accuracy"] <= 1
     assert 0 < out["certified_accuracy"] <= out["certified_accuracy_runner_up"]
@@ -35,6 +39,28 @@ def test_train_then_certify(tmp_path, capsys):
     assert out["violations_box"] == 0
     assert out["mean_radius"] > 0 and 0 < out["exact_fraction"] <= 1 and out["seconds"] > 0
     assert "certified_accuracy" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path, capsys):
+    words = [*TRAIN, "--out", str(tmp_path)]
+    assert main(words) == 0
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert main([*words, "--epochs", "1"]) == 1
+    assert "holds a finished run" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert main([*words, "--resume"]) == 0
+
+
+def test_a_network_is_certified_on_data_of_its_size(tmp_path, capsys):
+    model = tmp_path / "model.safetensors"
+    crc.save_model(model, crc.mlp([64, 8, 10]))
+    words = ["certify", str(model), "--limit", "5", "--device", "cpu"]
+    assert main(words) == 1
+    assert "--dataset and --radius must be given" in capsys.readouterr().err
+    assert main([*words, "--dataset", "moons", "--radius", "0.1"]) == 1
+    assert "moons has 2 values an item, the network takes 64" in capsys.readouterr().err
+    assert main([*words, "--dataset", "digits", "--radius", "-1"]) == 1
+    assert "radius must be positive" in capsys.readouterr().err
 
 
 def test_of_several_gammas_validation_keeps_one(tmp_path):
