@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook.attacks import boundary_points
+from crcbook.networks import read_network
 
 
 @given(random_networks(), st.sampled_from([0.1, 1.0, 10.0]))
@@ -55,6 +57,28 @@ def test_nothing_is_found_where_nothing_is():
     attacked = crc.attack(model, torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
     assert not attacked.success.any()
     assert attacked.point.isnan().all() and (attacked.distance == torch.inf).all()
+
+
+@given(random_networks())
+def test_boundary_points_lie_just_outside(case):
+    """The found points are adversarial, and a step of 1e-8 of the way back none of them is."""
+    model, generator = case
+    network = read_network(model)
+    x = torch.randn(4, network.inputs, generator=generator, dtype=torch.float64)
+    order = network.logits(x).argsort(dim=1, descending=True)
+    label, target = order[:, 0], order[:, 1]
+    point = boundary_points(network, x, label, target)
+    found = point.isfinite().all(1)
+    back = point - 1e-8 * (point - x)
+
+    def margin(at):
+        logits = network.logits(at)
+        return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
+
+    slope = (margin(x) - margin(point)).abs()
+    clear = found & (slope > 1e-3)  # of rounding
+    assert (margin(point)[found] <= 0).all()
+    assert (margin(back)[clear] > -1e-12).all()
 
 
 def test_more_restarts_never_hurt(digits, digits_model):

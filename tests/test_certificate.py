@@ -14,6 +14,7 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import nn
 
 import crcbook as crc
+from crcbook import certificate as certificate_module
 from crcbook.attacks import smallest_margin
 from crcbook.networks import read_network
 
@@ -271,6 +272,20 @@ def test_order_and_company_of_images_do_not_matter(digits, digits_model):
     for index in range(5):
         alone = crc.certify(digits_model, x[index : index + 1], y[index : index + 1]).radius
         torch.testing.assert_close(alone[0], radius[index], rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("values", [1, 2**9])
+def test_how_many_are_looked_at_together_does_not_matter(digits, digits_model, monkeypatch, values):
+    part = digits.test.take(slice(0, 40))
+    whole = crc.certify(digits_model, part.x, part.y)
+    verdict = crc.verify(digits_model, part.x, part.y, 0.5)
+    monkeypatch.setattr(certificate_module, "_CACHED_VALUES", values)
+    monkeypatch.setattr(certificate_module, "_CHUNK_VALUES", 100 * values)
+    parts = crc.certify(digits_model, part.x, part.y)
+    torch.testing.assert_close(parts.radius, whole.radius, rtol=1e-6, atol=0)
+    assert torch.equal(parts.target, whole.target) and torch.equal(parts.exact, whole.exact)
+    again = crc.verify(digits_model, part.x, part.y, 0.5)
+    assert torch.equal(again.robust, verdict.robust)
 
 
 def test_a_saturated_plateau_is_no_certificate_of_safety():
