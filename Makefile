@@ -58,7 +58,7 @@ test: lint  ## check the style, test the package, every chapter and every built 
 test-floor: install  ## test the package and a chapter with the lowest versions pyproject.toml allows
 	$(PYTHON) -m uv venv --quiet --clear --python $(VENV)/bin/python $(FLOOR)
 	$(PYTHON) -m uv pip install --python $(FLOOR) --resolution lowest-direct \
-		--editable .
+		--editable ".[mnist]"
 	$(PYTHON) -m uv pip install --python $(FLOOR) \
 		$$(grep -E "^($(PACKAGE_TOOLS))==" requirements.txt)
 	$(FLOOR)/bin/python -m pytest $(PACKAGE_TESTS)

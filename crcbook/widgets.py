@@ -444,7 +444,7 @@ def live_bounds(
 def _bars_picture(values: Mapping[str, float]) -> str:
     figure, axes = plt.subplots(figsize=(6.4, 2.4))
     names, sizes = list(values), list(values.values())
-    bars = axes.barh(names, sizes, color=PALETTE[: len(names)])
+    bars = axes.barh(names, sizes, color=list(PALETTE[: len(names)]))
     axes.bar_label(bars, labels=[f"{size:.3g}" for size in sizes], padding=4)
     # Where nothing bends down there is nothing to take a logarithm of.
     axes.set(xscale="log" if min(sizes) > 0 else "linear", xlabel="curvature k")
@@ -952,7 +952,7 @@ def live_ball(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0) -
         sign = "stays positive" if margins["followed outward"] > 0 else "is not proved positive"
         text = f"Class {label} over class {target}: the margin {sign} in the ball."
         figure, axes = plt.subplots(figsize=(5.4, 2.4))
-        bars = axes.barh(list(margins), list(margins.values()), color=PALETTE[: len(margins)])
+        bars = axes.barh(list(margins), list(margins.values()), color=list(PALETTE[: len(margins)]))
         axes.bar_label(bars, fmt="%.2f", padding=4)
         axes.axvline(0, color=plt.rcParams["text.color"], lw=1)
         axes.margins(x=0.2)
