@@ -5,27 +5,25 @@ One minorant for a whole ball needs a curvature that holds in all of it, and los
 direction u, the ball :math:`\|\delta\| \le \rho` becomes slabs
 :math:`a \le u\cdot\delta \le b`, each with a point of its own and a curvature of its own.
 
-Let :math:`c = x_0 + \gamma` lie in the slab, and let every point of the slab be within R of it. Let
+Let c lie in the slab, and let every point of the slab be within T of it. Let
 :math:`\nabla^2 f \succeq -A(t)` where the slab is within t of c, with A nondecreasing. Taylor's
-theorem with the remainder in integral form, along the segment from c to :math:`x_0 + \delta`,
+theorem with the remainder in integral form, along the segment from c to :math:`x = x_0 + \delta`,
 gives on the slab
 
-.. math:: f(x_0 + \delta) \ge f(c) + \nabla f(c) \cdot (\delta - \gamma)
-   - \tfrac k2 \|\delta - \gamma\|^2, \qquad
+.. math:: f(x) \ge f(c) + \nabla f(c) \cdot (x - c) - \tfrac k2 \|x - c\|^2, \qquad
    k = \lambda_{\max}\Bigl(\sum_i w_i A(t_i)\Bigr), \quad
-   w_i = (1 - t_{i-1}/R)^2 - (1 - t_i/R)^2,
+   w_i = (1 - t_{i-1}/T)^2 - (1 - t_i/T)^2,
 
-for radii :math:`0 = t_0 < \dots < t_m = R`: what lies near c counts most, and there the bends of
+for radii :math:`0 = t_0 < \dots < t_m = T`: what lies near c counts most, and there the bends of
 the units are nearly those at c. With :math:`q` and :math:`s` as in :mod:`crcbook.minorant` the
 right-hand side is :math:`q - s\cdot\delta - \tfrac k2\|\delta\|^2`, and on the slab that is at
 least
 
-.. math:: q - \max(a\,s\cdot u,\, b\,s\cdot u) - l\,\|s - (s\cdot u)u\| - \tfrac k2 \rho^2, \qquad
-   l^2 = \rho^2 - \min_{[a, b]} t^2 .
+.. math:: q - \max(a\beta, b\beta) - l\,\|s - \beta u\| - \tfrac k2 \rho^2, \qquad
+   \beta = s\cdot u, \quad l^2 = \rho^2 - \min_{[a, b]} t^2 .
 
-The best c of a slab makes the part of s across u vanish, :math:`\gamma - (\gamma\cdot u)u =
--(\nabla f(c) - (\nabla f(c)\cdot u)u)/k`; a few steps look for it, and nothing rests on their
-success. With a first layer :math:`z = Wx + b`, the slab moves unit j by at most
+The best c of a slab makes the part of s across u vanish; a few steps look for it, and nothing rests
+on their success. With a first layer :math:`z = Wx + b`, the slab moves unit j by at most
 :math:`[a, b]\,w_j\cdot u` and l times the rest of its row.
 """
 
