@@ -529,12 +529,14 @@ class _Problem:
             )
             likely = (guess > limit[part]).nonzero().squeeze(1)
             few, part = few.take(likely), part[likely]
-            proof = self._prove(few, ends[part], radius)
-            _improve(best, part, proof)
+            point = ends[part]
+            values = self.prover.network.margin_and_gradient(point, few.label, few.target)
+            _improve(best, part, self._bound(few, point, values, radius))
             # What the subspace leaves out of the gradient is known now: one step may be enough.
             short = (best.bound[part] <= limit[part]).nonzero().squeeze(1)
-            proof = self._prove(few.take(short), proof.onward[short], radius)
-            _improve(best, part[short], proof)
+            few, margin, gradient = few.take(short), *(value[short] for value in values)
+            onward = fixed_point(few, point[short], margin, gradient, radius)
+            _improve(best, part[short], self._prove(few, onward, radius))
         return ends
 
     def _glance(self, images: "_Images", radius: float | None) -> Tensor:
@@ -555,15 +557,17 @@ class _Problem:
         return torch.where(floor > 0, bound.maximum(everywhere), bound)
 
     def _prove(self, pairs: Pairs, point: Tensor, radius: float | None) -> "_Proof":
-        margin, gradient = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
-        minorant = self.prover.minorant(pairs, point, margin, gradient)
-        onward = fixed_point(pairs, point, margin, gradient, radius)
-        at_boundary = margin.abs() <= _AT_BOUNDARY * minorant.value
+        values = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
+        return self._bound(pairs, point, values, radius)
+
+    def _bound(self, pairs: Pairs, point: Tensor, values, radius: float | None) -> "_Proof":
+        """What the margins and gradients at the points prove."""
+        minorant = self.prover.minorant(pairs, point, *values)
+        at_boundary = values[0].abs() <= _AT_BOUNDARY * minorant.value
         if radius is not None:
-            bound = minorant.margin(radius)
-            return _Proof(bound, torch.zeros_like(point), point, onward, at_boundary)
+            return _Proof(minorant.margin(radius), torch.zeros_like(point), point, at_boundary)
         bound = minorant.radius()
-        return _Proof(bound, minorant.nearest(bound), point.clone(), onward, at_boundary)
+        return _Proof(bound, minorant.nearest(bound), point.clone(), at_boundary)
 
     def _nearest(self, x, y, best: "_Best", correct, box: Box | None) -> Tensor:
         """Adversarial points, NaN where none is found; a misclassified image is its own.
@@ -652,21 +656,17 @@ class _Best:
 
 @dataclass
 class _Proof:
-    """What is proved of each pair: a bound, and the way to where it ends.
-
-    ``point`` is the point it took, and ``onward`` a likely better one.
-    """
+    """What is proved of each pair: a bound, the way to where it ends, and the point it took."""
 
     bound: Tensor
     displacement: Tensor
     point: Tensor
-    onward: Tensor
     at_boundary: Tensor
 
     @classmethod
     def start(cls, pairs: Pairs, bound: Tensor) -> "_Proof":
         nowhere = torch.zeros_like(bound, dtype=torch.bool)
-        return cls(bound, *(torch.zeros_like(pairs.x0) for _ in range(3)), nowhere)
+        return cls(bound, *(torch.zeros_like(pairs.x0) for _ in range(2)), nowhere)
 
 
 def _improve(best: "_Best | _Proof", index: Tensor, other: "_Best | _Proof") -> None:
