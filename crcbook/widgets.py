@@ -683,7 +683,7 @@ def _image_and_radius(items: int, widest: float, draw) -> ipywidgets.VBox:
 def _images_picture(images: Mapping[str, Tensor], alt: str) -> str:
     figure, axes = plt.subplots(1, len(images), figsize=(2.3 * len(images), 2.4))
     for ax, (title, image) in zip(axes, images.items(), strict=True):
-        ax.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(image.numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=title, xticks=[], yticks=[])
     plt.close(figure)
     return svg(figure, alt)
