@@ -136,6 +136,7 @@ class Arctan(nn.Module):
 
 
 SOFTPLUS_THRESHOLD = 20.0
+_BETAS = (1e-20, 1e20)
 
 
 def softplus(beta: float = 1.0) -> Activation:
@@ -307,7 +308,7 @@ def activation_of(module: nn.Module) -> Activation | None:
 
     Raises:
         ValueError: for a setting the table does not prove: a softplus whose threshold is not 20
-            or whose beta is not positive, a GELU in its tanh form.
+            or whose beta is not positive or out of all proportion, a GELU in its tanh form.
     """
     name = _MODULES.get(type(module))
     if name == "identity":
@@ -323,6 +324,8 @@ def _softplus_row(module: nn.Softplus) -> Activation:
     beta, threshold = float(module.beta), float(module.threshold)
     if threshold != SOFTPLUS_THRESHOLD:
         raise ValueError(f"Softplus must keep its threshold of 20; got threshold={threshold:g}")
-    if not (0 < beta < math.inf):
-        raise ValueError(f"Softplus needs a positive, finite beta; got beta={beta:g}")
+    if not _BETAS[0] <= beta <= _BETAS[1]:
+        raise ValueError(
+            f"Softplus needs a beta from {_BETAS[0]:g} to {_BETAS[1]:g}; got beta={beta:g}"
+        )
     return softplus(beta)

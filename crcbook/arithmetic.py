@@ -10,10 +10,12 @@ from torch import Tensor, maximum
 
 UNIT = 2.0**-53
 
-# Error bounds are themselves computed in float64, each from a few dozen positive terms.
-OUTWARD = 1 + 2.0**-40
+# Bounds are themselves computed in float64, each from a few dozen positive terms and from norms of
+# at most 2^22 entries, whose relative error is below 2^-31.
+OUTWARD = 1 + 2.0**-30
 
-# More than underflow can take from any sum or product here, and from the square of a norm.
+# More than underflow can take from any sum or product here, and from the square of a norm, of
+# networks whose weights have sizes that are accepted.
 TINY = 1e-290
 TINY_NORM = 1e-140
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.attacks import boundary_points, descend, into_ball
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius
+from crcbook.checks import LARGEST, SMALLEST_RADIUS, as_box, as_classes, as_inputs, as_radius
 from crcbook.crown import crown_radius
 from crcbook.curvature import ball_curvature, downward_curvature
 from crcbook.lipschitz import lipschitz_radius
@@ -363,7 +363,7 @@ class _Problem:
         bounds = self._glance(images, None)[rows]
         for room in (None,) if box is None else (None, box):
             bounds, _ = self._maximise(images, rows, slice(None), room, bounds, upper)
-        trial = upper.clone()
+        trial = upper.clamp(SMALLEST_RADIUS, LARGEST)
         for _ in range(_LOCAL_STEPS):
             wide = ((upper - best.bound[rows]) > _LOCAL_GAP * upper).nonzero().squeeze(1)
             bounds[wide] = self._in_balls(
@@ -378,7 +378,7 @@ class _Problem:
             best.bound[rows[better]] = radius[better]
             best.target[rows[better]] = targets[better, position[better]]
             middle = (torch.maximum(best.bound[rows], radius) + upper) / 2
-            trial = torch.where(unknown, upper, middle)
+            trial = torch.where(unknown, upper, middle).clamp(SMALLEST_RADIUS, LARGEST)
 
     def _in_balls(self, x, y, rows, targets, box, radii, bounds, radius: float | None = None):
         """Better bounds of the rows' pairs that are short of their ball's radius (or margin 0)."""

@@ -8,6 +8,8 @@ from torch import Tensor
 from crcbook.networks import Network
 from crcbook.region import Box
 
+SMALLEST_RADIUS, LARGEST = 1e-100, 1e100  # their squares are float64 numbers
+
 
 def as_inputs(x, network: Network) -> Tensor:
     """Check inputs and flatten them.
@@ -21,7 +23,7 @@ def as_inputs(x, network: Network) -> Tensor:
 
     Raises:
         TypeError: where ``x`` is no floating-point tensor.
-        ValueError: for an empty batch, a wrong shape, NaN or infinity.
+        ValueError: for an empty batch, a wrong shape, NaN, infinity, or values above 1e100.
     """
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -33,6 +35,8 @@ def as_inputs(x, network: Network) -> Tensor:
         )
     if not x.isfinite().all():
         raise ValueError(f"x must be finite; {int((~x.isfinite()).sum())} of its values are not")
+    if x.abs().max() > LARGEST:
+        raise ValueError(f"x must have values up to {LARGEST:g}; got {x.abs().max():g}")
     return x.detach().flatten(1).to(network.device, torch.float64)
 
 
@@ -122,7 +126,7 @@ def as_radius(radius) -> float:
 
     Raises:
         TypeError: where it is no real number.
-        ValueError: where it is not positive and finite.
+        ValueError: where it is not between 1e-100 and 1e100: beyond, squares leave float64.
     """
     try:
         value = float(radius)
@@ -130,4 +134,6 @@ def as_radius(radius) -> float:
         raise TypeError(f"radius must be a real number; got {type(radius).__name__}") from error
     if not 0 < value < math.inf:
         raise ValueError(f"radius must be positive and finite; got {value:g}")
+    if not SMALLEST_RADIUS <= value <= LARGEST:
+        raise ValueError(f"radius must be from {SMALLEST_RADIUS:g} to {LARGEST:g}; got {value:g}")
     return value

@@ -452,17 +452,21 @@ def _steepest(network: Network, code: Tensor) -> tuple[Tensor, Tensor]:
     ranges[1:] = [(most, most, low, high) for _, most, low, high in ranges[1:]]
     weights = network.margin_weights(code // network.classes, code % network.classes)
     depths = bend_depths(network.layers, weights, ranges)[0]
-    table = _steepest_table(network)
-    missing = table[code].isnan().nonzero().squeeze(1)
-    if len(missing):
-        table[code[missing]] = top_eigenvalue_bound(hidden[0].weight, depths[missing])
-    return depths, table[code]
+    known, codes = _known_steepest(network), code.tolist()
+    missing = [i for i, pair in enumerate(codes) if pair not in known]
+    if missing:
+        bounds = top_eigenvalue_bound(hidden[0].weight, depths[missing])
+        # Evaluated in another batch the depths may round otherwise: the proved ones are kept.
+        for i, bound in zip(missing, bounds, strict=True):
+            known[codes[i]] = depths[i], bound
+    depths, bounds = zip(*(known[pair] for pair in codes), strict=True)
+    return torch.stack(depths), torch.stack(bounds)
 
 
 @remembered
-def _steepest_table(network: Network) -> Tensor:
-    """The eigenvalue bounds of :func:`_steepest` so far, NaN where none is known yet."""
-    return network.layers[0].weight.new_full((network.classes**2,), torch.nan)
+def _known_steepest(network: Network) -> dict[int, tuple[Tensor, Tensor]]:
+    """The depths and eigenvalue bounds of :func:`_steepest` so far."""
+    return {}
 
 
 @dataclass(frozen=True)

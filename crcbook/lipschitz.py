@@ -21,7 +21,7 @@ B_I\|` do, once a network. The smaller of the two bounds is taken.
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, TINY_NORM, gamma
+from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
 from crcbook.curvature import Link, jacobian_chains, proved
 from crcbook.minorant import Prover
 from crcbook.networks import Network, remembered
@@ -49,8 +49,10 @@ def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -
     margin, _ = network.margin_and_units(x, label, target)
     error, _ = rounding.errors(x.norm(dim=1), weights.norm(dim=1), offset.abs())
     margin = margin - (error + rounding.deviation(weights)) * OUTWARD
-    radius = margin / lipschitz_bound(prover, label, target) / OUTWARD
-    return torch.where(margin > 0, radius.nan_to_num(nan=0.0, posinf=torch.inf), 0.0)
+    bound = lipschitz_bound(prover, label, target)
+    radius = (margin / bound / OUTWARD).nan_to_num(nan=0.0)
+    radius = radius.masked_fill(bound == 0, torch.inf)
+    return torch.where((margin > 0) & margin.isfinite(), radius, 0.0)
 
 
 def lipschitz_bound(prover: Prover, label: Tensor, target: Tensor) -> Tensor:
@@ -70,9 +72,11 @@ def lipschitz_bound(prover: Prover, label: Tensor, target: Tensor) -> Tensor:
     terms = 1 + gamma(prover.network.inputs + prover.network.layers[-1].weight.shape[1] + 8)
     total = torch.zeros_like(weights[:, 0])
     for link in links:
-        # Each of the two rows carries the link's error; the factor covers their difference's.
-        row = (link.matrix[label] - link.matrix[target]).norm(dim=1) * terms
-        total = total + link.factor * (row + 2 * link.error)
+        # Each of the two rows carries the link's error and the rounding of its own entries.
+        rows = link.matrix[label], link.matrix[target]
+        error = 2 * link.error + 4 * UNIT * sum(row.norm(dim=1) for row in rows)
+        row = (rows[0] - rows[1]).norm(dim=1) * terms
+        total = total + link.factor * (row + error)
     bound = torch.fmin(total * OUTWARD, _product_bound(prover, weights)) + TINY_NORM
     return bound.masked_fill((weights == 0).all(1), 0.0)
 

@@ -97,7 +97,7 @@ def parabola_radius(value: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
         ``(pairs,)`` radii, rounded down; 0 where q is not positive.
     """
     root = (slope**2 + 2 * curvature * value.clamp(min=0)).sqrt()
-    radius = (2 * value / (slope + root) / OUTWARD).nan_to_num(nan=0.0, posinf=torch.inf)
+    radius = (value / (slope + root) * 2 / OUTWARD).nan_to_num(nan=0.0)  # never infinite
     return torch.where(value > 0, radius, 0.0)
 
 
@@ -202,10 +202,10 @@ class Minorant:
         multiplier = self._multiplier(plain, fixed=False)
         reach = self.room.reach()
         inner = self._smallest(multiplier)
-        first = (2 * inner.clamp(min=0) / multiplier).sqrt().fmin(reach)
+        first = (inner.clamp(min=0) / multiplier * 2).sqrt().fmin(reach)
         # s is known within its error, which tilts the bound by at most that much a unit length.
         inner = (inner - self.error * first * OUTWARD).clamp(min=0)
-        radius = torch.where(inner > 0, (2 * inner / multiplier).sqrt(), 0.0)
+        radius = torch.where(inner > 0, (inner / multiplier * 2).sqrt(), 0.0)
         return torch.where(radius > reach * OUTWARD, torch.inf, radius)
 
     def _smallest(self, multiplier: Tensor) -> Tensor:

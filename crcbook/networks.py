@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from crcbook.activations import ACTIVATIONS, IDENTITY, Activation, activation_module, activation_of
 
 _REMEMBERED_NETWORKS = 16
+# Where squares and products neither vanish nor overflow, however the proofs arrange them.
+_SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 2**22
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
 
 
@@ -363,17 +366,23 @@ def remembered(function: Callable) -> Callable:
         The function; its ``forget()`` empties the memory.
     """
     memory: OrderedDict[tuple, object] = OrderedDict()
+    lock = Lock()
 
     @wraps(function)
     def recall(network: Network):
         key = (network.key, network.device)
-        if key not in memory:
+        with lock:
+            known = key in memory
+            found = memory.get(key)
+        if not known:
             with torch.inference_mode(False):  # it outlives the caller's mode
-                memory[key] = function(network)
-        memory.move_to_end(key)
-        while len(memory) > _REMEMBERED_NETWORKS:
-            memory.popitem(last=False)
-        return memory[key]
+                found = function(network)
+        with lock:
+            found = memory.setdefault(key, found)
+            memory.move_to_end(key)
+            while len(memory) > _REMEMBERED_NETWORKS:
+                memory.popitem(last=False)
+        return found
 
     recall.forget = memory.clear
     return recall
@@ -391,10 +400,14 @@ def read_network(model: nn.Sequential) -> Network:
 
     Raises:
         TypeError: where the model is no Sequential.
-        ValueError: for a layer, an order of layers or weights that cannot be certified.
+        ValueError: for a layer, an order of layers or weights that cannot be certified, and for
+            modules that compute something else than their class says (hooks, a ``forward`` of
+            their own).
+        RuntimeError: inside ``torch.autocast``.
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be a torch.nn.Sequential; got {type(model).__name__}")
+    _check_unchanged(model)
     layers: list[Layer] = []
     for module in _flat(model):
         if type(module) is nn.Flatten:
@@ -404,11 +417,28 @@ def read_network(model: nn.Sequential) -> Network:
         else:
             layers = _activated(layers, module)
     _check_shapes(layers)
+    _check_sizes(layers)
+    if torch.is_autocast_enabled(layers[0].weight.device.type):
+        raise RuntimeError("certificates need full precision: leave torch.autocast first")
     return Network(tuple(layers), _key(layers))
+
+
+def _check_unchanged(module: nn.Module) -> None:
+    sequential = isinstance(module, nn.Sequential)
+    if "forward" in vars(module) or (sequential and type(module).forward != nn.Sequential.forward):
+        raise ValueError(
+            f"cannot certify {type(module).__name__}: its forward is not that of its layers in turn"
+        )
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(
+            f"cannot certify {type(module).__name__} with forward hooks, which may change what it "
+            "computes: remove them first (pruning and weight_norm have their own remove functions)"
+        )
 
 
 def _flat(model: nn.Sequential) -> Iterable[nn.Module]:
     for module in model:
+        _check_unchanged(module)
         if isinstance(module, nn.Sequential):
             yield from _flat(module)
         else:
@@ -426,10 +456,10 @@ def _linear(module: nn.Linear, position: int) -> Layer:
         raise ValueError(f"Linear layer {position} must have real weights; got {weight.dtype}")
     if weight.device.type == "mps":  # has no float64
         weight = weight.cpu()
-    weight = weight.double()
+    weight = weight.to(torch.float64, copy=True)
     bias = weight.new_zeros(weight.shape[0])
     if module.bias is not None:
-        bias = module.bias.detach().to(weight)
+        bias = module.bias.detach().to(weight, copy=True)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise ValueError(f"Linear layer {position} must have finite weights; got NaN or infinity")
     return Layer(weight, bias, IDENTITY)
@@ -463,11 +493,31 @@ def _check_shapes(layers: list[Layer]) -> None:
         raise ValueError("the model must have at least two classes; its last layer has one output")
 
 
+def _check_sizes(layers: list[Layer]) -> None:
+    product = 1.0
+    for position, layer in enumerate(layers):
+        if max(layer.weight.shape) > _MOST_UNITS:
+            raise ValueError(f"layers may have at most {_MOST_UNITS} units, and so many inputs")
+        sizes = torch.cat([layer.weight.abs().flatten(), layer.bias.abs()])
+        least, most = sizes[sizes > 0].aminmax() if sizes.any() else (1.0, 1.0)
+        if least < _SIZES[0] or most > _SIZES[1]:
+            raise ValueError(
+                f"Linear layer {position} must have weights of a size from {_SIZES[0]:g} to "
+                f"{_SIZES[1]:g}, or 0; got {least:g} to {most:g}"
+            )
+        product *= float(layer.weight.abs().max()) or 1.0
+    if not _PRODUCTS[0] <= product <= _PRODUCTS[1]:
+        raise ValueError(
+            f"the layers' largest weights must have a product from {_PRODUCTS[0]:g} to "
+            f"{_PRODUCTS[1]:g}; got {product:g}"
+        )
+
+
 def _key(layers: list[Layer]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for layer in layers:
         row = layer.activation
-        digest.update(f"{row.name} {row.deviation} {tuple(layer.weight.shape)}".encode())
+        digest.update(f"{row.name} {row.max_bend} {tuple(layer.weight.shape)}".encode())
         digest.update(layer.weight.cpu().numpy().tobytes())
         digest.update(layer.bias.cpu().numpy().tobytes())
     return digest.hexdigest()

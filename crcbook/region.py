@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crcbook.arithmetic import OUTWARD
+
 _PASSES = 4
 
 
@@ -101,7 +103,7 @@ class Room:
         Returns:
             ``(pairs,)``.
         """
-        return torch.maximum(-self.low, self.high).norm(dim=1) * (1 + 1e-12)
+        return torch.maximum(-self.low, self.high).norm(dim=1) * OUTWARD
 
 
 def step_to_boundary(margin: Tensor, gradient: Tensor, room: Room | None) -> Tensor:

@@ -195,6 +195,7 @@ class _Slab:
     def _first_preactivations(self) -> tuple[Tensor, Tensor]:
         """How low and high the first layer's preactivations can be in the slabs."""
         layer, x = self.prover.network.layers[0], self.pairs.x0
+        # The error also covers how far a point of expansion was rounded out of its slab.
         error = self.prover.rounding.preactivation_errors(x.norm(dim=1))[0]
         z = torch.addmm(layer.bias, x, layer.weight.T)
         rows, terms = layer.weight.norm(dim=1), gamma(8 * x.shape[1] + 128)

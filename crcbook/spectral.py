@@ -106,7 +106,7 @@ class NormSketch:
         between = between + 2 * terms * lengths.square()
         bound = (main.square() + self.rest * between).sqrt()
         bound = bound + TINY_NORM * (1 + size + self.rest**0.5)
-        return image, (bound * OUTWARD).nan_to_num(nan=torch.inf)
+        return image, (bound * OUTWARD).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:

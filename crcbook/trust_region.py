@@ -264,8 +264,8 @@ def _trust_region_bound(
         reach = radius + length * OUTWARD
         half = (gradient * y).sum() / 2
         half = half + gamma(order + 8) * gradient.norm() * length
-        fall = half + off * (reach + length) + below * reach**2 / 2
-        fall = fall + (multiplier + constant).clamp(min=0) * radius**2 / 2
+        fall = half + off * (reach + length) + below * (reach * reach) / 2
+        fall = fall + (multiplier + constant).clamp(min=0) * (radius * radius) / 2
         best = -(fall + fall.abs() * 64 * UNIT + 64 * UNIT * half.abs()) - TINY
         break
     return best
@@ -282,7 +282,7 @@ def _multipliers(matrix: Tensor, gradient: Tensor, radius: float, least: Tensor)
         high = low + gradient.norm() / radius
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            beyond = (parts / (middle - values).square()).sum() > radius**2
+            beyond = (parts / (middle - values).square()).sum() > radius * radius
             low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
         yield high
 

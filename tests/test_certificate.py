@@ -519,26 +519,54 @@ def test_every_option_that_helps_never_hurts(case):
     assert (both >= near).all() and (both >= confined).all()
 
 
-def test_weights_near_underflow_promise_nothing_false():
-    linear = nn.Linear(2, 2, bias=False).double()
+@pytest.mark.parametrize("scale", [1e-50, 1e-20, 1e20, 1e49])
+def test_the_smallest_and_the_largest_weights_promise_nothing_false(scale):
     x, y = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([0])
-    for scale in (1e-100, 1e-160, 1e-170, 1e-300):
-        with torch.no_grad():
-            linear.weight.copy_(torch.eye(2) * scale)
+    for depth in (1, 2):
+        layers = [nn.Linear(2, 2, bias=False).double() for _ in range(depth)]
+        for layer in layers:
+            layer.weight.data = torch.eye(2, dtype=torch.float64) * scale
         for name in ("dual", "closed-form", "lipschitz", "crown"):
-            radius = crc.certify(nn.Sequential(linear), x, y, method=name).radius.item()
-            assert radius <= 0.125**0.5 * (1 + 1e-9)
-    deep = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(5)))
-    for layer in deep:
-        layer.weight.data = torch.eye(2) * 1e-36
-    assert crc.certify(deep, x, y).radius.item() <= 0.125**0.5 * (1 + 1e-9)
+            certificate = crc.certify(nn.Sequential(*layers), x, y, method=name)
+            assert 0 < certificate.radius.item() <= 0.125**0.5 * (1 + 1e-9)
 
 
-def test_enormous_radii_are_answered():
+def test_the_smallest_and_the_largest_radii_are_answered():
     model = crc.mlp([3, 8, 3], seed=0).double()
     x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
     for box in (None, (-9.0, 9.0)):
-        assert not crc.verify(model, x, y, 1e200, box=box).margin.isnan().any()
+        for curvature in ("global", "local"):
+            options = {"box": box, "curvature": curvature}
+            assert crc.verify(model, x, y, 1e-100, **options).robust.all()
+            wide = crc.verify(model, x, y, 1e100, **options)
+            assert not (wide.margin.isnan() | wide.robust).any()
+            for radius in (1e-101, 1e101):
+                with pytest.raises(ValueError, match="radius must be from"):
+                    crc.verify(model, x, y, radius, **options)
+
+
+def test_a_tie_up_to_rounding_gets_a_tiny_radius_at_most():
+    """An input whose margin is the last bit of its logits, and one next to 0."""
+    line = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    line[0].weight.data = torch.eye(3, 2, dtype=torch.float64)
+    line[2].weight.data = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]], dtype=torch.float64)
+    for layer in (line[0], line[2]):
+        layer.bias.data.zero_()
+    x = torch.tensor([[1e-162, 5e-162], [1e-99, 0], [1e-17, 1.0]], dtype=torch.float64)
+    for options in ({}, {"box": (-1.0, 1.0)}, {"curvature": "local"}):
+        radius = crc.certify(line, x, torch.zeros(3, dtype=torch.int64), **options).radius
+        assert (radius <= x[:, 0]).all()
+
+
+def test_logits_beyond_squares_have_no_infinite_radius():
+    model = nn.Sequential(nn.Linear(1, 2)).double()
+    model[0].weight.data = torch.tensor([[1e50], [0.0]], dtype=torch.float64)
+    model[0].bias.data.zero_()
+    x, y = torch.full((1, 1), 1e100, dtype=torch.float64), torch.tensor([0])
+    for box in (None, (-1e100, 1e100)):
+        assert crc.certify(model, x, y, box=box).radius <= 1e100
+    with pytest.raises(ValueError, match="values up to 1e\\+100"):
+        crc.certify(model, 10 * x, y)
 
 
 def test_inference_mode_leaves_the_model_usable():

@@ -5,6 +5,7 @@ import torch
 from conftest import SMOOTH, random_networks
 from hypothesis import given
 from torch import nn
+from torch.nn.utils import prune
 
 import crcbook as crc
 from crcbook.networks import deepen, read_network
@@ -89,6 +90,91 @@ def test_nested_and_bias_free_models_are_read():
 def test_models_without_a_certificate_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         read_network(model)
+
+
+class Scaled(nn.Sequential):
+    """A Sequential that does something before its layers."""
+
+    def forward(self, x):
+        return super().forward(10 * x)
+
+
+class Named(nn.Sequential):
+    """A Sequential that only has another constructor."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def pruned():
+    model = Named()
+    prune.random_unstructured(model[0], "weight", amount=0.5)
+    return model
+
+
+def with_hook():
+    model = Named()
+    model.register_forward_pre_hook(lambda module, inputs: (10 * inputs[0],))
+    return model
+
+
+def with_own_forward():
+    model = Named()
+    model[0].forward = lambda x: 10 * x[:, :3]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Scaled(*Named()), "forward is not that of its layers"),
+        (nn.Sequential(Scaled(nn.Linear(4, 3)), nn.Tanh(), nn.Linear(3, 2)), "forward is not that"),
+        (with_own_forward(), "forward is not that"),
+        (with_hook(), "forward hooks"),
+        (pruned(), "forward hooks"),
+    ],
+)
+def test_models_that_compute_something_else_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        read_network(model)
+
+
+def test_a_sequential_with_its_own_constructor_is_read():
+    model, x = Named(), torch.randn(5, 4)
+    torch.testing.assert_close(read_network(model).logits(x.double()).float(), model(x))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1e-51,), "a size from 1e-50 to 1e\\+50"),
+        ((1e51,), "a size from 1e-50 to 1e\\+50"),
+        ((1e-40, 1e-40, 1e-40), "product from 1e-100 to 1e\\+100"),
+        ((1e40, 1e40, 1e40), "product from 1e-100 to 1e\\+100"),
+    ],
+)
+def test_weights_out_of_all_proportion_are_refused(weights, message):
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False).double() for _ in weights))
+    for layer, weight in zip(model, weights, strict=True):
+        layer.weight.data = weight * torch.eye(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        read_network(model)
+
+
+def test_a_network_read_before_an_edit_keeps_its_weights():
+    model = crc.mlp([4, 8, 3]).double()
+    network = read_network(model)
+    before = [(layer.weight.clone(), layer.bias.clone()) for layer in network.layers]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    for layer, (weight, bias) in zip(network.layers, before, strict=True):
+        assert torch.equal(layer.weight, weight) and torch.equal(layer.bias, bias)
+
+
+def test_half_precision_contexts_are_refused():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+        read_network(crc.mlp([4, 8, 3]))
 
 
 def test_weights_must_be_finite_and_the_model_a_sequential():
