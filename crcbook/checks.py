@@ -23,7 +23,7 @@ def as_inputs(x, network: Network) -> Tensor:
 
     Raises:
         TypeError: where ``x`` is no floating-point tensor.
-        ValueError: for an empty batch, a wrong shape, NaN, infinity, or values above 1e100.
+        ValueError: for an empty batch, a wrong shape, NaN or infinity.
     """
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -35,8 +35,6 @@ def as_inputs(x, network: Network) -> Tensor:
         )
     if not x.isfinite().all():
         raise ValueError(f"x must be finite; {int((~x.isfinite()).sum())} of its values are not")
-    if x.abs().max() > LARGEST:
-        raise ValueError(f"x must have values up to {LARGEST:g}; got {x.abs().max():g}")
     return x.detach().flatten(1).to(network.device, torch.float64)
 
 

@@ -86,12 +86,17 @@ def _full() -> dict[str, Experiment]:
                    loss_q=0.3)  # fmt: skip
     fine = replace(broad, gamma=0.06, epochs=6, learning_rate=5e-4, ramp_epochs=0.0)
     boxed = replace(fine, epochs=8, learning_rate=1e-3, attack_box=True, validate_every=4)
+    patient = replace(broad, epochs=120, validate_every=10)
+    tuned = replace(fine, epochs=4, learning_rate=1e-3, validate_every=4)
     brief = replace(broad, gamma=0.06, epochs=12)
     first = Experiment("mnist", 2, "softplus", broad)
     two = replace(first, recipe=fine, start=first)
     found = {
         "mnist-2-softplus-crt": two,
         "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
+        "mnist-2-softplus-crt-long": replace(
+            two, recipe=replace(tuned, gamma=0.1), start=replace(first, recipe=patient)
+        ),
         "mnist-3-softplus-crt": _deeper(two, 3),
         "mnist-4-softplus-crt": _deeper(two, 4),
     }
@@ -103,8 +108,8 @@ def _full() -> dict[str, Experiment]:
             experiment = _deeper(Experiment(dataset, 2, activation, brief), layers)
             found[f"{dataset}-{layers}-{activation}-crt"] = experiment
         for gamma in (0.003, 0.01, 0.03, 0.1, 0.3) if layers == 2 else ():
-            tuned = replace(fine, gamma=gamma, epochs=4, learning_rate=1e-3, validate_every=4)
-            found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=tuned, box=False)
+            recipe = replace(tuned, gamma=gamma)
+            found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
     return found
 

@@ -20,7 +20,7 @@ from crcbook.activations import ACTIVATIONS, IDENTITY, Activation, activation_mo
 
 _REMEMBERED_NETWORKS = 16
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
-_SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 2**22
+_SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
 
 

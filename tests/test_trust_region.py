@@ -106,7 +106,7 @@ def test_following_the_curvature_beats_one_number_for_the_ball(digits):
         assert place.margin(label[i], target[i]) > plain + 0.1 * k * 0.5**2 / 2
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e3, 1e155])
+@pytest.mark.parametrize("scale", [1e-3, 1e3, 1e49])
 def test_weights_of_any_size_give_a_bound_or_none(scale):
     model = crc.mlp([4, 6, 5, 3], seed=3).double()
     with torch.no_grad():
