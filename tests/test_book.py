@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import crcbook
+
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
@@ -44,6 +46,12 @@ def test_every_page_is_in_the_table_of_contents_and_every_entry_exists():
     listed = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
     pages = [path for kind in ("*.md", "*.ipynb") for path in (ROOT / "book").glob(kind)]
     assert sorted(listed) == sorted(f"book/{path.stem}" for path in pages)
+
+
+def test_the_reference_names_everything_the_package_offers():
+    page = (ROOT / "book/reference.md").read_text()
+    missing = [name for name in crcbook.__all__ if f"crcbook.{name}" not in page]
+    assert not missing
 
 
 def test_every_mention_of_the_repository_is_its_address():
