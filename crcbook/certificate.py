@@ -35,6 +35,7 @@ _SEARCH_STEPS = 100
 _REFINE_STEPS = 8
 _POLISH_STEPS = 3
 _AT_BOUNDARY = 1e-2  # of the bound at the input: a margin this small has reached zero
+_SLABS = (8, 32)  # of a ball; the second number where the first one decides nothing
 _LOCAL_STEPS = 5
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
@@ -407,14 +408,22 @@ class _Problem:
         return bounds
 
     def _cut(self, x, y, rows, targets, radii, limit, bounds, radius) -> None:
-        """Raise bounds by cutting the balls into slabs, across where the best minorants fall."""
+        """Raise bounds by cutting the balls into slabs, across where the best minorants fall.
+
+        Thinner slabs are for verdicts alone: a search for a radius would meet them in vain at every
+        ball that is too large.
+        """
         row, column = (bounds < limit[:, None]).nonzero().T
         pairs = self._pairs(x, y, rows[row], targets[row, column], None)
         ceiling = torch.full_like(limit[row], torch.inf)
         point, _ = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, ceiling)
-        margin = slab_margins(self.prover, self.rough, pairs, radii[row], point - pairs.x0)
-        value = margin if radius is not None else torch.where(margin > 0, radii[row], 0.0)
-        bounds[row, column] = torch.maximum(bounds[row, column], value)
+        for slabs in _SLABS if radius is not None else _SLABS[:1]:
+            axis = point - pairs.x0
+            margin = slab_margins(self.prover, self.rough, pairs, radii[row], axis, slabs)
+            value = margin if radius is not None else torch.where(margin > 0, radii[row], 0.0)
+            bounds[row, column] = torch.maximum(bounds[row, column], value)
+            left = bounds[row, column] < limit[row]
+            row, column, pairs, point = row[left], column[left], pairs.take(left), point[left]
 
     def _search_balls(
         self, x, y, rows, targets, box, radii, limit, bounds, curvature, radius
