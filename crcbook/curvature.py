@@ -39,7 +39,12 @@ _CHUNK_PAIRS = 1024
 
 
 def curvature_bounds(
-    model: nn.Sequential, label, target, x: Tensor | None = None, radius=None, box=None
+    model: nn.Sequential,
+    label: int | Tensor,
+    target: int | Tensor,
+    x: Tensor | None = None,
+    radius: float | None = None,
+    box: tuple | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Proved bounds m and M of the Hessian's eigenvalues of a margin :math:`f = z_y - z_t`.
 
@@ -57,12 +62,17 @@ def curvature_bounds(
 
     Raises:
         TypeError: where the model is no Sequential or a class is no integer.
-        ValueError: for a class out of range, a network that cannot be certified, or one of ``x``
-            and ``radius`` without the other.
+        ValueError: for a class out of range or a wrong shape, a network that cannot be certified,
+            or one of ``x`` and ``radius`` without the other.
     """
     network = read_network(model)
-    label = as_classes("label", label, network).reshape(-1)
-    target = as_classes("target", target, network).reshape(-1)
+    label, target = as_classes("label", label, network), as_classes("target", target, network)
+    if label.ndim > 1 or target.ndim > 1:
+        raise ValueError(
+            f"label and target must be a class or (pairs,) of them; got {tuple(label.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    label, target = label.reshape(-1), target.reshape(-1)
     if (x is None) != (radius is None) or (x is None and box is not None):
         raise ValueError("a region needs both x and radius; a box needs them too")
     lengths = {len(label), len(target), 1 if x is None else len(x)} - {1}

@@ -124,6 +124,9 @@ def test_bad_classes_are_refused():
         crc.curvature_bounds(model, torch.tensor([0, 1]), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="one length"):
         crc.curvature_bounds(model, torch.tensor([0, 1]), 2, x=torch.zeros(3, 4), radius=1.0)
+    for classes in [([[0, 1]], 2), (2, [[0, 1]])]:
+        with pytest.raises(ValueError, match=r"\(pairs,\) of them; got .*\(1, 2\)"):
+            crc.curvature_bounds(model, *map(torch.tensor, classes))
 
 
 @given(random_networks(), st.sampled_from([0.01, 0.5, 3.0]), st.booleans())
