@@ -2,7 +2,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PORT   ?= 8000
-RUN    ?= runs/m2
+RUN    ?= book/results/mnist-2-softplus-crt.safetensors
 RUNS   ?= $(RUN)
 REQUIREMENTS ?= requirements.txt
 FLOOR  := _build/floor
@@ -101,7 +101,7 @@ soundness: install  ## attack 100,000 certificates and count the broken ones: no
 
 clean:  ## remove the built book and caches; .venv and runs stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis
-	find crcbook tests book tools -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks book crcbook tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: $(REQUIREMENTS) pyproject.toml
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { $(create_venv); }

@@ -17,7 +17,6 @@ import torch
 
 import crcbook as crc
 from crcbook.checkpoints import write_atomically
-from crcbook.curvature import curvature_table
 from crcbook.experiments import environment
 from crcbook.networks import read_network
 
@@ -59,17 +58,17 @@ def timed(function) -> float:
 def main() -> int:
     """Time everything on one network and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of an MNIST run")
+    parser.add_argument("run", type=Path, help="folder of an MNIST run, or a .safetensors model")
     parser.add_argument("--radius", type=float, default=1.58)
     parser.add_argument("--limit", type=int, default=10_000, help="images")
     parser.add_argument("--published", type=int, default=2_000, help="images for the slow method")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    model = crc.load_model(options.run / "model.safetensors")
+    run = options.run
+    model = crc.load_model(run / "model.safetensors" if run.is_dir() else run)
     test = crc.load("mnist").test.take(slice(0, options.limit))
     few = test.take(slice(0, options.published))
     pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10)).T
-    curvature_table.forget()
     setup = timed(lambda: crc.curvature_bounds(model, *pairs))
     old = timed(lambda: in_chunks(lambda x, y: published(model, x, y), few.x, few.y)) / len(few)
     rows = {
@@ -103,7 +102,7 @@ def main() -> int:
             "set-up, s": round(setup, 2),
             "published, ms an image": round(1e3 * old, 2),
             "images": len(test),
-            "network": options.run.name,
+            "network": run.name.removesuffix(".safetensors"),
             "environment": environment("cpu"),
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def published_bound(network: Network, label, target) -> torch.Tensor:
 def main() -> int:
     """Print a row a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of MNIST runs")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of MNIST runs, or models")
     parser.add_argument("--limit", type=int, default=1000, help="images")
     options = parser.parse_args()
     test = crc.load("mnist").test
@@ -46,7 +46,7 @@ def main() -> int:
     print(f"{'run':28}{'layers':>7}{'clean %':>9}{'certified':>11}{'attack':>9}{'ratio':>8}"
           f"{'curvature / published':>23}")  # fmt: skip
     for run in options.runs:
-        model = crc.load_model(run / "model.safetensors")
+        model = crc.load_model(run / "model.safetensors" if run.is_dir() else run)
         network = read_network(model)
         clean = (network.logits(test.x.flatten(1).double()).argmax(1) == test.y).double().mean()
         certificate = crc.certify(model, part.x, part.y, curvature="local", progress=True)
@@ -57,7 +57,8 @@ def main() -> int:
         radius, distance = certificate.radius[right].mean(), distance[right].mean()
         ours = -crc.curvature_bounds(model, label, target)[0]
         curvature = (ours / published_bound(network, label, target)).median()
-        print(f"{run.name:28}{len(network.layers):7}{100 * clean:9.2f}{radius:11.3f}"
+        name = run.name.removesuffix(".safetensors")
+        print(f"{name:28}{len(network.layers):7}{100 * clean:9.2f}{radius:11.3f}"
               f"{distance:9.3f}{radius / distance:8.3f}{curvature:23.3f}", flush=True)  # fmt: skip
     return 0
 

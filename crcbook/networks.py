@@ -363,7 +363,7 @@ def remembered(function: Callable) -> Callable:
         function: of a :class:`Network` alone.
 
     Returns:
-        The function; its ``forget()`` empties the memory.
+        The function, with its memory.
     """
     memory: OrderedDict[tuple, object] = OrderedDict()
     lock = Lock()
@@ -384,7 +384,6 @@ def remembered(function: Callable) -> Callable:
                 memory.popitem(last=False)
         return found
 
-    recall.forget = memory.clear
     return recall
 
 
