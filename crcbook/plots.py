@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import plotly.graph_objects as go
-from cycler import cycler
 from IPython.display import HTML, display
+from matplotlib import cycler
 from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; its black would vanish on a dark

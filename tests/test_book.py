@@ -110,7 +110,8 @@ def test_binder_asks_for_what_the_package_asks_for():
 
 def test_the_lowest_versions_are_those_of_colab_or_older():
     """Colab, November 2026; `make test-floor` tries the lowest ones."""
-    colab = {"torch": "2.11", "numpy": "2.1", "plotly": "5.24", "ipywidgets": "7.7"}
+    colab = {"torch": "2.11", "numpy": "2.1", "plotly": "5.24", "ipython": "7.34"}
+    colab |= {"ipywidgets": "7.7"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lowest = dict(need.split(">=") for need in project["dependencies"])
 
