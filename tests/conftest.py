@@ -1,18 +1,31 @@
-"""What several test files share: random networks, dense Hessians, trained digits, a browser."""
+"""What several test files share: networks, exact references, trained digits, a browser."""
 
 import os
 
+import mpmath
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook.activations import softplus
 
 settings.register_profile("crcbook", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("crcbook")
 
 SMOOTH = sorted(crc.ACTIVATIONS)
+ROWS = {**crc.ACTIVATIONS, "softplus(4)": softplus(4.0), "softplus(0.1)": softplus(0.1)}
+EXACT = {
+    "softplus": lambda z: mpmath.log1p(mpmath.exp(z)),
+    "softplus(4)": lambda z: mpmath.log1p(mpmath.exp(4 * z)) / 4,
+    "softplus(0.1)": lambda z: mpmath.log1p(mpmath.exp(z * mpmath.mpf(0.1))) / mpmath.mpf(0.1),
+    "sigmoid": lambda z: 1 / (1 + mpmath.exp(-z)),
+    "tanh": mpmath.tanh,
+    "silu": lambda z: z / (1 + mpmath.exp(-z)),
+    "gelu": lambda z: z * mpmath.ncdf(z),
+    "arctan": mpmath.atan,
+}
 
 
 @st.composite
@@ -37,6 +50,31 @@ def margin_hessian(model, x, label, target):
         return logits[label] - logits[target]
 
     return torch.autograd.functional.hessian(margin, x.double())
+
+
+def every_pair(classes, y):
+    """Each item's place, label and target, for all the other classes."""
+    item = torch.arange(len(y)).repeat_interleave(classes - 1)
+    target = torch.arange(classes).expand(len(y), -1)
+    return item, y[item], target[target != y[:, None]]
+
+
+def evaluate_exactly(network, x, label, target):
+    """The margin and its gradient at one point, in mpmath's precision."""
+    value = EXACT[network.layers[0].activation.name]
+    a, slopes = mpmath.matrix(x.tolist()), []
+    for layer in network.layers[:-1]:
+        z = mpmath.matrix(layer.weight.tolist()) * a + mpmath.matrix(layer.bias.tolist())
+        slopes.append([mpmath.diff(value, entry) for entry in z])
+        a = mpmath.matrix([value(entry) for entry in z])
+    last = network.layers[-1]
+    rows, bias = mpmath.matrix(last.weight.tolist()), last.bias.tolist()
+    w = (rows[label, :] - rows[target, :]).T
+    margin = (w.T * a)[0] + mpmath.mpf(bias[label]) - mpmath.mpf(bias[target])
+    for layer, slope_row in zip(network.layers[-2::-1], reversed(slopes), strict=True):
+        scaled = mpmath.matrix([g * s for g, s in zip(w, slope_row, strict=True)])
+        w = mpmath.matrix(layer.weight.tolist()).T * scaled
+    return margin, w
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import math
 import mpmath
 import pytest
 import torch
+from conftest import EXACT, ROWS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -18,17 +19,6 @@ from crcbook.activations import (
     softplus,
 )
 
-ROWS = {**ACTIVATIONS, "softplus(4)": softplus(4.0), "softplus(0.1)": softplus(0.1)}
-EXACT = {
-    "softplus": lambda z: mpmath.log1p(mpmath.exp(z)),
-    "softplus(4)": lambda z: mpmath.log1p(mpmath.exp(4 * z)) / 4,
-    "softplus(0.1)": lambda z: mpmath.log1p(mpmath.exp(z * mpmath.mpf(0.1))) / mpmath.mpf(0.1),
-    "sigmoid": lambda z: 1 / (1 + mpmath.exp(-z)),
-    "tanh": mpmath.tanh,
-    "silu": lambda z: z / (1 + mpmath.exp(-z)),
-    "gelu": lambda z: z * mpmath.ncdf(z),
-    "arctan": mpmath.atan,
-}
 GRID = torch.linspace(-60, 60, 40_001, dtype=torch.float64)
 
 

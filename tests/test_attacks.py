@@ -54,7 +54,8 @@ def test_nothing_is_found_where_nothing_is():
     model = crc.mlp([3, 4, 2], "tanh", seed=0).double()
     with torch.no_grad():
         model[3].bias.copy_(torch.tensor([50.0, 0.0]))
-    attacked = crc.attack(model, torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    attacked = crc.attack(model, x, torch.zeros(4, dtype=torch.int64))
     assert not attacked.success.any()
     assert attacked.point.isnan().all() and (attacked.distance == torch.inf).all()
 

@@ -208,13 +208,12 @@ def test_radius_is_infinite_where_no_adversary_exists():
     bounded = crc.mlp([2, 4, 2], "tanh", seed=0).double()
     with torch.no_grad():
         bounded[3].bias.copy_(torch.tensor([100.0, 0.0]))
+    x, y = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0])
     for model in (constant, bounded):
-        certificate = crc.certify(model, torch.randn(3, 2), torch.zeros(3, dtype=torch.int64))
+        certificate = crc.certify(model, x, y)
         assert (certificate.radius == torch.inf).all()
         assert not certificate.exact.any() and certificate.nearest.isnan().all()
-        assert crc.verify(
-            model, torch.randn(3, 2), torch.zeros(3, dtype=torch.int64), 5
-        ).robust.all()
+        assert crc.verify(model, x, y, 5).robust.all()
 
 
 def test_duplicate_classes_tie_everywhere():

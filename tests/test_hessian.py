@@ -2,17 +2,10 @@
 
 import pytest
 import torch
+from conftest import margin_hessian as by_autograd
 
 import crcbook as crc
 from crcbook.hessian import hessian_terms, margin_hessian
-
-
-def by_autograd(model, point, label, target):
-    def margin(x):
-        logits = model(x[None])[0]
-        return logits[label] - logits[target]
-
-    return torch.autograd.functional.hessian(margin, point)
 
 
 @pytest.mark.parametrize("sizes", [[3, 5, 4], [3, 6, 5, 4], [2, 7, 3, 5, 3]], ids=str)

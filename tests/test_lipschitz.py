@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import SMOOTH, random_networks
+from conftest import SMOOTH, every_pair, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,13 +13,6 @@ from crcbook.attacks import boundary_points
 from crcbook.lipschitz import lipschitz_bound, lipschitz_radius
 from crcbook.minorant import Prover
 from crcbook.networks import read_network
-
-
-def every_pair(classes, y):
-    """Each item's place, label and target, for all the other classes."""
-    item = torch.arange(len(y)).repeat_interleave(classes - 1)
-    target = torch.arange(classes).expand(len(y), -1)
-    return item, y[item], target[target != y[:, None]]
 
 
 def product_of_norms(model, label, target):

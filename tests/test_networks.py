@@ -29,7 +29,8 @@ def test_margin_and_gradient_match_autograd(case):
 
 def test_gradient_of_a_deep_network_matches_autograd():
     model = crc.mlp([3, 5, 7, 4, 3], "tanh", seed=1).double()
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x.requires_grad_()
     label, target = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2])
     _, gradient = read_network(model).margin_and_gradient(x.detach(), label, target)
     logits = model(x)
@@ -67,7 +68,7 @@ def test_an_edited_model_is_another_network():
 def test_nested_and_bias_free_models_are_read():
     inner = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh())
     model = nn.Sequential(inner, nn.Identity(), nn.Linear(6, 3, bias=False))
-    x = torch.randn(5, 4)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     logits = read_network(model).logits(x.double())
     torch.testing.assert_close(logits.float(), model(x))
 
@@ -140,7 +141,7 @@ def test_models_that_compute_something_else_are_refused(model, message):
 
 
 def test_a_sequential_with_its_own_constructor_is_read():
-    model, x = Named(), torch.randn(5, 4)
+    model, x = Named(), torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(read_network(model).logits(x.double()).float(), model(x))
 
 
@@ -190,7 +191,7 @@ def test_weights_must_be_finite_and_the_model_a_sequential():
 @pytest.mark.parametrize("activation", SMOOTH)
 @pytest.mark.parametrize("layers", [3, 5])
 def test_a_deepened_network_computes_almost_the_same(activation, layers):
-    model = crc.mlp([6, 9, 7, 4], activation, seed=1) if layers == 5 else crc.mlp([6, 9, 4])
+    model = crc.mlp([6, 9, 7, 4] if layers == 5 else [6, 9, 4], activation, seed=1)
     deeper = deepen(model, layers)
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     assert len(read_network(deeper).layers) == layers

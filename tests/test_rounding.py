@@ -3,37 +3,14 @@
 import mpmath
 import pytest
 import torch
+from conftest import evaluate_exactly
 
 import crcbook as crc
 from crcbook.networks import read_network
 from crcbook.rounding import RoundingModel
 
-EXACT = {
-    "softplus": (lambda z: mpmath.log1p(mpmath.exp(z)), lambda z: 1 / (1 + mpmath.exp(-z))),
-    "tanh": (mpmath.tanh, lambda z: mpmath.sech(z) ** 2),
-    "gelu": (lambda z: z * mpmath.ncdf(z), lambda z: mpmath.ncdf(z) + z * mpmath.npdf(z)),
-}
 
-
-def evaluate_exactly(network, x, label, target):
-    """The margin and its gradient in 80 digits."""
-    value, slope = EXACT[network.layers[0].activation.name]
-    a, slopes = mpmath.matrix(x.tolist()), []
-    for layer in network.layers[:-1]:
-        z = mpmath.matrix(layer.weight.tolist()) * a + mpmath.matrix(layer.bias.tolist())
-        slopes.append([slope(entry) for entry in z])
-        a = mpmath.matrix([value(entry) for entry in z])
-    last = network.layers[-1]
-    rows, bias = mpmath.matrix(last.weight.tolist()), last.bias.tolist()
-    w = (rows[label, :] - rows[target, :]).T
-    margin = (w.T * a)[0] + mpmath.mpf(bias[label]) - mpmath.mpf(bias[target])
-    for layer, slope_row in zip(network.layers[-2::-1], reversed(slopes), strict=True):
-        scaled = mpmath.matrix([g * s for g, s in zip(w, slope_row, strict=True)])
-        w = mpmath.matrix(layer.weight.tolist()).T * scaled
-    return margin, w
-
-
-@pytest.mark.parametrize("activation", EXACT)
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu"])
 @pytest.mark.parametrize("sizes", [[5, 8, 3], [4, 6, 5, 2]])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_errors_are_within_the_bounds_and_the_bounds_within_reason(activation, sizes, scale):
