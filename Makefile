@@ -2,7 +2,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PORT   ?= 8000
-RUN    ?= book/results/mnist-2-softplus-crt.safetensors
+RUN    ?= book/results/mnist-2-softplus-crt-long.safetensors
 RUNS   ?= $(RUN)
 REQUIREMENTS ?= requirements.txt
 FLOOR  := _build/floor
