@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 import crcbook as crc
 from crcbook.datasets import TOYS
@@ -19,12 +20,17 @@ def test_bundled_data_have_the_promised_form(name):
         assert len(split) == len(split.x) == len(split.y) > 100
         assert set(split.y.tolist()) == set(range(data.classes))
         assert split.x[0].numel() == data.inputs
-    again = crc.load(name)
+    again, other = crc.load(name), crc.load(name, seed=1)
     assert torch.equal(data.train.x, again.train.x)
+    assert torch.equal(data.train.x, other.train.x) == (name == "digits")  # a seed is the toys'
+    seen = {tuple(item) for item in data.train.x.flatten(1).tolist()}
+    assert not any(tuple(item) in seen for item in data.test.x.flatten(1).tolist())
 
 
-def test_digits_are_images_and_splits_are_disjoint():
-    data = crc.load("digits")
+def test_digits_are_images_in_an_order_of_their_own():
+    data, listed = crc.load("digits"), torch.tensor(load_digits().target)
+    assert not torch.equal(data.train.y, listed[:1297])
+    assert torch.equal(torch.cat([data.train.y, data.test.y]).sort()[0], listed.sort()[0])
     assert data.train.x.shape == (1297, 8, 8) and data.test.x.shape == (500, 8, 8)
     assert data.train.x.min() >= 0 and data.train.x.max() == 1
 

@@ -349,16 +349,17 @@ def test_the_description_of_an_item_says_what_is_known_of_it(model):
     assert describe_item(certificate, wrong, 1) == "Every valid input is classified as 1."
 
 
-def test_choosing_an_image_or_a_bound_certifies_anew(digits, digits_model):
-    x, y = digits.test.x[:4], digits.test.y[:4]
-    item, choice, box, text, picture = live_certificate(digits_model, x, y).children
+def test_choosing_an_image_or_a_bound_certifies_anew(digits):
+    model, x = crc.mlp([64, 16, 16, 16, 10]), digits.test.x[:4]
+    y = model(x).argmax(1)
+    item, choice, box, text, picture = live_certificate(model, x, y).children
     seen = {(text.value, picture.value)}
-    item.value = 2
-    seen.add((text.value, picture.value))
-    box.value = True
-    seen.add((text.value, picture.value))
-    choice.value = "best"
-    assert len(seen) == 3 and text.value.startswith(f"Label {y[2]}")
+    for control, value in [(item, 2), (box, True), (choice, "local"), (choice, "best")]:
+        control.value = value
+        seen.add((text.value, picture.value))
+    assert len(seen) == 5
+    certificate = crc.certify(model, x[2:3], y[2:3], box=(0, 1), method="best")
+    assert text.value == describe_item(certificate, x[2:3], y[2].item())
 
 
 RADII = np.linspace(0.1, 1.5, 8)
