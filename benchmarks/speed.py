@@ -7,7 +7,6 @@ machine; the set-up, every pair's curvature, is a network's and not an image's, 
 """
 
 import argparse
-import json
 import resource
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 import crcbook as crc
-from crcbook.checkpoints import write_atomically
+from crcbook.checkpoints import write_json
 from crcbook.experiments import environment
 from crcbook.networks import read_network
 
@@ -105,8 +104,7 @@ def main() -> int:
             "network": run.name.removesuffix(".safetensors"),
             "environment": environment("cpu"),
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(options.json, record)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from crcbook.activations import ACTIVATIONS
-from crcbook.checkpoints import load_model, save_model, write_atomically
+from crcbook.checkpoints import load_model, read_json, save_model, write_json
 from crcbook.checks import as_radius
 from crcbook.datasets import DATASETS, load
 from crcbook.experiments import (
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the words after the program's name; ``sys.argv`` where None.
 
     Returns:
-        The exit status: 0, or 1 after an error that was explained.
+        The exit status: 0, 1 after an error that was explained, or 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -45,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError) as error:
         print(f"crcbook: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        hint = "; --resume goes on from the last epoch" if "resume" in options else ""
+        print(f"crcbook: interrupted{hint}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -101,10 +104,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _help(name: str) -> str:
-    """What the docstring of Recipe says of a field, in one plain sentence."""
-    text = inspect.getdoc(Recipe).split(f"\n    {name}: ")[1]
-    sentence = " ".join(re.split(r"[.;:](?=\s|$)|\n    \w+: ", text)[0].split())
-    return re.sub(r":\w+:|`", "", sentence).replace("%", "%%")
+    """What the docstring of Recipe says of a field; python -OO has none."""
+    entries = inspect.getdoc(Recipe) or ""
+    found = re.search(rf"\n    {name}: (.*?)(\n    \w+: |$)", entries, re.DOTALL)
+    text = " ".join(found[1].split()) if found else ""
+    return re.sub(r":\w+:|`", "", text).rstrip(".").replace("%", "%%")
 
 
 def _add_certify(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +131,9 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     add("--profile", choices=PROFILES, default="full",
         help="full: the book's tables, hours; quick: the bundled digits, minutes")  # fmt: skip
     add("--only", nargs="+", metavar="NAME", help="run these experiments alone")
-    add("--results", type=Path, help="folder of the records (full: book/results)")
+    add("--results", type=Path,
+        help="folder of the records; where not given, book/results (full) or results below --runs "
+        "(quick)")  # fmt: skip
     add("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and weights")
     add("--device", default=_own_device(), help="where to compute")
     parser.set_defaults(run=_reproduce)
@@ -136,8 +142,11 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     if options.layers < 1:
         raise ValueError(f"--layers must be at least 1; got {options.layers}")
-    if (options.out / "model.safetensors").exists() and not options.resume:
-        raise ValueError(f"{options.out} holds a finished run: name another --out, or --resume it")
+    names = ("model.safetensors", "checkpoint.safetensors", "gamma-*/checkpoint.safetensors")
+    finished, *begun = [any(options.out.glob(name)) for name in names]
+    if (finished or any(begun)) and not options.resume:
+        kind = "a finished" if finished else "an unfinished"
+        raise ValueError(f"{options.out} holds {kind} run: --resume it, or name another --out")
     runs = []
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     for gamma in options.gamma:
@@ -149,7 +158,7 @@ def _train(options: argparse.Namespace) -> None:
     model, facts = max(runs, key=lambda run: run[1]["validation"]["certified_accuracy"])
     save_model(options.out / "model.safetensors", model)
     facts["candidates"] = [run[1]["validation"] | run[1]["recipe"] for run in runs]
-    write_atomically(options.out / "run.json", json.dumps(facts, indent=1).encode())
+    write_json(options.out / "run.json", facts)
     chosen = facts["validation"]
     print(f"kept epoch {chosen['epoch']} of gamma {facts['recipe']['gamma']:g}: validation clean "
           f"{chosen['clean_accuracy']:.2%}, certified {chosen['certified_accuracy']:.2%} at radius "
@@ -161,7 +170,7 @@ def _certify(options: argparse.Namespace) -> None:
     path = options.run_folder
     model = load_model(path / "model.safetensors" if path.is_dir() else path).to(options.device)
     facts = path / "run.json"
-    known = json.loads(facts.read_text()) if facts.exists() else {}
+    known = read_json(facts) if facts.exists() else {}
     dataset = options.dataset or known.get("dataset")
     radius = known.get("recipe", {}).get("radius") if options.radius is None else options.radius
     if dataset is None or radius is None:
@@ -183,7 +192,7 @@ def _certify(options: argparse.Namespace) -> None:
     if options.json:
         asked = {"model": str(path), "dataset": dataset, "box": options.box, "local": options.local}
         record = asked | figures | {"environment": environment(options.device)}
-        write_atomically(options.json, json.dumps(record, indent=1).encode())
+        write_json(options.json, record)
         print(f"wrote {options.json}")
 
 
@@ -198,16 +207,16 @@ def _reproduce(options: argparse.Namespace) -> None:
             )
         wanted = {name: wanted[name] for name in options.only}
     results = options.results or (
-        Path("book/results") if options.profile == "full" else Path("runs/results")
+        Path("book/results") if options.profile == "full" else options.runs / "results"
     )
     written = reproduce(wanted, results, options.runs, options.device, progress=True)
     for name in wanted:
         path = results / f"{name}.json"
         if path.exists():
-            record = json.loads(path.read_text())
+            record = read_json(path)
             figures = f"clean {record['clean_accuracy']:.2%}  "
             figures += f"certified {record['certified_accuracy']:.2%}"
-            print(f"{name:34} {figures}  {'new' if path in written else 'recorded'}")
+            print(f"{name:34} {figures}  {'new' if path in written else 'recorded'} {path}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,37 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise RuntimeError(f"cannot write {path}: {error}") from error
 
 
+def write_json(path: Path, facts: dict) -> None:
+    """Write facts as a JSON file.
+
+    Args:
+        path: where to; its folder is created.
+        facts: anything JSON can hold.
+
+    Raises:
+        RuntimeError: where the folder or the file cannot be written.
+    """
+    write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """Read what :func:`write_json` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The facts.
+
+    Raises:
+        RuntimeError: where the file cannot be read or holds no JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise RuntimeError(f"cannot read {path}: {error}") from error
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     """Write named tensors and a few JSON facts about them.
 

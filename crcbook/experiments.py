@@ -23,7 +23,8 @@ from torch import Tensor, distributed, nn
 
 from crcbook.attacks import attack
 from crcbook.certificate import certify, verify
-from crcbook.checkpoints import load_model, write_atomically
+from crcbook.checkpoints import load_model, read_json, write_json
+from crcbook.checks import as_box
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import deepen, mlp
 from crcbook.rivals import rival_robust
@@ -221,7 +222,7 @@ def reproduce(
             columns["radius_crown"] = _crown_radii(model, mine, compared, progress)
         columns = team.gather(columns)
         if team.rank == 0:
-            training = json.loads((runs / name / "run.json").read_text())
+            training = read_json(runs / name / "run.json")
             record = {
                 "name": name,
                 **_facts(experiment),
@@ -236,7 +237,7 @@ def reproduce(
                 "command": f"python -m crcbook reproduce --only {name}",
             }
             path = results / f"{name}.json"
-            write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+            write_json(path, record)
             written.append(path)
     return written
 
@@ -249,9 +250,11 @@ def load_records(folder: Path | str) -> dict[str, dict]:
 
     Returns:
         Records by name.
+
+    Raises:
+        RuntimeError: where one cannot be read.
     """
-    paths = sorted(Path(folder).glob("*.json"))
-    return {path.stem: json.loads(path.read_text()) for path in paths}
+    return {path.stem: read_json(path) for path in sorted(Path(folder).glob("*.json"))}
 
 
 def _facts(experiment: Experiment) -> dict:
@@ -262,7 +265,7 @@ def _facts(experiment: Experiment) -> dict:
 def _is_recorded(path: Path, experiment: Experiment) -> bool:
     if not path.exists():
         return False
-    record = json.loads(path.read_text())
+    record = read_json(path)
     facts = json.loads(json.dumps(_facts(experiment)))
     differing = [key for key, value in facts.items() if record.get(key) != value]
     if differing:
@@ -296,13 +299,15 @@ def run_training(
         The network, at its best epoch on the validation split, and the facts of ``run.json``.
 
     Raises:
-        RuntimeError: where a file cannot be written or read.
+        RuntimeError: where a file cannot be written or read, or the checkpoint belongs to another
+            experiment.
     """
-    start = experiment.start
+    start, about = experiment.start, {"dataset": experiment.dataset, "seed": experiment.seed}
     if start is not None:
         digest = hashlib.sha256(json.dumps(_facts(start)).encode()).hexdigest()[:8]
-        name = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
-        start, _ = run_training(start, folder.with_name(name), device, resume, progress)
+        about["start"] = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
+        beside = folder.with_name(about["start"])
+        start, _ = run_training(start, beside, device, resume, progress)
     data = load(experiment.dataset)
     items = min(_VALIDATION_ITEMS, len(data.train) // 6)
     training, validation = split_validation(data.train, items)
@@ -312,7 +317,10 @@ def run_training(
         model = mlp(sizes, experiment.activation, experiment.seed).to(device)
     else:
         model = deepen(start, experiment.layers)
-    history = train(model, training, experiment.recipe, validation, folder, resume, progress)
+    path = folder / "run.json"
+    known = read_json(path) if resume and path.exists() else {}
+    history = train(model, training, experiment.recipe, validation, folder, resume, progress, about)
+    trained_before = known.get("history") == history  # its seconds too
     best = best_epoch(history, experiment.recipe)
     seconds = sorted(record["seconds"] for record in history)
     facts = {
@@ -323,9 +331,9 @@ def run_training(
         "validation": {"epoch": best + 1, **history[best]},
         "history": history,
         "seconds_an_epoch": round(seconds[len(seconds) // 2], 2),
-        "environment": environment(device),
+        "environment": known["environment"] if trained_before else environment(device),
     }
-    write_atomically(folder / "run.json", (json.dumps(facts, indent=1) + "\n").encode())
+    write_json(path, facts)
     return model, facts
 
 
@@ -356,9 +364,15 @@ def evaluate(
         ``certified`` (at the radius, by any of the certificates), ``certified_runner_up`` (against
         that class alone), ``survived`` (the attack), with a box ``certified_box`` and
         ``survived_box``, and with a rival ``certified_rival`` (by its bound).
+
+    Raises:
+        ValueError: where the box does not hold the items.
     """
     device = next(model.parameters()).device
     x, y = test.x.to(device), test.y.to(device)
+    unit = (0.0, 1.0)
+    if box:
+        as_box(unit, x.flatten(1))
     certificate = certify(model, x, y, progress=progress)
     correct = (certificate.radius > 0) | ~certificate.exact
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
@@ -394,7 +408,6 @@ def evaluate(
         ~certified & correct, targets="runner-up", curvature=curvature
     )
     if box:
-        unit = (0.0, 1.0)
         columns["survived_box"] = survived(~certified, unit)
         boxed = certified | verified(~certified & columns["survived_box"], box=unit)
         if local:
@@ -510,10 +523,12 @@ def environment(device: str) -> dict:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Of the checkout this file belongs to, which is not any that it happens to lie in."""
+    here = Path(__file__).resolve()
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -13,6 +13,7 @@ power iteration: good enough to train with and never certified with.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,19 +30,21 @@ def trained_layers(model: nn.Sequential, dtype: torch.dtype | None = None) -> li
     """The layers with the weights being trained.
 
     Args:
-        model: an :func:`crcbook.mlp`.
+        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
         dtype: for copies of the weights in this precision, without gradients; None for the
             weights themselves.
 
     Returns:
         A layer a linear map.
     """
-    modules = [module for module in model if not isinstance(module, nn.Flatten)]
-    rows = [*map(activation_of, modules[1::2]), IDENTITY]
-    layers = [
-        Layer(linear.weight, linear.bias, row)
-        for linear, row in zip(modules[::2], rows, strict=True)
-    ]
+    layers: list[Layer] = []
+    for _, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear):
+            zeros = module.weight.new_zeros(len(module.weight))
+            bias = zeros if module.bias is None else module.bias
+            layers.append(Layer(module.weight, bias, IDENTITY))
+        elif (row := activation_of(module)) and row is not IDENTITY:
+            layers[-1] = replace(layers[-1], activation=row)
     if dtype is None:
         return layers
     return [

@@ -23,7 +23,7 @@ leave possible in the ball. All objectives are in :mod:`crcbook.objectives`.
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -32,7 +32,9 @@ from tqdm.auto import tqdm
 
 from crcbook.certificate import verify
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
+from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
+from crcbook.networks import Network, architecture, read_network
 from crcbook.objectives import (
     CurvatureEstimate,
     LipschitzEstimate,
@@ -119,6 +121,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise TypeError(f"{field.name} must be of type {kind.__name__}; got {value!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -133,6 +140,10 @@ class Recipe:
         for name in ("gamma", "ramp_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        if not 0 <= self.loss_q <= 1:
+            raise ValueError(f"loss_q must be from 0 to 1; got {self.loss_q}")
+        if self.attack_box and self.method not in ("crt", "adversarial"):
+            raise ValueError(f"attack_box needs the method crt or adversarial; got {self.method}")
 
 
 def train(
@@ -143,6 +154,7 @@ def train(
     folder: Path | str | None = None,
     resume: bool = False,
     progress: bool = False,
+    about: dict | None = None,
 ) -> list[dict]:
     """Train a model in place.
 
@@ -150,7 +162,8 @@ def train(
     ones.
 
     Args:
-        model: an :func:`crcbook.mlp`; it stays on its device.
+        model: a Sequential that :func:`crcbook.certify` accepts, and for a folder an
+            :func:`crcbook.mlp`; it stays on its device.
         data: the training items.
         recipe: how to train.
         validation: items to choose the epoch with, never the test set.
@@ -158,19 +171,26 @@ def train(
         resume: go on from the folder's checkpoint, to the same weights bit for bit on the same
             machine; without one, start afresh.
         progress: show a progress bar.
+        about: what else the training depends on, as JSON values: a checkpoint must agree with it,
+            with the recipe and with the model's widths and activation.
 
     Returns:
         A dictionary an epoch: ``loss``, ``curvature``, ``seconds`` without the validation and,
         where it was validated, ``clean_accuracy`` and ``certified_accuracy``.
 
     Raises:
-        ValueError: where the checkpoint belongs to another recipe, or the loss is no number.
-        RuntimeError: where a checkpoint cannot be written or read.
+        TypeError: where the model is no Sequential, or the items are no tensors of the right kind.
+        ValueError: where the model or the items cannot be trained with, the model cannot be saved,
+            or the loss is no number.
+        RuntimeError: where a checkpoint cannot be written or read, or belongs to another training.
     """
     trainer = _Trainer(model, data, recipe, validation)
-    checkpoint = Path(folder) / "checkpoint.safetensors" if folder is not None else None
+    checkpoint, identity = None, {"recipe": asdict(recipe), "about": about or {}}
+    if folder is not None:
+        checkpoint = Path(folder) / "checkpoint.safetensors"
+        identity["model"] = architecture(model)
     if resume and checkpoint is not None and checkpoint.exists():
-        trainer.load(checkpoint)
+        trainer.load(checkpoint, identity)
     first = len(trainer.history)
     bar = tqdm(total=recipe.epochs * trainer.steps, initial=first * trainer.steps,
                desc=recipe.method, disable=not progress, unit="step")  # fmt: skip
@@ -178,7 +198,7 @@ def train(
         for epoch in range(first, recipe.epochs):
             trainer.epoch(epoch, bar)
             if checkpoint is not None:
-                trainer.save(checkpoint)
+                trainer.save(checkpoint, identity)
     trainer.keep_best()
     if folder is not None:
         save_model(Path(folder) / "model.safetensors", model)
@@ -213,11 +233,11 @@ class _Trainer:
     """A training under way: everything a checkpoint must hold."""
 
     def __init__(self, model, data: Split, recipe: Recipe, validation: Split | None) -> None:
-        device = next(model.parameters()).device
+        network = read_network(model)
         self.model, self.recipe = model, recipe
         self.mean = copy.deepcopy(model) if recipe.average else model  # what is validated
-        self.x, self.y = data.x.flatten(1).to(device), data.y.to(device)
-        self.validation = validation
+        self.x, self.y = self._checked(data, network)
+        self.validation = None if validation is None else self._checked(validation, network)
         self.optimizer = torch.optim.Adam(model.parameters())
         estimate = _ESTIMATES.get(recipe.method)
         self.estimate = estimate and estimate(model, recipe.seed)
@@ -226,6 +246,14 @@ class _Trainer:
         self.steps = math.ceil(len(self.y) / recipe.batch_size)
         self.history: list[dict] = []
         self.best: dict[str, Tensor] = {}
+
+    def _checked(self, split: Split, network: Network) -> tuple[Tensor, Tensor]:
+        """Inputs and labels, where the model is and in its precision."""
+        weight = next(self.model.parameters())
+        x = as_inputs(split.x, network)
+        if self.recipe.attack_box:
+            as_box((0.0, 1.0), x)
+        return x.to(weight), as_classes("y", split.y, network, len(x)).to(weight.device)
 
     def epoch(self, epoch: int, bar: tqdm) -> None:
         generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + epoch)
@@ -307,7 +335,7 @@ class _Trainer:
         kept = self.best if self.validation is not None and self.best else self.mean.state_dict()
         self.model.load_state_dict(kept)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, identity: dict[str, dict]) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.mean is not self.model:
             tensors |= {f"mean.{name}": value for name, value in self.mean.state_dict().items()}
@@ -316,12 +344,25 @@ class _Trainer:
             tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
         if self.estimate:
             tensors |= {f"vectors.{key}": v for key, v in self.estimate.power.vectors.items()}
-        save_tensors(path, tensors, {"recipe": asdict(self.recipe), "history": self.history})
+        save_tensors(path, tensors, {**identity, "history": self.history})
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, identity: dict[str, dict]) -> None:
         tensors, facts = load_tensors(path)
-        if facts["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {facts['recipe']}")
+        if "about" not in facts:
+            raise RuntimeError(
+                f"{path} does not say what it belongs to, as older ones do not: train in another "
+                "folder"
+            )
+        differing = [
+            f"{part} {name}"
+            for part, mine in identity.items()
+            for name in mine | facts[part]
+            if mine.get(name) != facts[part].get(name)
+        ]
+        if differing:
+            raise RuntimeError(
+                f"{path} belongs to another training: its {', '.join(differing)} differs"
+            )
         self.history = facts["history"]
         self.model.load_state_dict(_under("model.", tensors))
         self.mean.load_state_dict(_under("mean.", tensors) or _under("model.", tensors))
@@ -340,8 +381,7 @@ class _Trainer:
     def _validate(self) -> dict:
         if self.validation is None:
             return {}
-        device = self.y.device
-        x, y = self.validation.x.flatten(1).to(device), self.validation.y.to(device)
+        x, y = self.validation
         with torch.no_grad():
             predicted = self.mean(x).argmax(1)
         return {

@@ -1,11 +1,15 @@
 """Training does what its recipe says, can be interrupted, and pays off in certified radii."""
 
-from dataclasses import replace
+import copy
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from torch import nn
 
 import crcbook as crc
+from crcbook import training as module
+from crcbook.checkpoints import save_tensors
 from crcbook.training import METHODS, best_epoch
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
@@ -105,8 +109,6 @@ def test_an_interrupted_training_resumes_to_the_same_weights(method, digits, tmp
     whole = crc.mlp([64, 16, 12, 10], seed=0)
     history = crc.train(whole, training, recipe, validation)
 
-    from crcbook import training as module
-
     epoch = module._Trainer.epoch
 
     def interrupted(self, number, bar):
@@ -193,17 +195,102 @@ def test_only_some_epochs_are_validated_and_the_last_one_is(digits):
     assert ["clean_accuracy" in record for record in history] == [False, False, True, True]
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
+def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
     recipe = replace(RECIPE, epochs=1)
-    crc.train(crc.mlp([64, 8, 10]), digits.train, recipe, folder=tmp_path)
-    with pytest.raises(ValueError, match="another recipe"):
-        crc.train(
-            crc.mlp([64, 8, 10]),
-            digits.train,
-            replace(recipe, gamma=1),
-            folder=tmp_path,
-            resume=True,
-        )
+    here = {"dataset": "digits"}
+    crc.train(crc.mlp([64, 8, 10]), digits.train, recipe, folder=tmp_path, about=here)
+    for model, changed, about, differing in (
+        (crc.mlp([64, 8, 10]), replace(recipe, gamma=1, seed=1), here, "recipe gamma, recipe seed"),
+        (crc.mlp([64, 8, 10], "tanh"), recipe, here, "model activation"),
+        (crc.mlp([64, 8, 8, 10]), recipe, here, "model sizes"),
+        (crc.mlp([64, 8, 10]), recipe, {"dataset": "others"}, "about dataset"),
+        (crc.mlp([64, 8, 10]), recipe, None, "about dataset"),
+    ):
+        before = weights(model)
+        with pytest.raises(RuntimeError, match=f"another training: its {differing} differs"):
+            crc.train(model, digits.train, changed, folder=tmp_path, resume=True, about=about)
+        assert torch.equal(weights(model), before)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_refused(digits, tmp_path):
+    old = {"recipe": asdict(RECIPE), "history": []}
+    save_tensors(tmp_path / "checkpoint.safetensors", {}, old)
+    with pytest.raises(RuntimeError, match="does not say what it belongs to"):
+        crc.train(crc.mlp([64, 8, 10]), digits.train, RECIPE, folder=tmp_path, resume=True)
+
+
+def test_training_takes_the_models_that_are_certified(digits):
+    torch.manual_seed(0)
+    few, act = digits.train.take(slice(0, 500)), nn.Tanh()
+    inner = nn.Sequential(nn.Linear(64, 16, bias=False), act, nn.Linear(16, 12), act)
+    model = nn.Sequential(inner, nn.Identity(), nn.Linear(12, 10, bias=False)).double()
+    for method in METHODS:
+        nested = copy.deepcopy(model)
+        history = crc.train(nested, few, replace(RECIPE, method=method, ramp_epochs=0))
+        assert history[-1]["loss"] < history[0]["loss"]
+        assert (history[-1]["curvature"] > 0) == method.startswith("crt")
+
+
+ONES = torch.ones(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.rand(0, 64), ONES[:0], "at least one item"),
+        (torch.rand(3, 63), ONES, "64 values an item"),
+        (torch.rand(3, 64) * torch.nan, ONES, "x must be finite"),
+        (torch.rand(3, 64), 10 * ONES, r"y must be in 0\.\.9"),
+        (torch.rand(3, 64), ONES[:2], "y must be"),
+        (torch.rand(3, 64) - 1, ONES, "the box must hold every input"),
+    ],
+)
+def test_items_that_cannot_be_trained_with_are_refused(digits, x, y, message):
+    split = crc.Split(x, y)
+    recipe = replace(RECIPE, attack_box=True)
+    for splits in ((split, None), (digits.train, split)):
+        with pytest.raises(ValueError, match=message):
+            crc.train(crc.mlp([64, 8, 10]), splits[0], recipe, splits[1])
+
+
+def test_models_that_cannot_be_trained_or_saved_are_refused_at_once(digits, tmp_path):
+    relu = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    with pytest.raises(ValueError, match="cannot certify the layer ReLU"):
+        crc.train(relu, digits.train, RECIPE)
+    foreign = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+    before = weights(foreign)
+    with pytest.raises(ValueError, match="crcbook.mlp builds"):
+        crc.train(foreign, digits.train, RECIPE, folder=tmp_path)
+    assert torch.equal(weights(foreign), before)
+
+
+def test_a_step_does_what_its_recipe_says(digits, monkeypatch):
+    recipe = crc.Recipe(
+        radius=0.4, reach=1.5, epochs=1, batch_size=64, ramp_epochs=0, attack_steps=5,
+        attack_box=True, attack_dtype="bfloat16", curvature="local", curvature_every=2, loss_q=0.3,
+    )  # fmt: skip
+    model, few = crc.mlp([64, 8, 10], seed=0), digits.train.take(slice(0, 192))
+    seen = {}
+
+    def spied(owner, name):
+        original = getattr(owner, name)
+
+        def spy(*arguments, **options):
+            seen.setdefault(name, []).append(arguments + tuple(options.values()))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, spy)
+
+    for name in ("worst_points", "generalised_cross_entropy", "verify"):
+        spied(module, name)
+    spied(module.CurvatureEstimate, "__call__")
+    crc.train(model, few, recipe, validation=few)
+    radius = pytest.approx(0.6)
+    assert [call[3:] for call in seen["worst_points"]] == [(radius, 5, torch.bfloat16, True)] * 3
+    assert [call[2] for call in seen["generalised_cross_entropy"]] == [0.3] * 3
+    # A call of no point draws the first directions; then every second of three steps.
+    assert [call[2:] for call in seen["__call__"]] == [(), *[(pytest.approx(0.3),)] * 2]
+    assert [call[3:] for call in seen["verify"]] == [(0.4, "local")]
 
 
 @pytest.mark.parametrize(
@@ -218,8 +305,28 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
         {"validate_every": 0},
         {"curvature": "none"},
         {"attack_dtype": "int8"},
+        {"loss_q": 1.1},
+        {"loss_q": -0.1},
+        {"attack_box": True, "method": "standard"},
     ],
 )
 def test_impossible_recipes_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
+        replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: 1.5} for name in ("epochs", "batch_size", "attack_steps", "seed")),
+        {"curvature_every": 2.0},
+        {"validate_every": True},
+        {"radius": "0.5"},
+        {"gamma": None},
+        {"attack_box": 1},
+    ],
+)
+def test_recipes_of_another_type_are_refused(change):
+    [name] = change
+    with pytest.raises(TypeError, match=f"{name} must be of type"):
         replace(RECIPE, **change)
