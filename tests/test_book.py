@@ -9,9 +9,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-import crcbook
+import crcbook as crc
+from crcbook.datasets import Dataset
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
@@ -50,7 +52,7 @@ def test_every_page_is_in_the_table_of_contents_and_every_entry_exists():
 
 def test_the_reference_names_everything_the_package_offers():
     page = (ROOT / "book/reference.md").read_text()
-    missing = [name for name in crcbook.__all__ if f"crcbook.{name}" not in page]
+    missing = [name for name in crc.__all__ if f"crcbook.{name}" not in page]
     assert not missing
 
 
@@ -165,6 +167,15 @@ def test_the_addresses_of_the_pages_agree():
     assert f'href="/{name}/{TOC["root"]}.html"' in settings["notfound_context"]["body"]
     for path in (ROOT / "README.md", ROOT / "book/index.md"):
         assert f"{base}crcbook.pdf" in path.read_text()
+
+
+def test_the_example_of_the_readme_runs_in_a_checkout(monkeypatch):
+    x = torch.rand(100, 28, 28, generator=torch.Generator().manual_seed(0))
+    images = crc.Split(x, torch.arange(100) % 10)
+    monkeypatch.setattr(crc, "load", lambda name: Dataset(name, images, images))
+    monkeypatch.chdir(ROOT)
+    [example] = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S)
+    exec(example, {})
 
 
 def test_the_citation_agrees_with_the_package():
