@@ -92,6 +92,15 @@ def digits_model(digits):
     return model
 
 
+@pytest.fixture(scope="session")
+def bent_model(digits):
+    """A deep one, trained for nothing: local curvature certifies what global one does not."""
+    model = crc.mlp([64, 24, 24, 24, 10], seed=0)
+    recipe = crc.Recipe("standard", epochs=10, batch_size=64, learning_rate=5e-3)
+    crc.train(model, digits.train, recipe)
+    return model
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium."""

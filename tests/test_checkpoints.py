@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import crcbook as crc
-from crcbook.checkpoints import write_atomically
+from crcbook.checkpoints import read_json, write_atomically, write_json
+from crcbook.experiments import load_records
 
 
 @pytest.mark.parametrize("activation", sorted(crc.ACTIVATIONS))
@@ -39,6 +40,18 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(RuntimeError, match="cannot read"):
         crc.load_model(path)
+
+
+def test_facts_come_back_and_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "run.json"
+    write_json(path, {"epochs": [1, 2], "rival": None})
+    assert read_json(path) == {"epochs": [1, 2], "rival": None}
+    for damaged in ('{"epochs": [1,', "17"):
+        path.write_text(damaged)
+        with pytest.raises(RuntimeError, match="cannot read .*run.json"):
+            read_json(path)
+    with pytest.raises(RuntimeError, match="cannot read .*run.json"):
+        load_records(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 import crcbook as crc
+from crcbook import training
 from crcbook.__main__ import _parser, main
+from crcbook.experiments import Experiment
 from crcbook.training import METHODS
 
 TRAIN = ["train", "--dataset", "digits", "--width", "24", "--epochs", "3", "--batch-size", "64",
@@ -49,6 +52,71 @@ def test_a_finished_run_is_not_overwritten(tmp_path, capsys):
     assert "holds a finished run" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_bytes() == weights
     assert main([*words, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("gammas", [["0.02"], ["0.02", "0.5"]])
+def test_an_interrupted_run_is_resumed_and_not_overwritten(tmp_path, capsys, monkeypatch, gammas):
+    words = [*TRAIN, "--gamma", *gammas, "--out", str(tmp_path / "run")]
+    epochs, epoch = [], training._Trainer.epoch
+
+    def interrupted(self, number, bar):
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        epochs.append(number)
+        epoch(self, number, bar)
+
+    monkeypatch.setattr(training._Trainer, "epoch", interrupted)
+    assert main(words) == 130
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "crcbook: interrupted; --resume goes on from the last epoch"
+    epochs.append("later")
+    assert main(words) == 1
+    assert "holds an unfinished run: --resume it" in capsys.readouterr().err
+    assert main([*words, "--resume", "--activation", "tanh"]) == 1
+    assert "its model activation differs" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert epochs == [0, 1, "later", *([2], [2, 0, 1, 2])[len(gammas) - 1]]
+
+
+def test_certify_looks_at_local_curvature_where_asked(tmp_path, bent_model):
+    model, figures = tmp_path / "model.safetensors", tmp_path / "figures.json"
+    crc.save_model(model, bent_model)
+    words = ["certify", str(model), "--dataset", "digits", "--radius", "0.3", "--limit", "60",
+             "--device", "cpu", "--json", str(figures)]  # fmt: skip
+    gained = []
+    for more in ([], ["--local"]):
+        assert main([*words, *more]) == 0
+        out = json.loads(figures.read_text())
+        assert out["local"] == bool(more)
+        gained.append(out["certified_accuracy"] - out["certified_accuracy_global"])
+    assert gained[0] == 0 < gained[1]
+
+
+def test_a_damaged_run_is_named(tmp_path, capsys):
+    crc.save_model(tmp_path / "model.safetensors", crc.mlp([64, 8, 10]))
+    (tmp_path / "run.json").write_text("{")
+    assert main(["certify", str(tmp_path), "--device", "cpu"]) == 1
+    assert f"cannot read {tmp_path / 'run.json'}" in capsys.readouterr().err
+
+
+def test_quick_records_lie_below_the_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = crc.Recipe(radius=0.1, epochs=1)
+    tiny = Experiment("digits", 2, "softplus", recipe, width=8, box=False)
+    monkeypatch.setattr("crcbook.__main__.experiments", lambda profile: {"tiny": tiny})
+    assert main(["reproduce", "--profile", "quick", "--runs", "mine", "--device", "cpu"]) == 0
+    assert Path("mine", "results", "tiny.json").exists()
+    assert capsys.readouterr().out.rstrip().endswith(f"new {Path('mine', 'results', 'tiny.json')}")
+
+
+def test_the_help_explains_a_recipe_even_without_docstrings(capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    assert "more than a few can be unstable" in " ".join(capsys.readouterr().out.split())
+    for nothing in (None, "Recipe(method: str = 'crt')"):
+        monkeypatch.setattr(crc.Recipe, "__doc__", nothing)
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", "--help"])
 
 
 def test_a_network_is_certified_on_data_of_its_size(tmp_path, capsys):
@@ -106,6 +174,10 @@ def test_mistyped_options_are_named(words, wanted, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["reproduce", "--only", "mnist"],
+            "the full profile has no experiment mnist; it has mnist-2",
+        ),
         (["certify", "nowhere", "--dataset", "digits"], "cannot read nowhere"),
         ([*TRAIN, "--out", "/dev/null/run"], "cannot write"),
         ([*TRAIN, "--out", "unused", "--layers", "0"], "--layers must be at least 1"),

@@ -18,8 +18,10 @@ from crcbook import training
 from crcbook.experiments import (
     RADIUS_UNIT,
     Experiment,
+    _is_recorded,
     decode_radii,
     encode_radii,
+    environment,
     evaluate,
     experiments,
     reproduce,
@@ -54,7 +56,8 @@ def test_an_infinite_radius_is_recorded_as_the_largest():
 
 def test_what_is_recorded_is_not_run_again(tmp_path):
     results, runs = tmp_path / "results", tmp_path / "runs"
-    [path] = reproduce({"tiny": TINY}, results, runs)
+    tiny = replace(TINY, crown_images=10)
+    [path] = reproduce({"tiny": tiny}, results, runs)
     record = json.loads(path.read_text())
     check_record(record)
     model = crc.load_model(runs / "tiny" / "model.safetensors")
@@ -64,8 +67,13 @@ def test_what_is_recorded_is_not_run_again(tmp_path):
     assert record["certified_accuracy_global"] == pytest.approx(
         (radius >= 0.4).double().mean().item(), abs=1e-6
     )
-    assert reproduce({"tiny": TINY}, results, runs) == []
-    other = replace(TINY, width=17)
+    first = test.take(slice(0, 10))
+    crown = crc.certify(model, first.x, first.y, method="crown").radius
+    correct = model(first.x).argmax(1) == first.y
+    assert record["mean_radius_crown"] == pytest.approx(crown[correct].mean().item())
+    assert record["mean_radius_crown_images"] == pytest.approx(radius[:10][correct].mean().item())
+    assert reproduce({"tiny": tiny}, results, runs) == []
+    other = replace(tiny, width=17)
     with pytest.raises(RuntimeError, match="another experiment of this name .its width differs"):
         reproduce({"tiny": other}, results, runs)
 
@@ -98,6 +106,45 @@ def check_record(record):
     assert robust <= record["certified_accuracy_global"] + 1e-6
     assert len(record["history"]) == record["recipe"]["epochs"]
     assert record["command"].startswith("python -m crcbook reproduce")
+
+
+def test_a_training_of_another_experiment_is_not_taken_for_this_one(tmp_path):
+    trained = replace(TINY, dataset="moons")
+    run_training(trained, tmp_path / "tiny")
+    for other, differing in (
+        (replace(trained, dataset="circles"), "about dataset"),
+        (replace(trained, seed=1), "about seed"),
+        (replace(trained, activation="tanh"), "model activation"),
+        (replace(trained, start=trained), "about start"),
+    ):
+        with pytest.raises(RuntimeError, match=f"its {differing} differs"):
+            run_training(other, tmp_path / "tiny")
+
+
+def test_a_run_keeps_the_environment_it_was_trained_in(tmp_path, monkeypatch):
+    trained = replace(TINY, dataset="moons")
+    _, facts = run_training(trained, tmp_path)
+    monkeypatch.setattr("crcbook.experiments.environment", lambda device: {"python": "4"})
+    assert run_training(trained, tmp_path)[1] == facts
+    assert json.loads((tmp_path / "run.json").read_text()) == facts
+    _, anew = run_training(trained, tmp_path, resume=False)
+    assert anew["environment"] == {"python": "4"}
+
+
+def test_a_commit_is_that_of_the_checkout_the_package_belongs_to(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    copy = tmp_path / "experiments.py"
+    copy.write_text("")
+    monkeypatch.setattr("crcbook.experiments.__file__", str(copy))
+    git("init")
+    git("commit", "--allow-empty", "-m", "Another project")
+    assert environment("cpu")["commit"] is None
+    git("add", copy.name)
+    git("commit", "-m", "This package")
+    assert re.fullmatch("[0-9a-f]{12}", environment("cpu")["commit"])
 
 
 def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
@@ -151,8 +198,7 @@ def test_the_books_records_are_whole_and_belong_to_its_experiments(path):
     check_record(record)
     assert record["name"] == path.stem
     wanted = experiments("full")[path.stem]
-    assert record["recipe"] == json.loads(json.dumps(wanted.recipe.__dict__))
-    assert (record["dataset"], record["layers"]) == (wanted.dataset, wanted.layers)
+    assert _is_recorded(path, wanted)
     assert record["images"] == 10_000
 
 
@@ -185,6 +231,26 @@ def test_certificates_and_attacks_agree_item_by_item(digits, digits_model):
     assert (columns["correct"] | ~columns["certified_runner_up"]).all()
     figures = summary(columns, 0.5)
     assert figures["images"] == 60 and figures["violations"] == 0
+
+
+def test_local_curvature_certifies_more_with_and_without_a_box(digits, bent_model):
+    test, radius = digits.test.take(slice(0, 60)), 0.3
+
+    def proved(**options):
+        return crc.verify(bent_model, test.x, test.y, radius, **options).robust
+
+    columns = evaluate(bent_model, test, radius, box=True, local=True)
+    everywhere, local = columns["radius"] >= radius, proved(curvature="local")
+    box, local_box = proved(box=(0, 1)), proved(box=(0, 1), curvature="local")
+    assert (local & ~everywhere).any() and (local_box & ~local & ~box).any()
+    assert torch.equal(columns["certified"], everywhere | local)
+    assert torch.equal(columns["certified_box"], everywhere | local | box | local_box)
+
+
+def test_a_box_that_does_not_hold_the_items_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr("crcbook.experiments.certify", None)
+    with pytest.raises(ValueError, match="the box must hold every input"):
+        evaluate(crc.mlp([2, 4, 2]), crc.load("moons").test, 0.1, box=True)
 
 
 def test_two_processes_share_the_work(tmp_path):
