@@ -10,6 +10,8 @@ from torch import nn
 import crcbook as crc
 from crcbook import training as module
 from crcbook.checkpoints import save_tensors
+from crcbook.networks import read_network
+from crcbook.objectives import trained_layers
 from crcbook.training import METHODS, best_epoch
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
@@ -224,6 +226,8 @@ def test_training_takes_the_models_that_are_certified(digits):
     few, act = digits.train.take(slice(0, 500)), nn.Tanh()
     inner = nn.Sequential(nn.Linear(64, 16, bias=False), act, nn.Linear(16, 12), act)
     model = nn.Sequential(inner, nn.Identity(), nn.Linear(12, 10, bias=False)).double()
+    rows = [layer.activation.name for layer in trained_layers(model)]
+    assert rows == [layer.activation.name for layer in read_network(model).layers]
     for method in METHODS:
         nested = copy.deepcopy(model)
         history = crc.train(nested, few, replace(RECIPE, method=method, ramp_epochs=0))
