@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
 
 def test_a_checkpoint_that_does_not_say_what_it_belongs_to_is_refused(digits, tmp_path):
     old = {"recipe": asdict(RECIPE), "history": []}
-    save_tensors(tmp_path / "checkpoint.safetensors", {}, old)
+    save_tensors(tmp_path / "checkpoint.safetensors", {"model.w": torch.zeros(1)}, old)
     with pytest.raises(RuntimeError, match="does not say what it belongs to"):
         crc.train(crc.mlp([64, 8, 10]), digits.train, RECIPE, folder=tmp_path, resume=True)
 
