@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # float64 evaluations of a row are within ROUNDING of the truth, relative to the larger of the
 # function's natural scales: 16 units in the last place, checked against mpmath in the tests.
 ROUNDING = 2.0**-49
+_STRAIGHT = 40.0  # from here on softplus is the identity in float64
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def softplus(beta: float = 1.0) -> Activation:
 
 def _softplus(z: Tensor) -> Tensor:
     if z.dtype == torch.float64:
-        return torch.logaddexp(z, z.new_zeros(()))
+        return torch.nn.functional.softplus(z, threshold=_STRAIGHT)
     # Five times faster in the dtypes of searches, which lack a vectorised log1p.
     return z.relu() - z.abs().sigmoid().log()
 

@@ -484,7 +484,7 @@ class _Problem:
         label = y[image]
         curvature = downward_curvature(self.prover.network, label, target)
         room = None if box is None else box.room(x[image])
-        return Pairs(x[image], label, target, curvature, room)
+        return Pairs(x.index_select(0, image), label, target, curvature, room)
 
     def _maximise(
         self, images: "_Images", rows, columns, box, bounds, limit=None, radius: float | None = None
@@ -508,7 +508,7 @@ class _Problem:
         best = _Proof.start(pairs, bound[left])
         start, steps = pairs.x0, _SEARCH_STEPS
         if self.subspace is not None and box is None:
-            way, shift = images.way[rows, columns].flatten(0, 1)[left], images.shift[image]
+            way, shift = images.way[rows, columns].flatten(0, 1)[left], images.shift.index_select(0, image)
             start = self._search_subspace(pairs, way, shift, limit, best, radius)
             steps = _REFINE_STEPS
         for part in self.blocks((best.bound <= limit).nonzero().squeeze(1)):

@@ -65,10 +65,11 @@ class Pairs:
         Returns:
             The chosen pairs.
         """
+        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
         columns = (self.x0, self.label, self.target, self.curvature)
         room = None if self.room is None else self.room.take(index)
-        shift = None if self.shift is None else self.shift[index]
-        return Pairs(*(column[index] for column in columns), room, shift)
+        shift = None if self.shift is None else self.shift.index_select(0, index)
+        return Pairs(*(column.index_select(0, index) for column in columns), room, shift)
 
     def to(self, dtype: torch.dtype) -> "Pairs":
         """The same pairs, rounded, for a search.
@@ -601,10 +602,6 @@ class _Walk:
         """The searches that go on."""
         if keep.all():
             return self
-        return _Walk(
-            self.pairs.take(keep),
-            self.point[keep],
-            self.step[keep],
-            self.move[keep],
-            self.stalled[keep],
-        )
+        index = keep.nonzero().squeeze(1)
+        columns = self.point, self.step, self.move, self.stalled
+        return _Walk(self.pairs.take(index), *(column.index_select(0, index) for column in columns))

@@ -212,7 +212,8 @@ class Network:
         Returns:
             ``(batch, width of the last hidden layer)``.
         """
-        return self.layers[-1].weight[label] - self.layers[-1].weight[target]
+        weight = self.layers[-1].weight  # index_select takes rows several times faster than []
+        return weight.index_select(0, label) - weight.index_select(0, target)
 
     def margin_and_gradient(
         self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
