@@ -40,7 +40,8 @@ _LOCAL_STEPS = 5
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
-_FEW_INPUTS = 128  # one hidden layer's slabs leave little to gain where following is costly
+_FEW_INPUTS = 128  # with more, where little is to be gained it is not tried
+_HOPELESS = 0.25  # of a margin at its input: a bound that is this far below 0 stays below
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
@@ -398,22 +399,40 @@ class _Problem:
             curvature[row[smaller], column[smaller]] = found[smaller]
             self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
             curvature.fill_(torch.inf)
-        self._cut(x, y, rows, targets, radii, limit, bounds, radius)
-        if len(self.rough.layers) == 2 and self.rough.inputs > _FEW_INPUTS:
+        few, near = self.rough.inputs <= _FEW_INPUTS, torch.ones_like(radii, dtype=torch.bool)
+        if not few and radius is not None:
+            logits = self.prover.network.logits(x[rows])
+            values = logits.gather(1, y[rows, None]) - logits.gather(1, targets)
+            near = (bounds > -_HOPELESS * values).all(1)
+        if box is None:  # slabs know of none
+            self._cut(x, y, rows, targets, radii, limit, bounds, near, radius)
+        if len(self.rough.layers) == 2 and not few:
             return bounds
-        for i in ((bounds < limit[:, None]) & ~flat).any(1).nonzero().squeeze(1).tolist():
+        undecided = ((bounds < limit[:, None]) & ~flat).any(1) & near
+        for i in undecided.nonzero().squeeze(1).tolist():
             self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
                          curvature[i], radius)  # fmt: skip
         self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
         return bounds
 
-    def _cut(self, x, y, rows, targets, radii, limit, bounds, radius) -> None:
-        """Raise bounds by cutting the balls into slabs, across where the best minorants fall.
+    def _cut(self, x, y, rows, targets, radii, limit, bounds, near, radius) -> None:
+        """Raise bounds by cutting the balls into slabs.
 
         Thinner slabs are for verdicts alone: a search for a radius would meet them in vain at every
-        ball that is too large.
+        ball that is too large. A verdict needs every class, the worst one first.
         """
-        row, column = (bounds < limit[:, None]).nonzero().T
+        if radius is None:
+            row, column = (bounds < limit[:, None]).nonzero().T
+            self._cut_pairs(x, y, rows, targets, radii, limit, bounds, row, column, radius)
+            return
+        row = near.nonzero().squeeze(1)
+        while len(row := row[(bounds[row] < limit[row, None]).any(1)]):
+            column = bounds[row].argmin(1)
+            self._cut_pairs(x, y, rows, targets, radii, limit, bounds, row, column, radius)
+            row = row[bounds[row, column] >= limit[row]]
+
+    def _cut_pairs(self, x, y, rows, targets, radii, limit, bounds, row, column, radius) -> None:
+        """Cut some pairs' balls across where the best minorants fall, into more and more slabs."""
         pairs = self._pairs(x, y, rows[row], targets[row, column], None)
         ceiling = torch.full_like(limit[row], torch.inf)
         point, _ = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, ceiling)
