@@ -527,7 +527,8 @@ class _Problem:
         best = _Proof.start(pairs, bound[left])
         start, steps = pairs.x0, _SEARCH_STEPS
         if self.subspace is not None and box is None:
-            way, shift = images.way[rows, columns].flatten(0, 1)[left], images.shift.index_select(0, image)
+            way = images.way[rows, columns].flatten(0, 1)[left]
+            shift = images.shift.index_select(0, image)
             start = self._search_subspace(pairs, way, shift, limit, best, radius)
             steps = _REFINE_STEPS
         for part in self.blocks((best.bound <= limit).nonzero().squeeze(1)):
