@@ -472,6 +472,24 @@ def test_box_and_local_curvature_together_are_never_below_either(digits):
     assert (crc.attack(model, x, y, box=(0.0, 1.0), restarts=3).distance >= both).all()
 
 
+def test_verdicts_given_up_with_many_inputs_are_few(digits):
+    model = crc.mlp([64, 24, 24, 10], "tanh", seed=0)
+    crc.train(model, digits.train, crc.Recipe("standard", epochs=15, batch_size=64))
+    # More inputs, which no layer looks at: only what is worth trying changes.
+    wide = crc.mlp([200, 24, 24, 10], "tanh", seed=0)
+    with torch.no_grad():
+        for parameter, mine in zip(wide.parameters(), model.parameters(), strict=True):
+            parameter.zero_()[tuple(slice(0, size) for size in mine.shape)] = mine
+    x, y = digits.test.x[:120].flatten(1), digits.test.y[:120]
+    padded = torch.nn.functional.pad(x, (0, 200 - 64))
+    radius = 1.4 * crc.certify(model, x, y).radius.median().item()
+    known = crc.verify(wide, padded, y, radius).robust
+    few = crc.verify(model, x, y, radius, curvature="local").robust
+    many = crc.verify(wide, padded, y, radius, curvature="local").robust
+    assert (few | ~many).all() and (many | ~known).all()
+    assert known.sum() < many.sum() and few.sum() <= 1.1 * many.sum()
+
+
 def test_verdicts_with_local_curvature_do_not_depend_on_the_batch():
     # Proving an undecided image against another image's classes once made the second one "robust".
     model = crc.mlp([2, 8, 5], "silu", seed=70).double()
