@@ -416,15 +416,12 @@ class _Problem:
         return bounds
 
     def _cut(self, x, y, rows, targets, radii, limit, bounds, near, radius) -> None:
-        """Raise bounds by cutting the balls into slabs.
+        """Raise bounds by cutting the balls into slabs, of each image the worst one first.
 
-        Thinner slabs are for verdicts alone: a search for a radius would meet them in vain at every
-        ball that is too large. A verdict needs every class, the worst one first.
+        What fails for one class leaves nothing to be gained from the others. Thinner slabs are for
+        verdicts alone: a search for a radius would meet them in vain at every ball that is too
+        large.
         """
-        if radius is None:
-            row, column = (bounds < limit[:, None]).nonzero().T
-            self._cut_pairs(x, y, rows, targets, radii, limit, bounds, row, column, radius)
-            return
         row = near.nonzero().squeeze(1)
         while len(row := row[(bounds[row] < limit[row, None]).any(1)]):
             column = bounds[row].argmin(1)
