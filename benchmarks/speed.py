@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     run = options.run
-    model = crc.load_model(run / "model.safetensors" if run.is_dir() else run)
+    model = crc.load_model(run)
     test = crc.load("mnist").test.take(slice(0, options.limit))
     few = test.take(slice(0, options.published))
     pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10)).T

@@ -46,7 +46,7 @@ def main() -> int:
     print(f"{'run':28}{'layers':>7}{'clean %':>9}{'certified':>11}{'attack':>9}{'ratio':>8}"
           f"{'curvature / published':>23}")  # fmt: skip
     for run in options.runs:
-        model = crc.load_model(run / "model.safetensors" if run.is_dir() else run)
+        model = crc.load_model(run)
         network = read_network(model)
         clean = (network.logits(test.x.flatten(1).double()).argmax(1) == test.y).double().mean()
         certificate = crc.certify(model, part.x, part.y, curvature="local", progress=True)

@@ -147,6 +147,8 @@ def _train(options: argparse.Namespace) -> None:
     if (finished or any(begun)) and not options.resume:
         kind = "a finished" if finished else "an unfinished"
         raise ValueError(f"{options.out} holds {kind} run: --resume it, or name another --out")
+    if begun[len(options.gamma) == 1]:
+        raise ValueError(f"{options.out} holds a run with another number of --gamma values")
     runs = []
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     for gamma in options.gamma:
@@ -168,7 +170,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _certify(options: argparse.Namespace) -> None:
     path = options.run_folder
-    model = load_model(path / "model.safetensors" if path.is_dir() else path).to(options.device)
+    model = load_model(path).to(options.device)
     facts = path / "run.json"
     known = read_json(facts) if facts.exists() else {}
     dataset = options.dataset or known.get("dataset")

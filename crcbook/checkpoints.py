@@ -124,7 +124,7 @@ def load_model(path: Path | str) -> nn.Sequential:
     """Read a network that :func:`save_model` wrote.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a training, which holds it as ``model.safetensors``.
 
     Returns:
         The network, on the CPU.
@@ -132,7 +132,9 @@ def load_model(path: Path | str) -> nn.Sequential:
     Raises:
         RuntimeError: where the file is missing, damaged or none of crcbook's.
     """
-    tensors, facts = load_tensors(Path(path))
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    tensors, facts = load_tensors(path)
     try:
         model = mlp(facts["sizes"], facts["activation"])
         model.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)

@@ -204,7 +204,7 @@ def reproduce(
     written = []
     for name, experiment in missing.items():
         test = load(experiment.dataset).test
-        model = load_model(runs / name / "model.safetensors").to(device)
+        model = load_model(runs / name).to(device)
         started = time.time()
         rival = _BOUNDS.get(experiment.recipe.method)
         mine = test.take(slice(team.rank, None, team.size))

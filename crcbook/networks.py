@@ -499,7 +499,7 @@ def _check_sizes(layers: list[Layer]) -> None:
         if max(layer.weight.shape) > _MOST_UNITS:
             raise ValueError(f"layers may have at most {_MOST_UNITS} units, and so many inputs")
         sizes = torch.cat([layer.weight.abs().flatten(), layer.bias.abs()])
-        least, most = sizes[sizes > 0].aminmax() if sizes.any() else (1.0, 1.0)
+        least, most = sizes.masked_fill(sizes == 0, torch.inf).min(), sizes.max()
         if least < _SIZES[0] or most > _SIZES[1]:
             raise ValueError(
                 f"Linear layer {position} must have weights of a size from {_SIZES[0]:g} to "

@@ -14,7 +14,7 @@ from crcbook.experiments import load_records
 def test_a_model_comes_back_bit_for_bit(tmp_path, activation, dtype):
     model = crc.mlp([5, 7, 4, 3], activation, seed=2).to(dtype)
     crc.save_model(tmp_path / "deep" / "model.safetensors", model)
-    loaded = crc.load_model(tmp_path / "deep" / "model.safetensors")
+    loaded = crc.load_model(tmp_path / "deep")
     assert repr(loaded) == repr(model)
     for first, second in zip(model.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(first, second) and first.dtype == second.dtype

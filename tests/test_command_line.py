@@ -131,13 +131,17 @@ def test_a_network_is_certified_on_data_of_its_size(tmp_path, capsys):
     assert "radius must be positive" in capsys.readouterr().err
 
 
-def test_of_several_gammas_validation_keeps_one(tmp_path):
+def test_of_several_gammas_validation_keeps_one(tmp_path, capsys):
     run = tmp_path / "run"
     assert main([*TRAIN, "--gamma", "0.01", "0.5", "--out", str(run)]) == 0
     facts = json.loads((run / "run.json").read_text())
     certified = [candidate["certified_accuracy"] for candidate in facts["candidates"]]
     assert len(certified) == 2 and facts["validation"]["certified_accuracy"] == max(certified)
-    assert (run / "model.safetensors").exists()
+    weights = (run / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main([*TRAIN, "--gamma", "0.01", "--out", str(run), "--resume"]) == 1
+    assert "another number of --gamma values" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == weights
 
 
 def test_every_option_of_a_recipe_is_one_of_train(tmp_path):
