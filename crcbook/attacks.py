@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import Network, read_network
-from crcbook.region import Box, step_to_boundary, step_to_sphere
+from crcbook.region import Box, clip, step_to_boundary, step_to_sphere
 
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
@@ -147,7 +147,7 @@ def boundary_points(
         ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
     """
     point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
-    point = _clip(box, point)  # a step in another precision may end a rounding error outside
+    point = clip(box, point)  # a step in another precision may end a rounding error outside
     missed = ~(_margin(network, point, label, target) <= 0)
     point[missed] = _beyond(network, x[missed], point[missed], label[missed], target[missed], box)
     return _retreat(network, x, point, label, target, box)
@@ -187,7 +187,7 @@ def _first_outside(network: Network, x, point, label, target, box: Box | None, r
     outside = torch.full_like(x, torch.nan)
     todo = torch.arange(len(x), device=x.device)
     for reach in reaches:
-        end = _clip(box, x[todo] + reach * (point[todo] - x[todo]))
+        end = clip(box, x[todo] + reach * (point[todo] - x[todo]))
         adversarial = _margin(network, end, label[todo], target[todo]) <= 0
         outside[todo[adversarial]] = end[adversarial]
         todo = todo[~adversarial]
@@ -234,10 +234,6 @@ def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Te
     return torch.where(found.isnan(), outside, found)
 
 
-def _clip(box: Box | None, point: Tensor) -> Tensor:
-    return point if box is None else box.clip(point)
-
-
 def _margin(network: Network, x, label, target) -> Tensor:
     logits = network.logits(x)
     return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
@@ -254,7 +250,7 @@ def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
     if radius is None:
         best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
     for start in starts:
-        begin = _clip(box, x[image] + start[image] * (1.0 if radius is None else radius))
+        begin = clip(box, x[image] + start[image] * (1.0 if radius is None else radius))
         if radius is None:
             point = boundary_points(network, x[image], y[image], target, begin, steps, box, rough)
             value = (point - x[image]).norm(dim=1).nan_to_num(nan=torch.inf)
@@ -318,7 +314,7 @@ def descend(
         delta = delta * (radius / delta.norm(dim=1, keepdim=True)).clamp(max=1)
     last = _margin(rough, centre + delta, label, target)
     best = torch.where((last < lowest)[:, None], delta, best)
-    point = into_ball(x, _clip(box, x + best.to(x.dtype)), radius)
+    point = into_ball(x, clip(box, x + best.to(x.dtype)), radius)
     return point, _margin(network, point, label, target)
 
 

@@ -25,7 +25,7 @@ from crcbook.minorant import (
     search,
 )
 from crcbook.networks import Network, read_network
-from crcbook.region import Box
+from crcbook.region import Box, clip
 from crcbook.slabs import slab_margins
 from crcbook.trust_region import Neighbourhood
 
@@ -452,7 +452,7 @@ class _Problem:
         if radius is None:
             point, _ = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
         # The curvature holds in the ball alone: that is where the expansion point must lie.
-        point = _clip(box, into_ball(pairs.x0, point, radii[row] * (1 - _INSIDE)))
+        point = clip(box, into_ball(pairs.x0, point, radii[row] * (1 - _INSIDE)))
         proved = self._prove(pairs, point, radius)
         value = proved.bound if radius is not None else torch.minimum(proved.bound, radii[row])
         outside = (point - pairs.x0).norm(dim=1) > radii[row] * (1 - _INSIDE / 2)
@@ -604,7 +604,7 @@ class _Problem:
         nearest = x.clone()
         rows = correct.nonzero().squeeze(1)
         pairs = self._pairs(x, y, rows, best.target[rows], None)
-        point = _clip(box, x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
+        point = clip(box, x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
         distance = (point - pairs.x0).norm(dim=1)
         hit = self.prover.is_adversarial(pairs, point)
         hit &= distance <= best.bound[rows] * (1 + EXACT)
@@ -621,7 +621,7 @@ class _Problem:
             self.rough,
         )  # fmt: skip
         # Across the boundary, beyond any doubt.
-        found = _clip(box, found + 0.5 * EXACT * (found - pairs.x0))
+        found = clip(box, found + 0.5 * EXACT * (found - pairs.x0))
         proved = self.prover.is_adversarial(pairs, found)
         return torch.where(proved[:, None], found, torch.nan)
 
@@ -633,10 +633,6 @@ class _Problem:
         reached = torch.zeros_like(close)
         reached[rows] = self.prover.is_adversarial(pairs, nearest[rows])
         return reached
-
-
-def _clip(box: Box | None, point: Tensor) -> Tensor:
-    return point if box is None else box.clip(point)
 
 
 @dataclass(frozen=True)

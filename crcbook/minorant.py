@@ -563,6 +563,20 @@ def fixed_point(
     return pairs.x0 + (step if pairs.room is None else pairs.room.clip(step))
 
 
+def step_length(step: Tensor, change: Tensor) -> Tensor:
+    """Barzilai and Borwein's length of the next step, a fraction of a full one.
+
+    Args:
+        step: ``(pairs, n)`` the last step.
+        change: ``(pairs, n)`` how much shorter it made the way that was left.
+
+    Returns:
+        ``(pairs, 1)``.
+    """
+    length = (step * change).sum(1, keepdim=True) / change.square().sum(1, keepdim=True)
+    return torch.where(length > 0, length, 1.0).clamp(_SHORTEST, 1.0)
+
+
 @dataclass
 class _Walk:
     """Where each search is, and what the last step taught it."""
@@ -590,9 +604,7 @@ class _Walk:
         """Move the points; returns which searches are still worth a step."""
         move = fixed_point(self.pairs, self.point, margin, gradient, radius) - self.point
         change = self.move - move
-        alpha = (self.step * change).sum(1) / change.square().sum(1)
-        alpha = torch.where(alpha > 0, alpha, 1.0).clamp(_SHORTEST, 1.0)
-        self.step, self.move = alpha[:, None] * move, move
+        self.step, self.move = step_length(self.step, change) * move, move
         self.point = self.point + self.step
         self.stalled = torch.where(improved, 0, self.stalled + 1)
         settled = move.norm(dim=1) <= _SETTLED * (self.pairs.x0 - self.point).norm(dim=1)

@@ -52,6 +52,19 @@ class Box:
         return Room(low, torch.nextafter(self.upper - x0, infinity).clamp(min=0))
 
 
+def clip(box: Box | None, point: Tensor) -> Tensor:
+    """The nearest points of a box.
+
+    Args:
+        box: the box; None for all of R^n.
+        point: ``(batch, n)``.
+
+    Returns:
+        ``(batch, n)``.
+    """
+    return point if box is None else box.clip(point)
+
+
 @dataclass(frozen=True)
 class Room:
     """Displacements an adversary may use, coordinate by coordinate.

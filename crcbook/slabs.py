@@ -33,14 +33,12 @@ import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY, gamma
-from crcbook.curvature import activation_ranges, bend_depths, upper_terms
-from crcbook.minorant import Pairs, Prover
+from crcbook.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
+from crcbook.minorant import Pairs, Prover, step_length
 from crcbook.networks import Network
 from crcbook.spectral import top_eigenvalue_bound
 
-_SHELLS = 16
 _STEPS = 12
-_SHORTEST = 0.01  # of a full step
 _INSIDE = 1 - 1e-9  # of the ball's radius: where points of expansion stay
 _LIKELY = 0.9  # of the ball's curvature: a slab's, before it is known
 _CHUNK_PAIRS = 32
@@ -139,9 +137,7 @@ class _Slab:
             gradient = gradient - (gradient * axis).sum(1, keepdim=True) * axis
             move = -gradient / curvature[:, None].to(dtype) - across
             change = last - move
-            length = (step * change).sum(1) / change.square().sum(1)  # Barzilai and Borwein's
-            length = torch.where(length > 0, length, 1.0).clamp(_SHORTEST, 1.0)
-            step, last = length[:, None] * move, move
+            step, last = step_length(step, change) * move, move
             across = across + step
         along, across = along.double(), across.double().nan_to_num(0.0, 0.0, 0.0)
         across = across - (across * self.axis).sum(1, keepdim=True) * self.axis
@@ -173,22 +169,20 @@ class _Slab:
         reach = torch.maximum(self.high - along, along - self.low).square()
         reach = (reach + (self.width + across).square()).sqrt()
         reach = reach * (OUTWARD + 16 * gamma(point.shape[1] + 16))
-        ends = torch.linspace(0, 1, _SHELLS + 1, dtype=reach.dtype, device=reach.device)
-        ahead = (1 - ends).square()
-        share = (ahead[:-1] - ahead[1:]) * OUTWARD
-        item = torch.arange(len(point), device=point.device).repeat_interleave(_SHELLS)
-        shells = (reach[:, None] * ends[1:]).reshape(-1)
+        ends, share = shells(reach)
+        item = torch.arange(len(point), device=point.device).repeat_interleave(SHELLS)
+        radii = (reach[:, None] * ends).reshape(-1)
         limits = tuple(end[item] for end in self._first_preactivations())
-        intervals = prover.rounding.preactivation_intervals(point[item], shells, first=limits)
+        intervals = prover.rounding.preactivation_intervals(point[item], radii, first=limits)
         ranges = activation_ranges(network, intervals)
         weights = network.margin_weights(self.pairs.label, self.pairs.target)[item]
         first, *inner = bend_depths(network.layers, weights, ranges)
-        first = first.reshape(len(point), _SHELLS, -1).cummax(1).values
+        first = first.reshape(len(point), SHELLS, -1).cummax(1).values
         # The shares add up to 1 with an error that a negative entry must not gain from.
         slack = 4 * (OUTWARD - 1) * first.abs().amax(1)
         diagonal = (share[:, None] * first).sum(1) + slack
         upper = upper_terms(prover.rounding, inner, ranges, len(item))
-        upper = (share * upper.reshape(-1, _SHELLS).cummax(1).values).sum(1)
+        upper = (share * upper.reshape(-1, SHELLS).cummax(1).values).sum(1)
         total = top_eigenvalue_bound(network.layers[0].weight, diagonal) + upper
         return self.pairs.curvature.fmin(total * OUTWARD)
 

@@ -44,12 +44,11 @@ import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma
-from crcbook.curvature import Ranges, bend_depths
+from crcbook.curvature import SHELLS, Ranges, bend_depths, shells
 from crcbook.minorant import Prover
 from crcbook.region import Room
 from crcbook.spectral import spectral_norm_bound, top_eigenvalue_bound
 
-_SHELLS = 16
 _POWER_STEPS = 8
 _BISECTIONS = 60
 _SLACKS = (1e-5, 1e-4, 1e-2, 1.0)  # of the largest eigenvalue, above its estimate
@@ -114,12 +113,12 @@ class Neighbourhood:
             The neighbourhood.
         """
         network, rounding = prover.network, prover.rounding
-        shares = torch.arange(1, _SHELLS + 1, dtype=x.dtype, device=x.device) / _SHELLS
-        found = cls(prover, x, float(radius) * shares, [], [], [])
+        ends, _ = shells(x)
+        found = cls(prover, x, float(radius) * ends, [], [], [])
         values = network.preactivations(x[None])
         errors = rounding.preactivation_errors(x[None].norm(dim=1))
         steps = found.radii.diff(prepend=found.radii.new_zeros(1))[:, None]
-        bounds = rounding.preactivation_intervals(x.expand(_SHELLS, -1), found.radii, room)
+        bounds = rounding.preactivation_intervals(x.expand(SHELLS, -1), found.radii, room)
         rows = found._first_rows()
         for place, layer in enumerate(network.layers[:-1]):
             z = values[place][0]
@@ -174,9 +173,7 @@ class Neighbourhood:
             A scalar; minus infinity where something overflowed.
         """
         pair = label[None], target[None]
-        ahead = 1 - self.radii / self.radii[-1]
-        before = torch.cat([ahead.new_ones(1), ahead[:-1]])
-        diagonal, constant = self._quadratic(*pair, (before.square() - ahead.square()) * OUTWARD)
+        diagonal, constant = self._quadratic(*pair, shells(self.x)[1])
         value, gradient = self.prover.network.margin_and_gradient(self.x[None], *pair)
         value_error, slope_error, deviation = self.prover.errors(*pair, self.x[None].norm(dim=1))
         radius = float(self.radii[-1])
