@@ -41,7 +41,7 @@ _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves t
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _FEW_INPUTS = 128  # with more, where little is to be gained it is not tried
-_HOPELESS = 0.25  # of a margin at its input: a bound that is this far below 0 stays below
+_HOPELESS = (4.0, 0.5)  # of a margin at its input: how far below 0 slabs, then paths, can mend
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
@@ -399,21 +399,27 @@ class _Problem:
             curvature[row[smaller], column[smaller]] = found[smaller]
             self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
             curvature.fill_(torch.inf)
-        few, near = self.rough.inputs <= _FEW_INPUTS, torch.ones_like(radii, dtype=torch.bool)
-        if not few and radius is not None:
-            logits = self.prover.network.logits(x[rows])
-            values = logits.gather(1, y[rows, None]) - logits.gather(1, targets)
-            near = (bounds > -_HOPELESS * values).all(1)
+        few = self.rough.inputs <= _FEW_INPUTS
         if box is None:  # slabs know of none
+            near = self._near(x[rows], y[rows], targets, bounds, radius, _HOPELESS[0])
             self._cut(x, y, rows, targets, radii, limit, bounds, near, radius)
         if len(self.rough.layers) == 2 and not few:
             return bounds
+        near = self._near(x[rows], y[rows], targets, bounds, radius, _HOPELESS[1])
         undecided = ((bounds < limit[:, None]) & ~flat).any(1) & near
         for i in undecided.nonzero().squeeze(1).tolist():
             self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
                          curvature[i], radius)  # fmt: skip
         self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
         return bounds
+
+    def _near(self, x, y, targets, bounds, radius, most: float) -> Tensor:
+        """The rows without a class whose margin's bound is too far below 0 to be worth a try."""
+        if radius is None or self.rough.inputs <= _FEW_INPUTS:
+            return torch.ones_like(y, dtype=torch.bool)
+        logits = self.prover.network.logits(x)
+        values = logits.gather(1, y[:, None]) - logits.gather(1, targets)
+        return (bounds > -most * values).all(1)
 
     def _cut(self, x, y, rows, targets, radii, limit, bounds, near, radius) -> None:
         """Raise bounds by cutting the balls into slabs, of each image the worst one first.
