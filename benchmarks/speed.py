@@ -100,6 +100,7 @@ def main() -> int:
             "rows": figures,
             "set-up, s": round(setup, 2),
             "published, ms an image": round(1e3 * old, 2),
+            "published, images": len(few),
             "images": len(test),
             "network": run.name.removesuffix(".safetensors"),
             "environment": environment("cpu"),

@@ -41,7 +41,7 @@ _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves t
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
 _INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
 _FEW_INPUTS = 128  # with more, where little is to be gained it is not tried
-_HOPELESS = (4.0, 0.5)  # of a margin at its input: how far below 0 slabs, then paths, can mend
+_HOPELESS = (4.0, 0.25)  # of a margin at its input: how far below 0 slabs, then paths, can mend
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
@@ -118,7 +118,7 @@ def certify(
             shape, such as ``(0.0, 1.0)``: the adversary must stay inside. None for no box.
         curvature: ``"global"``, over all of R^n, or ``"local"``: over balls around the inputs,
             for those that the global bound leaves short of the nearest adversarial point found.
-            Local bounds are larger and take an eigenvalue problem an input and class each.
+            Local bounds are never smaller and take an eigenvalue problem an input and class each.
         method: ``"dual"``, the best minorant found; ``"closed-form"``, the one at the input
             (Entesari et al. 2024); ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; or ``"best"`` of them all.
@@ -129,7 +129,9 @@ def certify(
 
     Raises:
         TypeError: for a model or tensors of the wrong kind.
-        ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
+        ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity,
+            an unknown option, or a box or local curvature with a method other than the first and
+            the last.
     """
     problem = _Problem.of(model, x, y, targets, box, curvature, method)
     parts = [problem.certify(chunk) for chunk in problem.chunks(progress, "certify")]
@@ -149,8 +151,9 @@ def verify(
 ) -> Verdict:
     """Decide whether each label is certain in the l2 ball of a given radius.
 
-    The search for a class stops as soon as its margin is proved positive, and no other class is
-    searched where the runner-up's is not: ``margin`` is a valid lower bound but not the best one.
+    The search for a class stops as soon as its margin is proved positive, and by global curvature
+    no other class is searched where the runner-up's is not: ``margin`` is a valid lower bound but
+    not the best one.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts.
@@ -168,7 +171,8 @@ def verify(
 
     Raises:
         TypeError: for a model or tensors of the wrong kind.
-        ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity.
+        ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity,
+            or an unknown option.
     """
     problem, radius = _Problem.of(model, x, y, targets, box, curvature), as_radius(radius)
     parts = [problem.verify(chunk, radius) for chunk in problem.chunks(progress, "verify")]

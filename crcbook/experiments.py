@@ -1,4 +1,4 @@
-"""Named, recorded experiments: every figure of the book's tables comes from one of these.
+"""Named, recorded experiments: every network of the book's tables comes from one of these.
 
 ``python -m crcbook reproduce`` runs what is missing. A record is a JSON file with the figures, the
 radii themselves, and everything a figure depends on. Started by ``torchrun``, several processes
@@ -433,8 +433,8 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
         radius: the radius it was asked for.
 
     Returns:
-        Accuracies as fractions of all items, ``mean_radius`` and ``exact_fraction`` over the
-        correctly classified (None where the mean is infinite or there are none), ``violations``
+        Accuracies as fractions of all items, over the correctly classified ``mean_radius`` (None
+        where it is infinite or there are none) and ``exact_fraction``, ``violations``
         (attacks inside a certified ball: 0). The box's are None where there was none. Where the
         columns hold CROWN's radii, their mean, and that of ours for the same images,
         ``mean_radius_crown_images``.
