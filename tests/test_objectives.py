@@ -136,8 +136,9 @@ def test_crown_is_exact_where_the_network_is_linear(sizes):
 
 def stated_crown(network, intervals, x, label, target, radius):
     """The docstring's bound for one input and target, each unit's line chosen by its sign."""
-    rows = network.margin_weights(label, target)
-    offset = network.layers[-1].bias[label] - network.layers[-1].bias[target]
+    last = network.layers[-1]
+    rows = last.weight[label] - last.weight[target]
+    offset = last.bias[label] - last.bias[target]
     for layer, (low, high) in zip(network.layers[-2::-1], reversed(intervals), strict=True):
         value, slope = layer.activation.value, layer.activation.slope
         line = torch.minimum(slope(low), slope(high))
