@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crcbook.attacks import boundary_points, descend, into_ball
+from crcbook.attacks import boundary_points, descend
+from crcbook.balls import Balls
 from crcbook.checks import LARGEST, SMALLEST_RADIUS, as_box, as_classes, as_inputs, as_radius
 from crcbook.crown import crown_radius
-from crcbook.curvature import ball_curvature, downward_curvature
+from crcbook.curvature import downward_curvature
 from crcbook.lipschitz import lipschitz_radius
 from crcbook.minorant import (
+    POLISH_STEPS,
+    SEARCH_STEPS,
     Pairs,
     Prover,
     Subspace,
@@ -26,22 +29,12 @@ from crcbook.minorant import (
 )
 from crcbook.networks import Network, read_network
 from crcbook.region import Box, clip
-from crcbook.slabs import slab_margins
-from crcbook.trust_region import Neighbourhood
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
-_SEARCH_STEPS = 100
 _REFINE_STEPS = 8
-_POLISH_STEPS = 3
 _AT_BOUNDARY = 1e-2  # of the bound at the input: a margin this small has reached zero
-_SLABS = (8, 32)  # of a ball; the second number where the first one decides nothing
 _LOCAL_STEPS = 5
-_BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap
-_FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
-_INSIDE = 1e-9  # of a ball's radius: how far inside it a point of expansion stays
-_FEW_INPUTS = 128  # with more, where little is to be gained it is not tried
-_HOPELESS = (4.0, 0.25)  # of a margin at its input: how far below 0 slabs, then paths, can mend
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 _ATTACK_STEPS = 4
 _CHUNK_VALUES = 2**23
@@ -388,110 +381,8 @@ class _Problem:
 
     def _in_balls(self, x, y, rows, targets, box, radii, bounds, radius: float | None = None):
         """Better bounds of the rows' pairs that are short of their ball's radius (or margin 0)."""
-        if len(self.rough.layers) == 1:
-            return bounds
-        limit = radii if radius is None else torch.zeros_like(radii)
-        bounds, curvature = bounds.clone(), torch.full_like(bounds, torch.inf)
-        flat = torch.zeros_like(bounds, dtype=torch.bool)
-        if len(self.rough.layers) > 2:
-            row, column = (bounds < limit[:, None]).nonzero().T
-            room = None if box is None else box.room(x[rows])
-            pairs = y[rows[row]], targets[row, column]
-            found = ball_curvature(self.prover.rounding, x[rows], radii, row, *pairs, room)
-            everywhere = downward_curvature(self.prover.network, *pairs)
-            smaller, flat[row, column] = found < everywhere, found < _FLAT * everywhere
-            curvature[row[smaller], column[smaller]] = found[smaller]
-            self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
-            curvature.fill_(torch.inf)
-        few = self.rough.inputs <= _FEW_INPUTS
-        if box is None:  # slabs know of none
-            near = self._near(x[rows], y[rows], targets, bounds, radius, _HOPELESS[0])
-            self._cut(x, y, rows, targets, radii, limit, bounds, near, radius)
-        if len(self.rough.layers) == 2 and not few:
-            return bounds
-        near = self._near(x[rows], y[rows], targets, bounds, radius, _HOPELESS[1])
-        undecided = ((bounds < limit[:, None]) & ~flat).any(1) & near
-        for i in undecided.nonzero().squeeze(1).tolist():
-            self._follow(x[rows[i]], y[rows[i]], targets[i], box, radii[i], limit[i], bounds[i],
-                         curvature[i], radius)  # fmt: skip
-        self._search_balls(x, y, rows, targets, box, radii, limit, bounds, curvature, radius)
-        return bounds
-
-    def _near(self, x, y, targets, bounds, radius, most: float) -> Tensor:
-        """The rows without a class whose margin's bound is too far below 0 to be worth a try."""
-        if radius is None or self.rough.inputs <= _FEW_INPUTS:
-            return torch.ones_like(y, dtype=torch.bool)
-        logits = self.prover.network.logits(x)
-        values = logits.gather(1, y[:, None]) - logits.gather(1, targets)
-        return (bounds > -most * values).all(1)
-
-    def _cut(self, x, y, rows, targets, radii, limit, bounds, near, radius) -> None:
-        """Raise bounds by cutting the balls into slabs, of each image the worst one first.
-
-        What fails for one class leaves nothing to be gained from the others. Thinner slabs are for
-        verdicts alone: a search for a radius would meet them in vain at every ball that is too
-        large.
-        """
-        row = near.nonzero().squeeze(1)
-        while len(row := row[(bounds[row] < limit[row, None]).any(1)]):
-            column = bounds[row].argmin(1)
-            self._cut_pairs(x, y, rows, targets, radii, limit, bounds, row, column, radius)
-            row = row[bounds[row, column] >= limit[row]]
-
-    def _cut_pairs(self, x, y, rows, targets, radii, limit, bounds, row, column, radius) -> None:
-        """Cut some pairs' balls across where the best minorants fall, into more and more slabs."""
-        pairs = self._pairs(x, y, rows[row], targets[row, column], None)
-        ceiling = torch.full_like(limit[row], torch.inf)
-        point, _ = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, ceiling)
-        for slabs in _SLABS if radius is not None else _SLABS[:1]:
-            axis = point - pairs.x0
-            margin = slab_margins(self.prover, self.rough, pairs, radii[row], axis, slabs)
-            value = margin if radius is not None else torch.where(margin > 0, radii[row], 0.0)
-            bounds[row, column] = torch.maximum(bounds[row, column], value)
-            left = bounds[row, column] < limit[row]
-            row, column, pairs, point = row[left], column[left], pairs.take(left), point[left]
-
-    def _search_balls(
-        self, x, y, rows, targets, box, radii, limit, bounds, curvature, radius
-    ) -> None:
-        """Raise bounds by a search with the curvatures of the balls, where they are known."""
-        row, column = ((bounds < limit[:, None]) & curvature.isfinite()).nonzero().T
-        pairs = self._pairs(x, y, rows[row], targets[row, column], box)
-        pairs = replace(pairs, curvature=torch.minimum(pairs.curvature, curvature[row, column]))
-        point, _ = search(self.rough, pairs, pairs.x0, _SEARCH_STEPS, limit[row], radius)
-        if radius is None:
-            point, _ = search(self.prover.network, pairs, point, _POLISH_STEPS, limit[row])
-        # The curvature holds in the ball alone: that is where the expansion point must lie.
-        point = clip(box, into_ball(pairs.x0, point, radii[row] * (1 - _INSIDE)))
-        proved = self._prove(pairs, point, radius)
-        value = proved.bound if radius is not None else torch.minimum(proved.bound, radii[row])
-        outside = (point - pairs.x0).norm(dim=1) > radii[row] * (1 - _INSIDE / 2)
-        value = value.masked_fill(outside, -torch.inf)
-        bounds[row, column] = torch.maximum(bounds[row, column], value)
-
-    def _follow(self, x0, label, targets, box, ball, limit, bounds, curvature, radius):
-        """Raise an image's bounds by following the curvature along the way.
-
-        Where that fails, the curvature of the whole ball can only help if it is small against the
-        gradient (there would be no gap then); if so it is filled in for a search.
-        """
-        room = None if box is None else box.room(x0[None])
-        place = Neighbourhood.of(self.prover, x0, float(ball), room)
-        for column in bounds.argsort().tolist():
-            if bounds[column] >= limit:
-                break
-            margin = place.margin(label, targets[column])
-            value = margin if radius is not None else ball * (1.0 if margin > 0 else 0.0)
-            bounds[column] = torch.maximum(bounds[column], value)
-            if margin <= 0:
-                pair = label[None], targets[column, None]
-                _, gradient = self.rough.margin_and_gradient(x0[None].to(torch.float32), *pair)
-                bent = place.curvature(label, targets[column]) * ball
-                if bent > _BENT * gradient.norm():
-                    break  # no radius or verdict for the image without this class
-                for other in (bounds < limit).nonzero().squeeze(1).tolist():
-                    curvature[other] = place.curvature(label, targets[other])
-                break
+        prover, rough = self.prover, self.rough
+        return Balls(prover, rough, x[rows], y[rows], targets, radii, bounds, radius, box).raised()
 
     def _undecided(self, x, y, order, correct, margins, box, radius: float) -> Tensor:
         """The images without a proof and without an adversary in the ball."""
@@ -507,10 +398,7 @@ class _Problem:
         return open_images.nonzero().squeeze(1)
 
     def _pairs(self, x: Tensor, y: Tensor, image: Tensor, target: Tensor, box) -> Pairs:
-        label = y[image]
-        curvature = downward_curvature(self.prover.network, label, target)
-        room = None if box is None else box.room(x[image])
-        return Pairs(x.index_select(0, image), label, target, curvature, room)
+        return Pairs.of(self.prover.network, x.index_select(0, image), y[image], target, box)
 
     def _maximise(
         self, images: "_Images", rows, columns, box, bounds, limit=None, radius: float | None = None
@@ -532,7 +420,7 @@ class _Problem:
         image, limit = rows.repeat_interleave(targets.shape[1])[left], limit[left]
         pairs = self._pairs(x, images.y, image, targets.reshape(-1)[left], box)
         best = _Proof.start(pairs, bound[left])
-        start, steps = pairs.x0, _SEARCH_STEPS
+        start, steps = pairs.x0, SEARCH_STEPS
         if self.subspace is not None and box is None:
             way = images.way[rows, columns].flatten(0, 1)[left]
             shift = images.shift.index_select(0, image)
@@ -547,7 +435,7 @@ class _Problem:
             closing = ((best.bound <= limit) & best.at_boundary).nonzero().squeeze(1)
             for part in self.blocks(closing):
                 few, exact = pairs.take(part), self.prover.network
-                point, _ = search(exact, few, best.point[part], _POLISH_STEPS, limit[part])
+                point, _ = search(exact, few, best.point[part], POLISH_STEPS, limit[part])
                 _improve(best, part, self._prove(few, point, radius))
         bound, displacement = bound.clone(), x.new_zeros(len(bound), x.shape[1])
         bound[left], displacement[left] = best.bound, best.displacement
@@ -561,7 +449,7 @@ class _Problem:
         for part in self.blocks(torch.arange(len(ends), device=ends.device)):
             few = pairs.take(part)
             ends[part], guess = self.subspace.search(
-                few, -way[part], shift[part], _SEARCH_STEPS, limit[part], radius
+                few, -way[part], shift[part], SEARCH_STEPS, limit[part], radius
             )
             likely = (guess > limit[part]).nonzero().squeeze(1)
             few, part = few.take(likely), part[likely]

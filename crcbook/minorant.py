@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
+from crcbook.curvature import downward_curvature
 from crcbook.networks import Layer, Network, remembered
-from crcbook.region import Room, step_to_boundary, step_to_sphere
+from crcbook.region import Box, Room, step_to_boundary, step_to_sphere
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import NormSketch
 
+SEARCH_STEPS, POLISH_STEPS = 100, 3  # at most; in single precision, then in double precision
 _GAIN, _PATIENCE = 1e-5, 10  # a smaller relative gain counts as none; steps without one
 _ROUGH_GAIN, _ROUGH_PATIENCE = 1e-3, 3  # where another search goes on
 _SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
@@ -55,6 +57,25 @@ class Pairs:
     curvature: Tensor
     room: Room | None = None
     shift: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, network: Network, x0: Tensor, label: Tensor, target: Tensor, box: Box | None = None
+    ) -> "Pairs":
+        """Margins of a network, with its curvature over all of R^n.
+
+        Args:
+            network: the float64 network.
+            x0: ``(pairs, n)`` inputs.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+            box: where the adversary must stay; None for everywhere.
+
+        Returns:
+            The pairs.
+        """
+        room = None if box is None else box.room(x0)
+        return cls(x0, label, target, downward_curvature(network, label, target), room)
 
     def take(self, index: Tensor) -> "Pairs":
         """The pairs at ``index``.

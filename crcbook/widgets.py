@@ -15,7 +15,7 @@ from crcbook.activations import ACTIVATIONS
 from crcbook.attacks import attack, boundary_points, descend
 from crcbook.certificate import Certificate, certify
 from crcbook.crown import crown_margin
-from crcbook.curvature import curvature_bounds, downward_curvature
+from crcbook.curvature import curvature_bounds
 from crcbook.datasets import Split
 from crcbook.explorer import (
     RadiusField,
@@ -915,7 +915,7 @@ def slab_radii(
     prover = Prover.of(read_network(model))
     network = prover.network
     x = x.flatten(1).to(network.device, torch.float64)
-    pairs = Pairs(x, label, target, downward_curvature(network, label, target))
+    pairs = Pairs.of(network, x, label, target)
     reached = (boundary_points(network, x, label, target) - x).norm(dim=1)
     high = reached.nan_to_num(nan=x.norm(dim=1).max().item())
     low, everywhere = torch.zeros_like(high), torch.full_like(high, torch.inf)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 import crcbook as crc
 from crcbook import slabs
 from crcbook.attacks import boundary_points, descend
-from crcbook.curvature import downward_curvature
 from crcbook.hessian import margin_hessian
 from crcbook.minorant import Pairs, Prover, search
 from crcbook.networks import read_network
@@ -18,7 +17,7 @@ from crcbook.slabs import slab_margins
 
 def margins_to_bound(network, x):
     label, target = network.logits(x).topk(2, dim=1).indices.T
-    return Pairs(x, label, target, downward_curvature(network, label, target))
+    return Pairs.of(network, x, label, target)
 
 
 def points_of_slab(slab, generator, count=200):
