@@ -26,7 +26,7 @@ from crcbook.certificate import certify, verify
 from crcbook.checkpoints import load_model, read_json, write_json
 from crcbook.checks import as_box
 from crcbook.datasets import Split, load, split_validation
-from crcbook.networks import deepen, mlp
+from crcbook.networks import deepen, mlp, read_network
 from crcbook.rivals import rival_robust
 from crcbook.training import Recipe, best_epoch, train
 
@@ -388,14 +388,16 @@ def evaluate(
             found[rows] = verdict.robust
         return found
 
-    def survived(rows: Tensor, box: tuple | None = None) -> Tensor:
-        found = torch.ones_like(correct)
+    def attacked(rows: Tensor, box: tuple | None = None) -> tuple[Tensor, Tensor]:
+        """Which of the items survived, asked only of those in ``rows``, and the worst points."""
+        survived, points = torch.ones_like(correct), x.flatten(1).double()
         if rows.any():
             options = {"radius": radius, "box": box, "progress": progress}
-            found[rows] = ~attack(model, x[rows], y[rows], **options).success
-        return found
+            found = attack(model, x[rows], y[rows], **options)
+            survived[rows], points[rows] = ~found.success, found.point
+        return survived, points
 
-    columns["survived"] = survived(torch.ones_like(correct))
+    columns["survived"], points = attacked(torch.ones_like(correct))
     certified = certificate.radius >= radius
     # What the attack broke needs no certificate.
     if rival:
@@ -406,16 +408,25 @@ def evaluate(
     if local:
         certified = certified | verified(~certified & columns["survived"], curvature="local")
     columns["certified"] = certified
+    rows = ~certified & correct & ~_in_runner_up(model, x, y, points)
     columns["certified_runner_up"] = certified | verified(
-        ~certified & correct, targets="runner-up", curvature=curvature
+        rows, targets="runner-up", curvature=curvature
     )
     if box:
-        columns["survived_box"] = survived(~certified, unit)
+        columns["survived_box"], _ = attacked(~certified, unit)
         boxed = certified | verified(~certified & columns["survived_box"], box=unit)
         if local:
             boxed |= verified(~boxed & columns["survived_box"], box=unit, curvature="local")
         columns["certified_box"] = boxed
     return {name: column.cpu() for name, column in columns.items()}
+
+
+def _in_runner_up(model: nn.Sequential, x: Tensor, y: Tensor, points: Tensor) -> Tensor:
+    """Whether points have crossed into the runner-up class of their inputs."""
+    network = read_network(model)
+    start, there = network.logits(x.flatten(1).double()), network.logits(points)
+    runner_up = start.scatter(1, y[:, None], -torch.inf).argmax(1, keepdim=True)
+    return (there.gather(1, y[:, None]) <= there.gather(1, runner_up)).squeeze(1)
 
 
 def _crown_radii(model: nn.Sequential, test: Split, images: int, progress: bool) -> Tensor:

@@ -245,6 +245,10 @@ def test_local_curvature_certifies_more_with_and_without_a_box(digits, bent_mode
     assert (local & ~everywhere).any() and (local_box & ~local & ~box).any()
     assert torch.equal(columns["certified"], everywhere | local)
     assert torch.equal(columns["certified_box"], everywhere | local | box | local_box)
+    # What the attack moved into the runner-up class is not asked for, and would have failed.
+    runner_up = proved(targets="runner-up", curvature="local")
+    assert (~columns["survived"] & columns["correct"]).any()
+    assert torch.equal(columns["certified_runner_up"], everywhere | local | runner_up)
 
 
 def test_a_box_that_does_not_hold_the_items_is_refused_before_the_work(monkeypatch):
