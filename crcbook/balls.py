@@ -177,8 +177,7 @@ class Balls:
                 break
             target = self.targets[ball, column]
             margin = place.margin(label, target)
-            value = self._worth(margin, radius)
-            self.bounds[ball, column] = torch.maximum(self.bounds[ball, column], value)
+            self._put(ball, column, self._worth(margin, radius))
             if margin <= 0:
                 single = x[None].to(torch.float32), label[None], target[None]
                 _, gradient = self.rough.margin_and_gradient(*single)
@@ -193,5 +192,5 @@ class Balls:
         """The bounds that margins of whole balls prove."""
         return margin if self.radius is not None else torch.where(margin > 0, radii, 0.0)
 
-    def _put(self, row: Tensor, column: Tensor, value: Tensor) -> None:
+    def _put(self, row: Tensor | int, column: Tensor | int, value: Tensor) -> None:
         self.bounds[row, column] = torch.maximum(self.bounds[row, column], value)

@@ -27,6 +27,7 @@ from crcbook.checkpoints import load_model, read_json, write_json
 from crcbook.checks import as_box
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import deepen, mlp, read_network
+from crcbook.objectives import runner_up
 from crcbook.rivals import rival_robust
 from crcbook.training import Recipe, best_epoch, train
 
@@ -388,16 +389,8 @@ def evaluate(
             found[rows] = verdict.robust
         return found
 
-    def attacked(rows: Tensor, box: tuple | None = None) -> tuple[Tensor, Tensor]:
-        """Which of the items survived, asked only of those in ``rows``, and the worst points."""
-        survived, points = torch.ones_like(correct), x.flatten(1).double()
-        if rows.any():
-            options = {"radius": radius, "box": box, "progress": progress}
-            found = attack(model, x[rows], y[rows], **options)
-            survived[rows], points[rows] = ~found.success, found.point
-        return survived, points
-
-    columns["survived"], points = attacked(torch.ones_like(correct))
+    found = attack(model, x, y, radius=radius, progress=progress)
+    columns["survived"], points = ~found.success, found.point
     certified = certificate.radius >= radius
     # What the attack broke needs no certificate.
     if rival:
@@ -413,7 +406,10 @@ def evaluate(
         rows, targets="runner-up", curvature=curvature
     )
     if box:
-        columns["survived_box"], _ = attacked(~certified, unit)
+        columns["survived_box"], rows = torch.ones_like(correct), ~certified
+        if rows.any():
+            found = attack(model, x[rows], y[rows], radius=radius, box=unit, progress=progress)
+            columns["survived_box"][rows] = ~found.success
         boxed = certified | verified(~certified & columns["survived_box"], box=unit)
         if local:
             boxed |= verified(~boxed & columns["survived_box"], box=unit, curvature="local")
@@ -424,9 +420,9 @@ def evaluate(
 def _in_runner_up(model: nn.Sequential, x: Tensor, y: Tensor, points: Tensor) -> Tensor:
     """Whether points have crossed into the runner-up class of their inputs."""
     network = read_network(model)
-    start, there = network.logits(x.flatten(1).double()), network.logits(points)
-    runner_up = start.scatter(1, y[:, None], -torch.inf).argmax(1, keepdim=True)
-    return (there.gather(1, y[:, None]) <= there.gather(1, runner_up)).squeeze(1)
+    target = runner_up(network.logits, x.flatten(1).double(), y)
+    margin, _ = network.margin_and_units(points, y, target)
+    return margin <= 0
 
 
 def _crown_radii(model: nn.Sequential, test: Split, images: int, progress: bool) -> Tensor:

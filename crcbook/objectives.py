@@ -12,7 +12,7 @@ Everything here is evaluated in the precision of training, rounding to nearest, 
 power iteration: good enough to train with and never certified with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -121,11 +121,11 @@ def _loss_gradient(layers: Sequence[Layer], x: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-def runner_up(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+def runner_up(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """The class other than the label with the largest logit.
 
     Args:
-        model: a classifier.
+        model: a classifier, or its logits as a function.
         x: ``(batch, n)``.
         y: ``(batch,)`` labels.
 
