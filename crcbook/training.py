@@ -87,8 +87,8 @@ class Recipe:
         attack_steps: gradients an attack.
         attack_box: keep attacked points between 0 and 1, where pixels are; ``"crt"`` and
             ``"adversarial"`` only.
-        attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster where the
-            processor knows it.
+        attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster, and counts
+            as float32 where :func:`knows_bfloat16` says no.
         curvature: where CRT bounds it, ``"global"`` (over all of R^n) or ``"local"`` (over a ball
             of half the radius around one item a step); the latter is what a local certificate meets
             on its way. The validation certifies with the same.
@@ -229,6 +229,20 @@ def best_epoch(history: list[dict], recipe: Recipe) -> int:
     return max(range(len(history)), key=worth)
 
 
+def knows_bfloat16(device: torch.device | str) -> bool:
+    """Whether a device multiplies bfloat16 matrices itself; one that does not is far slower.
+
+    Args:
+        device: a torch device.
+
+    Returns:
+        What torch says of the device.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class _Trainer:
     """A training under way: everything a checkpoint must hold."""
 
@@ -318,7 +332,9 @@ class _Trainer:
     def _logits(self, x: Tensor, y: Tensor, radius: float) -> Tensor:
         """The logits whose cross-entropy is the loss: at a point, or the worst in the balls."""
         method, model = self.recipe.method, self.model
-        steps, dtype = self.recipe.attack_steps, getattr(torch, self.recipe.attack_dtype)
+        steps, dtype = self.recipe.attack_steps, torch.float32
+        if self.recipe.attack_dtype == "bfloat16" and knows_bfloat16(x.device):
+            dtype = torch.bfloat16
         if method in _WORST_MARGINS:
             return -_WORST_MARGINS[method](trained_layers(model), x, y, radius)
         if method == "lipschitz":
