@@ -6,9 +6,11 @@ summation, plus what underflow takes (Higham, *Accuracy and Stability of Numeric
 section 3.1).
 """
 
+import torch
 from torch import Tensor, maximum
 
 UNIT = 2.0**-53
+SINGLE_UNIT = 2.0**-24
 
 # Bounds are themselves computed in float64, each from a few dozen positive terms and from norms of
 # at most 200,000 entries, whose relative error is below 0.8 of this one.
@@ -19,17 +21,23 @@ OUTWARD = 1 + 2.0**-36
 TINY = 1e-290
 TINY_NORM = 1e-140
 
+# More than underflow, gradual or not, can take from vectors of float32 sums of products in the l2
+# norm, and from a norm computed in float32.
+SINGLE_TINY = 1e-28
+SINGLE_TINY_NORM = 1e-16
 
-def gamma(terms: int) -> float:
+
+def gamma(terms: int, unit: float = UNIT) -> float:
     r""":math:`\gamma_k = ku/(1-ku)`.
 
     Args:
         terms: the number of roundings k.
+        unit: the unit roundoff u; that of float64 where none is given.
 
     Returns:
         The relative error of a sum of that many rounded terms.
     """
-    return terms * UNIT / (1 - terms * UNIT)
+    return terms * unit / (1 - terms * unit)
 
 
 def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,3 +58,22 @@ def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, 
         low @ positive + high @ negative - error,
         high @ positive + low @ negative + error,
     )
+
+
+def single_sums_hold(device: torch.device) -> bool:
+    """Whether float32 products of matrices are what they say: asked of the device itself.
+
+    Settings, and variables of the environment, can let them round to TF32 or bfloat16 first, which
+    this product shows.
+
+    Args:
+        device: where the products are computed.
+
+    Returns:
+        Whether the largest error is below that of float32 sums.
+    """
+    # Just below the middle between 1 and the next TF32 number, so that both would take it for 1.
+    entry, size = 1 + 2.0**-11 - 2.0**-20, 256
+    matrix = torch.full((size, size), entry, dtype=torch.float32, device=device)
+    error = (matrix @ matrix).double() / (size * entry * entry) - 1
+    return bool(error.abs().max() <= gamma(size + 2, SINGLE_UNIT))

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
-from crcbook.networks import Network, read_network
+from crcbook.networks import MarginAlong, Network, read_network
 from crcbook.region import Box, clip, step_to_boundary, step_to_sphere
 
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
 _CLOSE = 1e-9  # of the distance
+_REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,50 @@ def boundary_points(
     Returns:
         ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
     """
+    crossing = crossings(network, x, label, target, start, steps, box, rough)
+    # Interpolation rounds otherwise than evaluation does: keep the nearest point truly outside.
+    reaches = (1 + 1e-11, 1 + _CLOSE, *_REACHES)
+    return _first_outside(network, x, crossing, label, target, box, reaches)
+
+
+def crossings(
+    network: Network,
+    x: Tensor,
+    label: Tensor,
+    target: Tensor,
+    start: Tensor | None = None,
+    steps: int = 30,
+    box: Box | None = None,
+    rough: Network | None = None,
+    begin: Tensor | None = None,
+) -> Tensor:
+    """Where the search of :func:`boundary_points` meets the boundary, a rounding error aside.
+
+    Args:
+        network: as there, and so are the next seven.
+        x: ...
+        label: ...
+        target: ...
+        start: ...
+        steps: ...
+        box: ...
+        rough: ...
+        begin: ``(pairs, width)`` the first layer's preactivations at the inputs, if they are known.
+
+    Returns:
+        ``(pairs, n)`` points whose margins may be of either sign; NaN where nothing was found.
+    """
     point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
     point = clip(box, point)  # a step in another precision may end a rounding error outside
-    missed = ~(_margin(network, point, label, target) <= 0)
-    point[missed] = _beyond(network, x[missed], point[missed], label[missed], target[missed], box)
-    return _retreat(network, x, point, label, target, box)
+    ray, far = network.margin_along(x, point, label, target, begin), torch.ones_like(x[:, 0])
+    missed = ~(ray(far) <= 0)
+    if box is None:
+        far[missed] = _beyond(ray.take(missed), far[missed])
+    elif missed.any():
+        few = x[missed], point[missed], label[missed], target[missed]
+        point[missed] = _first_outside(network, *few, box, _REACHES)
+        ray = network.margin_along(x, point, label, target, begin)
+    return x + _retreat(ray, far)[:, None] * (point - x)
 
 
 def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
@@ -176,10 +216,12 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
     return torch.where(shortest.isinf()[:, None], point, best).to(exact)
 
 
-def _beyond(network: Network, x, point, label, target, box: Box | None) -> Tensor:
-    """The first adversarial points beyond the given ones; NaN where there is none."""
-    reaches = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)
-    return _first_outside(network, x, point, label, target, box, reaches)
+def _beyond(ray: MarginAlong, far: Tensor) -> Tensor:
+    """The first adversarial fractions beyond the ends of segments; NaN where there is none."""
+    found = torch.full_like(far, torch.nan)
+    for reach in reversed(_REACHES):
+        found = torch.where(ray(reach * far) <= 0, reach * far, found)
+    return found
 
 
 def _first_outside(network: Network, x, point, label, target, box: Box | None, reaches) -> Tensor:
@@ -196,11 +238,10 @@ def _first_outside(network: Network, x, point, label, target, box: Box | None, r
     return outside
 
 
-def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Tensor:
-    """Where the segments to adversarial points enter: regula falsi, every fourth step half."""
-    margin_at = network.margin_along(x, outside, label, target)
-    rows, entered = torch.arange(len(x), device=x.device), torch.ones_like(x[:, 0])
-    inner, outer = torch.zeros_like(entered), entered.clone()
+def _retreat(margin_at: MarginAlong, outer: Tensor) -> Tensor:
+    """The fractions where segments enter, up to adversarial ones: regula falsi, with halvings."""
+    rows, entered = torch.arange(len(outer), device=outer.device), outer.clone()
+    inner = torch.zeros_like(entered)
     above, below = margin_at(inner), margin_at(outer)
     was_beyond = torch.ones_like(rows, dtype=torch.bool)
     for step in range(_BISECTIONS):
@@ -226,12 +267,7 @@ def _retreat(network: Network, x, outside, label, target, box: Box | None) -> Te
             rows, inner, outer = rows[wide], inner[wide], outer[wide]
             above, below, margin_at = above[wide], below[wide], margin_at.take(wide)
             was_beyond = was_beyond[wide]
-    # Interpolation rounds otherwise than evaluation does: keep the nearest point truly outside.
-    found = _first_outside(
-        network, x, x + entered[:, None] * (outside - x), label, target, box,
-        (1 + 1e-11, 1 + _CLOSE),
-    )  # fmt: skip
-    return torch.where(found.isnan(), outside, found)
+    return entered
 
 
 def _margin(network: Network, x, label, target) -> Tensor:

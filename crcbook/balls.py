@@ -99,7 +99,7 @@ class Balls:
         curvature = torch.full_like(self.bounds, torch.inf)
         undecided = (self._short() & ~flat).any(1) & self._near(_HOPELESS[1])
         for ball in undecided.nonzero().squeeze(1).tolist():
-            self._follow(ball, curvature[ball])
+            self._follow(ball, curvature)
         self._search(curvature)
 
     def _search_whole(self) -> Tensor:
@@ -173,20 +173,28 @@ class Balls:
         room = None if self.box is None else self.box.room(x[None])
         place = Neighbourhood.of(self.prover, x, float(radius), room)
         for column in self.bounds[ball].argsort().tolist():
-            if self.bounds[ball, column] >= self._limit[ball]:
-                break
-            target = self.targets[ball, column]
-            margin = place.margin(label, target)
+            if not self._short()[ball, column]:
+                return
+            margin = place.margin(label, self.targets[ball, column])
             self._put(ball, column, self._worth(margin, radius))
             if margin <= 0:
-                single = x[None].to(torch.float32), label[None], target[None]
-                _, gradient = self.rough.margin_and_gradient(*single)
-                bent = place.curvature(label, target) * radius
-                if bent > _BENT * gradient.norm():
-                    break  # no radius or verdict for the image without this class
-                for other in self._short()[ball].nonzero().squeeze(1).tolist():
-                    curvature[other] = place.curvature(label, self.targets[ball, other])
                 break
+        else:
+            return
+        single = x[None].to(torch.float32), label[None], self.targets[ball, column][None]
+        _, gradient = self.rough.margin_and_gradient(*single)
+        bend = place.curvature(label, self.targets[ball, column])
+        if bend * radius > _BENT * gradient.norm():
+            return  # no radius or verdict for the image without this class
+        if self.radius is not None:
+            # What fails for one class leaves nothing to be gained from the others.
+            alone = torch.full_like(curvature, torch.inf)
+            alone[ball, column] = bend
+            self._search(alone)
+            if self._short()[ball, column]:
+                return
+        for other in self._short()[ball].nonzero().squeeze(1).tolist():
+            curvature[ball, other] = place.curvature(label, self.targets[ball, other])
 
     def _worth(self, margin: Tensor, radii: Tensor) -> Tensor:
         """The bounds that margins of whole balls prove."""

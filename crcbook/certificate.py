@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crcbook.attacks import boundary_points, descend
+from crcbook.attacks import crossings, descend
 from crcbook.balls import Balls
 from crcbook.checks import LARGEST, SMALLEST_RADIUS, as_box, as_classes, as_inputs, as_radius
 from crcbook.crown import crown_radius
@@ -21,18 +21,18 @@ from crcbook.minorant import (
     SEARCH_STEPS,
     Pairs,
     Prover,
-    Subspace,
-    fixed_point,
     parabola_margin,
     parabola_radius,
     search,
 )
 from crcbook.networks import Network, read_network
 from crcbook.region import Box, clip
+from crcbook.sieve import Margins, Sieve
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
 _REFINE_STEPS = 8
+_FIRST = 0.8  # of the longest step, 1/k: full ones overshoot
 _AT_BOUNDARY = 1e-2  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
@@ -179,7 +179,7 @@ class _Problem:
 
     prover: Prover
     rough: Network  # for searches
-    subspace: Subspace | None  # for their first steps
+    sieve: Sieve | None  # for what takes few digits
     x: Tensor
     y: Tensor
     targets: str
@@ -195,7 +195,7 @@ class _Problem:
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
         prover, rough = Prover.of(network), network.to(torch.float32)
-        subspace = Subspace.of(prover.sketch, rough)
+        sieve = Sieve.of(prover)
         if curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")
         if method not in (*METHODS, "best"):
@@ -203,7 +203,7 @@ class _Problem:
         if method in METHODS[1:] and (box is not None or curvature == "local"):
             raise ValueError(f"method {method!r} knows neither a box nor local curvature")
         box, local = as_box(box, x), curvature == "local"
-        return cls(prover, rough, subspace, x, y, targets, box, local, method)
+        return cls(prover, rough, sieve, x, y, targets, box, local, method)
 
     @property
     def width(self) -> int:
@@ -232,7 +232,7 @@ class _Problem:
             best = self._certify(images, None)
         if self.box is not None:
             _improve(best, everything, self._certify(images, self.box))
-        nearest = self._nearest(x, y, best, correct, self.box)
+        nearest = self._nearest(images, best)
         if self.local:
             exact = self._reached(x, y, best, nearest)
             rows = (correct & ~exact & best.bound.isfinite()).nonzero().squeeze(1)
@@ -289,14 +289,15 @@ class _Problem:
         # The runner-up comes first and alone, so that "all" can only lower its radius.
         for columns in images.stages:
             targets = images.order[rows, columns]
-            bound, found = self._maximise(
+            bound, found, place = self._maximise(
                 images, rows, columns, box, glance[rows, columns], limit[rows]
             )
             bound, column = bound.min(dim=1)
             lower = bound < limit[rows] if columns.start else bound >= 0
             changed, column = rows[lower], column[lower]
             best.bound[changed], best.target[changed] = bound[lower], targets[lower, column]
-            best.displacement[changed] = found[lower, column]
+            finite = bound[lower].isfinite()  # where it is not, there was nothing to search
+            best.displacement[changed[finite]] = found[place[lower, column][finite]]
             limit = best.bound.clone()
         return best
 
@@ -321,7 +322,7 @@ class _Problem:
         return _Images(*(torch.cat(column) for column in columns))
 
     def _look_at(self, x: Tensor, y: Tensor) -> "_Images":
-        logits, units = self.prover.network.logits_and_units(x)
+        logits, z, units = self.prover.network.logits_and_units(x)
         others = logits.scatter(1, y[:, None], -torch.inf)
         others = torch.where(others.isnan(), torch.inf, others)
         order = others.argsort(dim=1, descending=True, stable=True)
@@ -329,9 +330,11 @@ class _Problem:
         own = logits.gather(1, y[:, None])
         correct = (own > others.gather(1, order[:, :1])).squeeze(1)
         order = order if self.targets == "all" else order[:, :1]
-        units = units(torch.cat([y[:, None], order], dim=1))
-        shift = x[:, :0] if self.subspace is None else self.subspace.shift(x)
-        return _Images(x, y, order, correct, *self.prover.glance(x, y, order, logits, units), shift)
+        z_error = self.prover.rounding.preactivation_errors(x.norm(dim=1))
+        return _Images(
+            x, y, order, correct, *self.prover.glance(x, y, order, logits, units), z,
+            z_error[0] if z_error else torch.zeros_like(x[:, 0]),
+        )  # fmt: skip
 
     def _margins(self, images: "_Images", box: Box | None, margins, radius: float) -> Tensor:
         """``(images, targets)`` better lower bounds of the margins in the balls."""
@@ -340,7 +343,7 @@ class _Problem:
             # Without the runner-up there is no verdict; balls may still decide it.
             rows = images.correct if self.local else images.correct & (margins[:, 0] > 0)
             rows = (rows if columns.start else images.correct).nonzero().squeeze(1)
-            margins[rows, columns], _ = self._maximise(
+            margins[rows, columns], *_ = self._maximise(
                 images, rows, columns, box, margins[rows, columns], radius=radius
             )
         if self.local:
@@ -361,7 +364,7 @@ class _Problem:
         upper = torch.where(unknown, 2 * best.bound[rows], upper)
         bounds = self._glance(images, None)[rows]
         for room in (None,) if box is None else (None, box):
-            bounds, _ = self._maximise(images, rows, slice(None), room, bounds, upper)
+            bounds, *_ = self._maximise(images, rows, slice(None), room, bounds, upper)
         trial = upper.clamp(SMALLEST_RADIUS, LARGEST)
         for _ in range(_LOCAL_STEPS):
             wide = ((upper - best.bound[rows]) > _LOCAL_GAP * upper).nonzero().squeeze(1)
@@ -405,27 +408,32 @@ class _Problem:
     ):
         """Better bounds of the rows' margins over the targets in some columns of their order.
 
-        They are radii, or margins in the ball of ``radius``. Searches in single precision, at first
-        in the subspace, choose points to prove at, and for radii a few double-precision steps
-        polish them. A pair is left alone once its bound passes its row's ``limit`` (margin 0).
+        They are radii, or margins in the ball of ``radius``. What single precision proves needs no
+        more; for the others it chooses points to prove at, and for radii a few steps in double
+        precision polish them. A pair is left alone once its bound passes its row's ``limit``
+        (margin 0).
 
-        Returns ``(rows, targets)`` bounds and ``(rows, targets, n)`` displacements to where the
-        bounds reach zero; these are 0 where no search was needed.
+        Returns ``(rows, targets)`` bounds, ``(searched, n)`` displacements to where the bounds of
+        the pairs searched reach zero, and ``(rows, targets)`` positions in these.
         """
-        x, bound, targets = images.x, bounds.reshape(-1), images.order[rows, columns]
+        x, targets = images.x, images.order[rows, columns]
+        bound, target, many = bounds.flatten().clone(), targets.flatten(), targets.shape[1]
         if limit is None:
             limit = torch.full_like(x[rows, 0], torch.inf if radius is None else 0.0)
-        limit = limit.repeat_interleave(targets.shape[1])
-        left = (bound <= limit).nonzero().squeeze(1)
-        image, limit = rows.repeat_interleave(targets.shape[1])[left], limit[left]
-        pairs = self._pairs(x, images.y, image, targets.reshape(-1)[left], box)
+        image, limit = rows.repeat_interleave(many), limit.repeat_interleave(many)
+        left, start = (bound <= limit).nonzero().squeeze(1), None
+        if self.sieve is not None and box is None and len(left):
+            way = images.way[rows, columns].flatten(0, 1)
+            left, start = self._sift(images, image, target, way, bound, limit, radius)
+        image, limit = image[left], limit[left]
+        pairs = self._pairs(x, images.y, image, target[left], box)
         best = _Proof.start(pairs, bound[left])
-        start, steps = pairs.x0, SEARCH_STEPS
-        if self.subspace is not None and box is None:
-            way = images.way[rows, columns].flatten(0, 1)[left]
-            shift = images.shift.index_select(0, image)
-            start = self._search_subspace(pairs, way, shift, limit, best, radius)
+        if start is None:
+            start, steps = pairs.x0, SEARCH_STEPS
+        else:
             steps = _REFINE_STEPS
+            for part in self.blocks(limit.isfinite().nonzero().squeeze(1)):
+                _improve(best, part, self._prove(pairs.take(part), start[part], radius))
         for part in self.blocks((best.bound <= limit).nonzero().squeeze(1)):
             few = pairs.take(part)
             point, _ = search(self.rough, few, start[part], steps, limit[part], radius)
@@ -437,31 +445,32 @@ class _Problem:
                 few, exact = pairs.take(part), self.prover.network
                 point, _ = search(exact, few, best.point[part], POLISH_STEPS, limit[part])
                 _improve(best, part, self._prove(few, point, radius))
-        bound, displacement = bound.clone(), x.new_zeros(len(bound), x.shape[1])
-        bound[left], displacement[left] = best.bound, best.displacement
-        return bound.reshape(targets.shape), displacement.reshape(*targets.shape, x.shape[1])
+        bound[left] = best.bound
+        place = torch.zeros_like(target)
+        place[left] = torch.arange(len(left), device=left.device)
+        return bound.reshape(targets.shape), best.displacement, place.reshape(targets.shape)
 
-    def _search_subspace(self, pairs: Pairs, way, shift, limit, best: "_Proof", radius) -> Tensor:
-        """Prove what a search in the subspace finds likely; returns where the searches ended."""
-        length = limit.where(limit.isfinite(), best.bound) if radius is None else radius
-        way = way * (length / way.norm(dim=1)).fmin(1 / pairs.curvature)[:, None].float()
-        ends = pairs.x0.clone()
-        for part in self.blocks(torch.arange(len(ends), device=ends.device)):
-            few = pairs.take(part)
-            ends[part], guess = self.subspace.search(
-                few, -way[part], shift[part], SEARCH_STEPS, limit[part], radius
+    def _sift(self, images: "_Images", image, target, way, bound, limit, radius):
+        """Raise bounds by single precision; returns the pairs left and where to search on."""
+        left, ends = (bound <= limit).nonzero().squeeze(1), []
+        for part in self.blocks(left):
+            item, most = image[part], limit[part]
+            label, to = images.y[item], target[part]
+            curvature = downward_curvature(self.prover.network, label, to)
+            margins = Margins(
+                label, to, curvature, images.z[item].float(), images.z_error[item], most
             )
-            likely = (guess > limit[part]).nonzero().squeeze(1)
-            few, part = few.take(likely), part[likely]
-            point = ends[part]
-            values = self.prover.network.margin_and_gradient(point, few.label, few.target)
-            _improve(best, part, self._bound(few, point, values, radius))
-            # What the subspace leaves out of the gradient is known now: one step may be enough.
-            short = (best.bound[part] <= limit[part]).nonzero().squeeze(1)
-            few, margin, gradient = few.take(short), *(value[short] for value in values)
-            onward = fixed_point(few, point[short], margin, gradient, radius)
-            _improve(best, part[short], self._prove(few, onward, radius))
-        return ends
+            length = most.where(most.isfinite(), bound[part]) if radius is None else radius
+            length = (length / way[part].norm(dim=1)).fmin(_FIRST / curvature).float()
+            first = -length[:, None] * way[part]
+            if most.isinf().all():  # nothing is good enough
+                ends.append((part, self.sieve.search(margins, first)))
+                continue
+            found, short, end = self.sieve.sift(margins, first, radius)
+            bound[part] = bound[part].maximum(found)
+            ends.append((part[short], end))
+        left, end = (torch.cat(column) for column in zip(*ends, strict=True))
+        return left, images.x[image[left]] + end
 
     def _glance(self, images: "_Images", radius: float | None) -> Tensor:
         """``(images, targets)`` bounds from the inputs themselves.
@@ -493,30 +502,31 @@ class _Problem:
         bound = minorant.radius()
         return _Proof(bound, minorant.nearest(bound), point.clone(), at_boundary)
 
-    def _nearest(self, x, y, best: "_Best", correct, box: Box | None) -> Tensor:
+    def _nearest(self, images: "_Images", best: "_Best") -> Tensor:
         """Adversarial points, NaN where none is found; a misclassified image is its own.
 
         Overshooting the radius by a hair, where the bound falls fastest, finds the nearest one
         wherever the radius is exact. For the others it is where an attack starts.
         """
-        nearest = x.clone()
-        rows = correct.nonzero().squeeze(1)
-        pairs = self._pairs(x, y, rows, best.target[rows], None)
+        x, box = images.x, self.box
+        nearest, rows = x.clone(), images.correct.nonzero().squeeze(1)
+        pairs = self._pairs(x, images.y, rows, best.target[rows], None)
         point = clip(box, x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
         distance = (point - pairs.x0).norm(dim=1)
         hit = self.prover.is_adversarial(pairs, point)
         hit &= distance <= best.bound[rows] * (1 + EXACT)
         missed = ~hit & best.bound[rows].isfinite()
-        point[missed] = self._adversaries(pairs.take(missed), point[missed], box)
+        begin = images.z[rows[missed]] if len(self.rough.layers) > 1 else None
+        point[missed] = self._adversaries(pairs.take(missed), point[missed], begin, box)
         point[best.bound[rows].isinf()] = torch.nan
         nearest[rows] = point
         return nearest
 
-    def _adversaries(self, pairs: Pairs, start: Tensor, box: Box | None) -> Tensor:
+    def _adversaries(self, pairs: Pairs, start: Tensor, begin, box: Box | None) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
-        found = boundary_points(
+        found = crossings(
             self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, box,
-            self.rough,
+            self.rough, begin,
         )  # fmt: skip
         # Across the boundary, beyond any doubt.
         found = clip(box, found + 0.5 * EXACT * (found - pairs.x0))
@@ -539,7 +549,8 @@ class _Images:
 
     ``order`` holds the other classes, largest logit first, and ``correct`` says whether the label
     beats them all; ``value`` and ``slope`` are those of the minorants at the inputs, ``way`` the
-    gradients in the subspace and ``shift`` what it has to know of the inputs.
+    gradients in the subspace and ``z`` the first layer's
+    preactivations and ``z_error`` a bound of their error.
     """
 
     x: Tensor
@@ -549,7 +560,8 @@ class _Images:
     value: Tensor
     slope: Tensor
     way: Tensor
-    shift: Tensor
+    z: Tensor
+    z_error: Tensor
 
     @property
     def stages(self) -> list[slice]:

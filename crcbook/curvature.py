@@ -115,12 +115,14 @@ def downward_curvature(network: Network, label: Tensor, target: Tensor) -> Tenso
         ``(pairs,)`` float64, at least 0.
     """
     table = curvature_table(network)
-    pairs = torch.unique(torch.stack([label, target]), dim=1)
-    missing = pairs[:, table[pairs[0], pairs[1]].isnan()]
-    if missing.shape[1]:
-        weights = network.margin_weights(*missing)
-        table[missing[0], missing[1]] = curvature_sum(network.layers, weights, proved)
-    return table[label, target]
+    found = table[label, target]
+    missing = found.isnan()
+    if missing.any():
+        pairs = torch.unique(torch.stack([label[missing], target[missing]]), dim=1)
+        weights = network.margin_weights(*pairs)
+        table[pairs[0], pairs[1]] = curvature_sum(network.layers, weights, proved)
+        found = table[label, target]
+    return found
 
 
 @remembered

@@ -15,14 +15,15 @@ dual of Singla & Feizi (2020), Theorem 1 (radius) and Theorem 2 (fixed radius). 
 nothing rests on whether it converged, nor on the precision it ran in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, single_sums_hold
 from crcbook.curvature import downward_curvature
-from crcbook.networks import Layer, Network, remembered
+from crcbook.networks import Network, remembered
 from crcbook.region import Box, Room, step_to_boundary, step_to_sphere
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import NormSketch
@@ -48,7 +49,7 @@ class Pairs:
         curvature: ``(pairs,)`` proved bounds k.
         room: where the adversary may go; None for everywhere.
         shift: ``(pairs, width)`` what the first layer adds where points have other coordinates, as
-            in :class:`Subspace`; None for nothing.
+            in :mod:`crcbook.sieve`; None for nothing.
     """
 
     x0: Tensor
@@ -272,11 +273,14 @@ class Prover:
         network: the float64 network.
         rounding: its error bounds.
         sketch: of the first layer's weight; None where it would save nothing.
+        quick: the precision of products whose digits hardly count: float32 where it is to be
+            trusted.
     """
 
     network: Network
     rounding: RoundingModel
     sketch: NormSketch | None
+    quick: torch.dtype
 
     @classmethod
     def of(cls, network: Network) -> "Prover":
@@ -288,10 +292,11 @@ class Prover:
         Returns:
             The prover.
         """
-        return cls(network, RoundingModel.of(network), _sketch(network))
+        quick = torch.float32 if single_sums_hold(network.device) else torch.float64
+        return cls(network, RoundingModel.of(network), _sketch(network), quick)
 
     def glance(
-        self, x: Tensor, label: Tensor, target: Tensor, logits: Tensor, units: Tensor
+        self, x: Tensor, label: Tensor, target: Tensor, logits: Tensor, units: Callable[..., Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""The values and bounds of the slopes of the minorants at c = x_0, for little.
 
@@ -303,13 +308,12 @@ class Prover:
             label: ``(batch,)`` classes.
             target: ``(batch, count)`` classes.
             logits: ``(batch, classes)``, as computed.
-            units: ``(batch, 1 + count, width)`` gradients in the first layer's preactivations of
-                the logits of the label and the targets, as computed.
+            units: their gradients, from :meth:`Network.logits_and_units`.
 
         Returns:
             ``(batch, count)`` values q, rounded down, and slopes, rounded upward, and
-            ``(batch, count, rank)`` float32 gradients in the coordinates of :class:`Subspace`;
-            rank 0 where there is none.
+            ``(batch, count, rank)`` float32 gradients along the sketch's basis; rank 0 where
+            there is none.
         """
         own, other = logits.gather(1, label[:, None]), logits.gather(1, target)
         # Each logit and each row errs by its own; the sums bound what a difference of two can.
@@ -322,12 +326,19 @@ class Prover:
         value_error, slope_error = self.rounding.errors(x.norm(dim=1, keepdim=True), norm, size)
         lost = value_error + 8 * UNIT * (own.abs() + other.abs()) + deviation
         if self.sketch is not None:
-            way, slope = self.sketch.differences(units)
-            way = (way / self.sketch.shrink.clamp(min=_LEAST_SHRINK)).float()
+            if target.shape[1] + 1 == self.network.classes:
+                rows, places = units(None, self.quick), (label, target)
+            else:
+                rows = units(torch.cat([label[:, None], target], dim=1), self.quick)
+                others = torch.arange(1, rows.shape[1], device=x.device)
+                places = torch.zeros_like(label), others.expand(len(x), -1)
+            way, slope = self.sketch.differences(rows, *places)
+            way = way.float() / self.sketch.shrink.float().clamp(min=_LEAST_SHRINK)
         else:
-            weight = self.network.layers[0].weight
-            gradient = units if len(self.network.layers) == 1 else units @ weight
-            gradient = gradient[:, :1] - gradient[:, 1:]
+            rows = units(torch.cat([label[:, None], target], dim=1), x.dtype)
+            if len(self.network.layers) > 1:
+                rows = rows @ self.network.layers[0].weight
+            gradient = rows[:, :1] - rows[:, 1:]
             slope = gradient.norm(dim=2) * (1 + gamma(gradient.shape[2] + 4)) + TINY_NORM
             way = x.new_zeros(*target.shape, 0)
         return own - other - lost * OUTWARD - TINY, (slope + slope_error) * OUTWARD, way
@@ -342,7 +353,7 @@ class Prover:
         Returns:
             ``(pairs,)``; minus infinity where there is none.
         """
-        return self._of_classes(self._floor, label, target)
+        return self.of_classes(self._floor, label, target)
 
     def minorant(self, pairs: Pairs, point: Tensor, margin: Tensor, gradient: Tensor) -> Minorant:
         r"""The minorants of an evaluation.
@@ -399,7 +410,7 @@ class Prover:
         floor = floor - self.rounding.deviation(weights)
         return torch.where(floor.isnan(), -torch.inf, floor)
 
-    def _of_classes(self, function, label: Tensor, target: Tensor) -> Tensor:
+    def of_classes(self, function, label: Tensor, target: Tensor) -> Tensor:
         """What depends on a pair's classes alone, evaluated once for each two classes."""
         classes = self.network.classes
         code, pair = torch.unique(label * classes + target, return_inverse=True)
@@ -427,7 +438,7 @@ class Prover:
             deviation = self.rounding.deviation(weights)
             return torch.stack([weights.norm(dim=1), offset.abs(), deviation])
 
-        weight_norm, offset, deviation = self._of_classes(sizes, label, target)
+        weight_norm, offset, deviation = self.of_classes(sizes, label, target)
         value, slope = self.rounding.errors(x_norm, weight_norm, offset)
         return value, slope, deviation
 
@@ -435,75 +446,6 @@ class Prover:
 @remembered
 def _sketch(network: Network) -> NormSketch | None:
     return NormSketch.of(network.layers[0].weight) if len(network.layers) > 1 else None
-
-
-@dataclass(frozen=True)
-class Subspace:
-    r"""The first layer's largest singular directions, where a search takes smaller steps for less.
-
-    A point is :math:`x_0 + Vu`, and its preactivations are :math:`W_1x_0 + b_1 + W_1Vu`. What the
-    directions left out would add is missing from the gradients: the points found are good ones to
-    prove at or to go on from.
-
-    Attributes:
-        network: the network whose first layer is :math:`W_1V`, in the precision of the search.
-        basis: ``(n, rank)`` V, in that precision.
-        weight: ``(width, n)`` :math:`W_1`, in that precision.
-    """
-
-    network: Network
-    basis: Tensor
-    weight: Tensor
-
-    @classmethod
-    def of(cls, sketch: NormSketch | None, rough: Network) -> "Subspace | None":
-        """The subspace that a sketch of the first layer knows.
-
-        Args:
-            sketch: of the first layer's weight; None where there is none.
-            rough: the network in the precision of the search.
-
-        Returns:
-            The subspace; None where it would save nothing.
-        """
-        if sketch is None:
-            return None
-        first, *rest = rough.layers
-        basis = sketch.basis.to(first.weight.dtype)
-        reduced = Layer(first.weight @ basis, first.bias, first.activation)
-        return cls(Network((reduced, *rest), rough.key), basis, first.weight)
-
-    def shift(self, x: Tensor) -> Tensor:
-        """What the first layer makes of inputs, less its bias.
-
-        Args:
-            x: ``(batch, n)`` inputs.
-
-        Returns:
-            ``(batch, width)``, in the precision of the search.
-        """
-        return x.to(self.weight.dtype) @ self.weight.T
-
-    def search(
-        self, pairs: Pairs, way: Tensor, shift: Tensor, steps: int, limit: Tensor, radius=None
-    ) -> tuple[Tensor, Tensor]:
-        """Search as :func:`search` does, from the end of a first step.
-
-        Args:
-            pairs: the margins, without a box.
-            way: ``(pairs, rank)`` the first step.
-            shift: ``(pairs, width)`` what :meth:`shift` makes of the inputs.
-            steps: as in :func:`search`.
-            limit: as in :func:`search`.
-            radius: as in :func:`search`.
-
-        Returns:
-            ``(pairs, n)`` float64 points, and ``(pairs,)`` guesses of the bounds there.
-        """
-        inputs = torch.zeros_like(way)
-        reduced = Pairs(inputs, pairs.label, pairs.target, pairs.curvature, None, shift)
-        found, bound = search(self.network, reduced, way, steps, limit, radius, rough=True)
-        return pairs.x0 + (found.to(self.basis.dtype) @ self.basis.T).double(), bound
 
 
 def search(

@@ -233,7 +233,12 @@ class Network:
         return margin, gradient if len(self.layers) == 1 else gradient @ self.layers[0].weight
 
     def margin_along(
-        self, start: Tensor, end: Tensor, label: Tensor, target: Tensor
+        self,
+        start: Tensor,
+        end: Tensor,
+        label: Tensor,
+        target: Tensor,
+        begin: Tensor | None = None,
     ) -> "MarginAlong":
         """The margins on segments, where the first layer's preactivations are interpolated.
 
@@ -242,12 +247,14 @@ class Network:
             end: ``(pairs, n)``.
             label: ``(pairs,)`` classes.
             target: ``(pairs,)`` classes.
+            begin: ``(pairs, width)`` the first layer's preactivations at ``start``, if known.
 
         Returns:
             A function of ``(pairs,)`` fractions of the way.
         """
         first = self.layers[0]
-        begin = torch.addmm(first.bias, start, first.weight.T)
+        if begin is None:
+            begin = torch.addmm(first.bias, start, first.weight.T)
         return MarginAlong(self, begin, (end - start) @ first.weight.T, label, target)
 
     def margin_and_units(
@@ -265,43 +272,76 @@ class Network:
             ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
             there is no hidden layer.
         """
-        x, slopes = self._forward(x, shift)
+        x, slopes = self.forward(self.first(x, shift))
         gradient = self.margin_weights(label, target)
         offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
-        return (gradient * x).sum(1) + offset, self._backward(gradient, slopes)
+        return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
 
-    def logits_and_units(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def logits_and_units(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
         """The logits, and what gives some of their gradients in the first layer's preactivations.
 
         Args:
             x: ``(batch, n)``.
 
         Returns:
-            ``(batch, classes)`` logits, and a function of ``(batch, chosen)`` classes that returns
-            ``(batch, chosen, width)`` gradients; those in the inputs where there is no hidden
-            layer.
+            ``(batch, classes)`` logits, ``(batch, width)`` preactivations of the first layer, and a
+            function of ``(batch, chosen)`` classes, or of None for all of them, and of a dtype to
+            round to, that returns ``(batch, chosen, width)`` gradients. Where there is no hidden
+            layer, inputs take the place of the preactivations.
         """
-        x, slopes = self._forward(x)
+        z = self.first(x)
+        x, slopes = self.forward(z)
         last = self.layers[-1]
 
-        def units(classes: Tensor) -> Tensor:
-            return self._backward(last.weight[classes], [slope[:, None] for slope in slopes])
+        def units(classes: Tensor | None, dtype: torch.dtype) -> Tensor:
+            rows = last.weight.expand(len(z), -1, -1) if classes is None else last.weight[classes]
+            if len(slopes) == 1:  # products only: they can as well be rounded first
+                return rows.to(dtype) * slopes[0].to(dtype)[:, None]
+            return self.backward(rows, [slope[:, None] for slope in slopes]).to(dtype)
 
-        return torch.addmm(last.bias, x, last.weight.T), units
+        return torch.addmm(last.bias, x, last.weight.T), z, units
 
-    def _forward(self, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The last hidden activation, and every hidden layer's slopes."""
-        slopes = []
+    def first(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """The preactivations of the first layer; the input where there is no hidden layer.
+
+        Args:
+            x: ``(batch, n)``.
+            shift: ``(batch, width)``, added to them; None for nothing.
+
+        Returns:
+            ``(batch, width)``.
+        """
+        if len(self.layers) == 1:
+            return x
+        z = torch.addmm(self.layers[0].bias, x, self.layers[0].weight.T)
+        return z if shift is None else z + shift
+
+    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What follows the first layer's preactivations.
+
+        Args:
+            z: what :meth:`first` returned.
+
+        Returns:
+            The last hidden activation and every hidden layer's slopes, ``(batch, width)`` each.
+        """
+        x, slopes = z, []
         for layer in self.layers[:-1]:
-            z = torch.addmm(layer.bias, x, layer.weight.T)
-            if shift is not None and not slopes:
-                z = z + shift
+            z = torch.addmm(layer.bias, x, layer.weight.T) if slopes else z
             slopes.append(layer.activation.slope(z))
             x = layer.activation.value(z)
         return x, slopes
 
-    def _backward(self, gradient: Tensor, slopes: list[Tensor]) -> Tensor:
-        """The gradient in the first preactivations of a function of the last activation."""
+    def backward(self, gradient: Tensor, slopes: list[Tensor]) -> Tensor:
+        """The gradient in the first preactivations of a function of the last activation.
+
+        Args:
+            gradient: ``(..., width)`` that in the last activation.
+            slopes: what :meth:`forward` returned.
+
+        Returns:
+            ``(..., width)``.
+        """
         for place in range(len(slopes) - 1, -1, -1):
             gradient = gradient * slopes[place]
             if place:

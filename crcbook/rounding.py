@@ -1,5 +1,6 @@
 """How far a float64 evaluation of a network can be from its value in real arithmetic."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from crcbook.activations import ROUNDING
 from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma, matrix_interval
-from crcbook.networks import Network, remembered
+from crcbook.networks import Layer, Network, remembered
 from crcbook.region import Room
 from crcbook.spectral import spectral_norm_bound
 
@@ -142,7 +143,7 @@ class RoundingModel:
     def _forward(self, x_norm: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Each layer's preactivation error, and the size and error of the last activation."""
         size, error, steps = x_norm, torch.zeros_like(x_norm), []
-        for layer, norm, frobenius in self._hidden():
+        for layer, norm, frobenius in self.hidden():
             row, width = layer.activation, len(layer.bias) ** 0.5
             bias = float(layer.bias.norm())
             at_zero = abs(float(row.value(layer.bias.new_zeros(1))))
@@ -153,13 +154,18 @@ class RoundingModel:
             error = row.max_slope * error + ROUNDING * size
         return steps, size, error
 
-    def _hidden(self):
+    def hidden(self) -> Iterator[tuple[Layer, float, float]]:
+        """The hidden layers, each with its weight's norms.
+
+        Returns:
+            Layers, spectral norms and Frobenius norms.
+        """
         return zip(self.network.layers[:-1], self.norms, self.frobenius, strict=True)
 
     def _gradient_error(self, weight_norm: Tensor, steps: list[Tensor]) -> Tensor:
         size, error = weight_norm, 2 * UNIT * weight_norm
         for (layer, norm, frobenius), z_error in zip(
-            reversed(list(self._hidden())), reversed(steps), strict=True
+            reversed(list(self.hidden())), reversed(steps), strict=True
         ):
             row = layer.activation
             error = row.max_slope * error + (size + error) * (

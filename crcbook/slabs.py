@@ -36,9 +36,10 @@ from crcbook.arithmetic import OUTWARD, TINY, gamma
 from crcbook.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
 from crcbook.minorant import Pairs, Prover, step_length
 from crcbook.networks import Network
-from crcbook.spectral import top_eigenvalue_bound
+from crcbook.spectral import top_eigenvalue_bound, top_eigenvalue_estimate
 
 _STEPS = 12
+_POWER_STEPS = 6
 _INSIDE = 1 - 1e-9  # of the ball's radius: where points of expansion stay
 _LIKELY = 0.9  # of the ball's curvature: a slab's, before it is known
 _CHUNK_PAIRS = 32
@@ -121,7 +122,17 @@ class _Slab:
         for part in short.split(_CHUNK_PAIRS) if len(short) else ():
             slab = self.take(part)
             point = slab._expansion_points(rough, _LIKELY * curvature[part])
-            bound[part] = bound[part].fmax(slab._minorants(point, slab._curvature(point)))
+            bound[part] = bound[part].fmax(slab._with_own_curvature(point))
+        return bound
+
+    def _with_own_curvature(self, point: Tensor) -> Tensor:
+        """Lower bounds with the slabs' curvatures; minus infinity where none can be positive."""
+        bends = self._bends(point)
+        likely = self._minorants(point, self._least_curvature(point, *bends)) > 0
+        bound = torch.full_like(self.radius, -torch.inf)
+        if likely.any():
+            slab, bends = self.take(likely), (part[likely] for part in bends)
+            bound[likely] = slab._minorants(point[likely], slab._curvature(*bends))
         return bound
 
     def _expansion_points(self, rough: Network, curvature: Tensor) -> Tensor:
@@ -160,8 +171,12 @@ class _Slab:
         lost = minorant.error * self.radius * OUTWARD + terms * size + TINY
         return minorant.value - fall - lost * OUTWARD
 
-    def _curvature(self, point: Tensor) -> Tensor:
-        r"""The bound k of the slabs as seen from the points, never above the balls'."""
+    def _bends(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """The curvature of the slabs as seen from the points.
+
+        Returns ``(pairs, width)`` the diagonal of the first layer's term, and ``(pairs,)`` what the
+        layers above add.
+        """
         prover, network = self.prover, self.prover.network
         away = point - self.pairs.x0
         along = (away * self.axis).sum(1)
@@ -183,8 +198,20 @@ class _Slab:
         diagonal = (share[:, None] * first).sum(1) + slack
         upper = upper_terms(prover.rounding, inner, ranges, len(item))
         upper = (share * upper.reshape(-1, SHELLS).cummax(1).values).sum(1)
-        total = top_eigenvalue_bound(network.layers[0].weight, diagonal) + upper
-        return self.pairs.curvature.fmin(total * OUTWARD)
+        return diagonal, upper
+
+    def _curvature(self, diagonal: Tensor, upper: Tensor) -> Tensor:
+        """The bound k of what :meth:`_bends` found, never above the balls'."""
+        weight = self.prover.network.layers[0].weight
+        return self.pairs.curvature.fmin((top_eigenvalue_bound(weight, diagonal) + upper) * OUTWARD)
+
+    def _least_curvature(self, point: Tensor, diagonal: Tensor, upper: Tensor) -> Tensor:
+        """A cheap estimate of the same, from below: enough to give a slab up."""
+        matrix, vector = [self.prover.network.layers[0].weight], point - self.pairs.x0
+        depths = diagonal.clamp(min=0)
+        _, vector = top_eigenvalue_estimate(matrix, depths, vector, _POWER_STEPS)
+        top, _ = top_eigenvalue_estimate(matrix, diagonal, vector, steps=0)
+        return self.pairs.curvature.fmin(top + upper)
 
     def _first_preactivations(self) -> tuple[Tensor, Tensor]:
         """How low and high the first layer's preactivations can be in the slabs."""

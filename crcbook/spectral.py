@@ -11,10 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
+from crcbook.arithmetic import (
+    OUTWARD,
+    SINGLE_TINY,
+    SINGLE_TINY_NORM,
+    SINGLE_UNIT,
+    TINY_NORM,
+    UNIT,
+    gamma,
+)
 
 _SLACKS = (1e-8, 1e-5, 1e-3, 1e-1)
 _CHUNK_ELEMENTS = 2**22
+_DOUBLE = UNIT, 0.0, TINY_NORM
+_SINGLE = SINGLE_UNIT, SINGLE_TINY, SINGLE_TINY_NORM
 _SKETCHED = 0.2  # of the largest singular value: what a sketch leaves out is smaller
 
 
@@ -42,14 +52,17 @@ class NormSketch:
     Attributes:
         factor: ``(outputs, rank)`` P.
         rest: :math:`\tau`.
-        basis: ``(inputs, rank)`` V, the right singular vectors kept, about orthonormal: nothing
-            proved rests on them.
+        basis: ``(inputs, rank)`` V, the right singular vectors kept, about orthonormal.
+        norm: a proved bound of the norm of V.
+        image: ``(outputs, rank)`` WV, as computed.
         shrink: ``(rank,)`` how much shorter the columns of P are than those of :math:`WV`.
     """
 
     factor: Tensor
     rest: float
     basis: Tensor
+    norm: float
+    image: Tensor
     shrink: Tensor
 
     @classmethod
@@ -75,37 +88,43 @@ class NormSketch:
         vectors = vectors[:, -rank:]
         basis = weight.T @ vectors / kept.sqrt() if wide else vectors
         shrink = (1 - first_left_out / kept).clamp(min=0).sqrt()
-        factor = weight @ basis * shrink
+        image = weight @ basis
+        factor = image * shrink
         rows = torch.cat([weight.T, factor.T])
         signs = torch.ones_like(rows[None, :, 0])
         signs[:, weight.shape[1] :] = -1
-        return cls(factor, float(top_eigenvalue_bound(rows, signs)), basis, shrink)
+        rest = float(top_eigenvalue_bound(rows, signs))
+        return cls(factor, rest, basis, spectral_norm_bound(basis), image, shrink)
 
-    def differences(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The differences :math:`(v_0 - v_j)P`, and bounds of the norms :math:`\|(v_0 - v_j)W\|`.
+    def differences(self, v: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Differences of rows times P, and bounds of the norms of these differences times W.
 
-        Each row's error of the product is at most :math:`\gamma \|v_j\| \|P\|_F`, and that of
-        :math:`\|v_0 - v_j\|^2`, as a sum of three inner products, :math:`2\gamma (\|v_0\| +
-        \|v_j\|)^2`.
+        With :math:`\gamma` for the precision of v, each row's error of the product is at most
+        :math:`\gamma \|v_j\| \|P\|_F`, and that of :math:`\|v_i - v_j\|^2`, as a sum of three
+        inner products, :math:`2\gamma (\|v_i\| + \|v_j\|)^2`.
 
         Args:
-            v: ``(batch, 1 + count, outputs)`` float64.
+            v: ``(batch, rows, outputs)``, float64, or float32 rounded from it.
+            own: ``(batch,)`` the row to subtract from.
+            other: ``(batch, count)`` the rows to subtract.
 
         Returns:
-            ``(batch, count, rank)`` and ``(batch, count)``; the bounds are infinite where v is not
-            finite.
+            ``(batch, count, rank)`` differences times P in v's precision, and ``(batch, count)``
+            float64 bounds, infinite where v is not finite.
         """
-        terms, size = gamma(v.shape[2] + self.factor.shape[1] + 16), float(self.factor.norm())
-        image = v @ self.factor
-        squares = v.square().sum(2)
-        lengths = (squares[:, :1].sqrt() + squares[:, 1:].sqrt()) * (1 + terms)
-        image = image[:, :1] - image[:, 1:]
-        main = image.norm(dim=2) * (1 + terms) + 2 * terms * size * lengths
-        products = (v[:, :1] * v[:, 1:]).sum(2)
-        between = (squares[:, :1] + squares[:, 1:] - 2 * products).clamp(min=0)
+        unit, tiny, tiny_norm = _DOUBLE if v.dtype == torch.float64 else _SINGLE
+        terms = gamma(v.shape[2] + self.factor.shape[1] + 24, unit)
+        size, items = float(self.factor.norm()), torch.arange(len(v), device=v.device)[:, None]
+        image, own = v @ self.factor.to(v.dtype), own[:, None]
+        image = image[items, own] - image[items, other]
+        squares, products = ((v * rows).sum(2).double() for rows in (v, v[items, own]))
+        mine, its = squares[items, own], squares[items, other]
+        lengths = (mine.sqrt() + its.sqrt()) * (1 + terms)
+        main = image.norm(dim=2).double() * (1 + terms) + (2 * terms * size + tiny) * lengths
+        between = (mine + its - 2 * products[items, other]).clamp(min=0)
         between = between + 2 * terms * lengths.square()
         bound = (main.square() + self.rest * between).sqrt()
-        bound = bound + TINY_NORM * (1 + size + self.rest**0.5)
+        bound = bound + tiny_norm * (1 + size + self.rest**0.5)
         return image, (bound * OUTWARD).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 

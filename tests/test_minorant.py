@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.checks import as_box
-from crcbook.minorant import Minorant, Pairs, Prover, Subspace, search
+from crcbook.minorant import Minorant, Pairs, Prover, search
 from crcbook.networks import read_network
 from crcbook.region import Room
 
@@ -66,9 +66,8 @@ def test_minorants_lose_no_rounding(case):
 def test_a_glance_loses_no_rounding(case):
     prover, x0, _, _ = case
     label, target = same(4, 0), torch.tensor([[1, 2]]).expand(4, 2)
-    logits, units = prover.network.logits_and_units(x0)
-    chosen = units(torch.cat([label[:, None], target], 1))
-    value, slope, _ = (part.tolist() for part in prover.glance(x0, label, target, logits, chosen))
+    logits, _, units = prover.network.logits_and_units(x0)
+    value, slope, _ = (part.tolist() for part in prover.glance(x0, label, target, logits, units))
     with mpmath.workdps(60):
         for i in range(4):
             for column in (0, 1):
@@ -116,22 +115,3 @@ def test_a_search_ends_where_the_proof_is_as_good_as_it_guessed():
         torch.testing.assert_close(prove(found), guess, rtol=1e-6, atol=0)
         assert (prove(found) >= prove(x)).all()
         assert (prove(found) > 1.001 * prove(x)).any()
-
-
-def test_a_subspace_is_the_network_along_its_basis():
-    model = crc.mlp([12, 10, 3], "tanh", seed=1).double()
-    generator = torch.Generator().manual_seed(0)
-    thin = torch.randn(10, 2, generator=generator, dtype=torch.float64)
-    wide = torch.randn(2, 12, generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        model[1].weight.mul_(1e-3).add_(thin @ wide)
-    prover = Prover.of(read_network(model))
-    subspace = Subspace.of(prover.sketch, prover.network)
-    x = torch.randn(6, 12, generator=generator, dtype=torch.float64)
-    u = torch.randn(6, subspace.basis.shape[1], generator=generator, dtype=torch.float64)
-    pair = same(6, 0), same(6, 2)
-    margin, gradient = subspace.network.margin_and_gradient(u, *pair, subspace.shift(x))
-    whole, slope = prover.network.margin_and_gradient(x + u @ subspace.basis.T, *pair)
-    torch.testing.assert_close(margin, whole)
-    torch.testing.assert_close(gradient, slope @ subspace.basis)
-    assert Subspace.of(None, prover.network) is None

@@ -72,8 +72,9 @@ def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place
     assert (units >= low - 1e-12).all() and (units <= high + 1e-12).all()
     # From the point of expansion c, the margin stays above c's parabola with the slab's curvature.
     c = slab._expansion_points(rough, 0.9 * pairs.curvature)
-    curvature = slab._curvature(c)
-    assert curvature <= pairs.curvature
+    bends = slab._bends(c)
+    curvature = slab._curvature(*bends)
+    assert slab._least_curvature(c, *bends) <= curvature <= pairs.curvature
     value, slope = network.margin_and_gradient(c, pairs.label, pairs.target)
     away = points - c
     parabola = value + away @ slope[0] - curvature / 2 * away.square().sum(1)
