@@ -22,6 +22,7 @@ from crcbook.networks import read_network
 from crcbook.region import Box
 
 SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3])
+THIN = ([24, 40, 8], [24, 24, 12, 8])
 SCALES = (0.1, 1.0, 3.0, 20.0)
 SETTINGS = {
     "dual": {},
@@ -71,6 +72,18 @@ def random_cases(seed: int):
     for shape, activation, scale, dtype in itertools.product(SHAPES, activations, SCALES, dtypes):
         model = random_model(shape, activation, scale, dtype, seed)
         yield f"random {len(shape) - 1}", model, torch.rand(24, shape[0], generator=generator)
+
+
+def thin_cases(seed: int):
+    """Networks whose first layer has few directions that count: some proofs are in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    for shape, activation, scale in itertools.product(THIN, sorted(crc.ACTIVATIONS), SCALES):
+        model = random_model(shape, activation, 1.0, torch.float32, seed)
+        tall, wide = (torch.randn(*size, generator=generator) for size in ((shape[1], 3), (3, 24)))
+        with torch.no_grad():
+            model[1].weight.mul_(0.05).add_(tall @ wide / 8).mul_(scale)
+            model[-1].weight.mul_(scale)
+        yield f"thin {len(shape) - 1}", model, torch.rand(24, 24, generator=generator)
 
 
 def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, float]:
@@ -127,7 +140,8 @@ def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, d
     done = 0
     with tqdm(total=certificates, unit="certificate") as bar:
         while done < certificates:
-            for name, model, x in itertools.chain(trained_cases(seed), random_cases(seed)):
+            cases = trained_cases(seed), thin_cases(seed), random_cases(seed)
+            for name, model, x in itertools.chain(*cases):
                 for setting, options in SETTINGS.items():
                     costly = "local" in setting or setting == "crown"
                     part = x[:COSTLY] if costly else x

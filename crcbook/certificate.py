@@ -97,9 +97,10 @@ def certify(
 ) -> Certificate:
     r"""Certified l2 radii: how far each input can move before its label can change.
 
-    Proved for the network in real arithmetic with its stored weights; every evaluation is in
-    float64 with its rounding error subtracted (see :mod:`crcbook.rounding`). The radius is the
-    largest one found for each class, and the smallest of these over the classes.
+    Proved for the network in real arithmetic with its stored weights; every evaluation has its
+    rounding error subtracted (see :mod:`crcbook.rounding`, and :mod:`crcbook.sieve` for classes far
+    away, where it is in float32). The radius is the largest one found for each class, and the
+    smallest of these over the classes.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts.

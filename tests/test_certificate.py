@@ -675,6 +675,7 @@ def test_a_certificate_is_short_only_by_what_the_campaign_says():
     cases = [
         *itertools.islice(soundness.random_cases(seed=1), 0, 240, 13),
         *itertools.islice(soundness.trained_cases(seed=1), 2),
+        *itertools.islice(soundness.thin_cases(seed=1), 0, 48, 9),
     ]
     for _, model, x in cases:
         for options in soundness.SETTINGS.values():
