@@ -2,8 +2,10 @@
 
 The published method (Singla & Feizi 2020) bisects the dual variable 30 times with 20 gradient steps
 each, in float32, for the runner-up class of every image; ours proves a float64 radius against all
-classes. Both see the same images of the same network. Figures are seconds and ratios on this
-machine; the set-up, every pair's curvature, is a network's and not an image's, and is shown apart.
+classes. Both see the same images of the same network, part by part and in turns, and of three turns
+the fastest counts: what else the machine does meets both alike. Figures are seconds and ratios on
+this machine; the set-up, every pair's curvature, is a network's and not an image's, and is shown
+apart.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import crcbook as crc
 from crcbook.checkpoints import write_json
 from crcbook.experiments import environment
 from crcbook.networks import read_network
+
+PART, TURNS = 2000, 3  # items at a time, and how often each
 
 
 def published(model, x, y) -> torch.Tensor:
@@ -54,6 +58,24 @@ def timed(function) -> float:
     return time.perf_counter() - started
 
 
+def in_turns(calls: dict, test, old, few: int) -> tuple[dict[str, float], float]:
+    """Seconds of each call on all items, and an item of the old one on the first few of a part."""
+    seconds, slow, seen = dict.fromkeys(calls, 0.0), 0.0, 0
+    for start in range(0, len(test), PART):
+        part = test.take(slice(start, start + PART))
+        some = part.take(slice(0, few * PART // len(test)))
+        turns = [
+            [timed(lambda: in_chunks(old, some.x, some.y))]  # noqa: B023
+            + [timed(lambda: call(part.x, part.y)) for call in calls.values()]  # noqa: B023
+            for _ in range(TURNS)
+        ]
+        best = [min(column) for column in zip(*turns, strict=True)]
+        slow, seen = slow + best[0], seen + len(some)
+        for name, value in zip(calls, best[1:], strict=True):
+            seconds[name] += value
+    return seconds, slow / seen
+
+
 def main() -> int:
     """Time everything on one network and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -66,19 +88,16 @@ def main() -> int:
     run = options.run
     model = crc.load_model(run)
     test = crc.load("mnist").test.take(slice(0, options.limit))
-    few = test.take(slice(0, options.published))
     pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10)).T
     setup = timed(lambda: crc.curvature_bounds(model, *pairs))
-    old = timed(lambda: in_chunks(lambda x, y: published(model, x, y), few.x, few.y)) / len(few)
-    rows = {
-        "verify, all classes": lambda: crc.verify(model, test.x, test.y, options.radius),
-        "certify, all classes": lambda: crc.certify(model, test.x, test.y),
-        "certify, runner-up": lambda: crc.certify(model, test.x, test.y, targets="runner-up"),
-        "verify, runner-up": lambda: crc.verify(
-            model, test.x, test.y, options.radius, targets="runner-up"
-        ),
+    radius, few = options.radius, min(options.published, len(test))
+    calls = {
+        "verify, all classes": lambda x, y: crc.verify(model, x, y, radius),
+        "certify, all classes": lambda x, y: crc.certify(model, x, y),
+        "certify, runner-up": lambda x, y: crc.certify(model, x, y, targets="runner-up"),
+        "verify, runner-up": lambda x, y: crc.verify(model, x, y, radius, targets="runner-up"),
     }
-    seconds = {name: timed(call) for name, call in rows.items()}
+    seconds, old = in_turns(calls, test, lambda x, y: published(model, x, y), few)
     print(f"set-up, every pair's curvature: {setup:.2f} s")
     print(f"published schedule, runner-up: {1e3 * old:.2f} ms an image")
     print(f"{'':24}{'ms an image':>12}{'faster':>9}{'with set-up':>13}")
@@ -100,7 +119,7 @@ def main() -> int:
             "rows": figures,
             "set-up, s": round(setup, 2),
             "published, ms an image": round(1e3 * old, 2),
-            "published, images": len(few),
+            "published, images": few,
             "images": len(test),
             "network": run.name.removesuffix(".safetensors"),
             "environment": environment("cpu"),
