@@ -274,6 +274,7 @@ def test_a_step_does_what_its_recipe_says(digits, monkeypatch):
         attack_box=True, attack_dtype="bfloat16", curvature="local", curvature_every=2, loss_q=0.3,
     )  # fmt: skip
     model, few = crc.mlp([64, 8, 10], seed=0), digits.train.take(slice(0, 192))
+    monkeypatch.setattr(module, "knows_bfloat16", lambda device: True)
     seen = {}
 
     def spied(owner, name):
