@@ -149,10 +149,11 @@ def softplus(beta: float = 1.0) -> Activation:
     Returns:
         The row, with the jump of ``torch.nn.Softplus`` at its threshold as ``deviation``.
     """
+    plain = beta == 1  # which spares two products of all numbers
     return Activation(
         name="softplus",
-        value=lambda z: _softplus(beta * z) / beta,
-        slope=lambda z: torch.sigmoid(beta * z),
+        value=_softplus if plain else lambda z: _softplus(beta * z) / beta,
+        slope=torch.sigmoid if plain else lambda z: torch.sigmoid(beta * z),
         bend=lambda z: beta * torch.sigmoid(beta * z) * torch.sigmoid(-beta * z),
         value_extrema=(),
         slope_extrema=(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from crcbook.acceleration import Acceleration
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import MarginAlong, Network, read_network
 from crcbook.region import Box, clip, step_to_boundary, step_to_sphere
@@ -183,14 +184,16 @@ def crossings(
     point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
     point = clip(box, point)  # a step in another precision may end a rounding error outside
     ray, far = network.margin_along(x, point, label, target, begin), torch.ones_like(x[:, 0])
-    missed = ~(ray(far) <= 0)
+    below = ray(far)
+    missed = (~(below <= 0)).nonzero().squeeze(1)
     if box is None:
-        far[missed] = _beyond(ray.take(missed), far[missed])
-    elif missed.any():
+        far[missed], below[missed] = _beyond(ray.take(missed), far[missed])
+    elif len(missed):
         few = x[missed], point[missed], label[missed], target[missed]
         point[missed] = _first_outside(network, *few, box, _REACHES)
         ray = network.margin_along(x, point, label, target, begin)
-    return x + _retreat(ray, far)[:, None] * (point - x)
+        below[missed] = ray.take(missed)(far[missed])
+    return x + _retreat(ray, far, below)[:, None] * (point - x)
 
 
 def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
@@ -200,7 +203,7 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
     x, point = x.to(dtype), point.to(dtype)
     best = torch.full_like(x, torch.nan)
     shortest = torch.full_like(x[:, 0], torch.inf)
-    damping = torch.ones_like(shortest)
+    acceleration = Acceleration()
     for _ in range(steps):
         margin, gradient = network.margin_and_gradient(point, label, target)
         distance = (point - x).norm(dim=1)
@@ -208,20 +211,30 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
         best[hit], shortest[hit] = point[hit], distance[hit]
         eta = step_to_boundary(margin + (gradient * (x - point)).sum(1), gradient, room)
         step = -eta[:, None] * gradient
-        goal = x + (step if room is None else room.clip(step))
-        # Beyond the best point found there is nothing to look for: shorten what overshoots.
-        damping = torch.where(distance > 1.5 * shortest, damping / 2, damping)
-        usable = goal.isfinite().all(1, keepdim=True)
-        point = torch.where(usable, point + damping[:, None] * (goal - point), point)
+        move = x + (step if room is None else room.clip(step)) - point
+        usable = move.norm(dim=1, keepdim=True).isfinite()
+        point = point + acceleration.step(point, torch.where(usable, move, 0.0))
+        point = point if room is None else x + room.clip(point - x)
     return torch.where(shortest.isinf()[:, None], point, best).to(exact)
 
 
-def _beyond(ray: MarginAlong, far: Tensor) -> Tensor:
-    """The first adversarial fractions beyond the ends of segments; NaN where there is none."""
-    found = torch.full_like(far, torch.nan)
-    for reach in reversed(_REACHES):
-        found = torch.where(ray(reach * far) <= 0, reach * far, found)
-    return found
+def _beyond(ray: MarginAlong, far: Tensor) -> tuple[Tensor, Tensor]:
+    """The first adversarial fractions beyond the ends of segments, and the margins there.
+
+    NaN where there is none.
+    """
+    found, below = torch.full_like(far, torch.nan), torch.full_like(far, torch.nan)
+    todo = torch.arange(len(far), device=far.device)
+    for reach in _REACHES:
+        if not len(todo):
+            break
+        end = reach * far[todo]
+        margin = ray(end)
+        adversarial = margin <= 0
+        found[todo[adversarial]], below[todo[adversarial]] = end[adversarial], margin[adversarial]
+        left = (~adversarial).nonzero().squeeze(1)
+        todo, ray = todo[left], ray.take(left)
+    return found, below
 
 
 def _first_outside(network: Network, x, point, label, target, box: Box | None, reaches) -> Tensor:
@@ -238,11 +251,14 @@ def _first_outside(network: Network, x, point, label, target, box: Box | None, r
     return outside
 
 
-def _retreat(margin_at: MarginAlong, outer: Tensor) -> Tensor:
-    """The fractions where segments enter, up to adversarial ones: regula falsi, with halvings."""
+def _retreat(margin_at: MarginAlong, outer: Tensor, below: Tensor) -> Tensor:
+    """The fractions where segments enter, up to adversarial ones: regula falsi, with halvings.
+
+    ``below`` are the margins at the outer ends.
+    """
     rows, entered = torch.arange(len(outer), device=outer.device), outer.clone()
     inner = torch.zeros_like(entered)
-    above, below = margin_at(inner), margin_at(outer)
+    above = margin_at(inner)
     was_beyond = torch.ones_like(rows, dtype=torch.bool)
     for step in range(_BISECTIONS):
         middle = (inner * below - outer * above) / (below - above)
@@ -264,6 +280,7 @@ def _retreat(margin_at: MarginAlong, outer: Tensor) -> Tensor:
         if not wide.any():
             break
         if wide.sum() < len(wide) / 2:  # go on with those alone
+            wide = wide.nonzero().squeeze(1)
             rows, inner, outer = rows[wide], inner[wide], outer[wide]
             above, below, margin_at = above[wide], below[wide], margin_at.take(wide)
             was_beyond = was_beyond[wide]

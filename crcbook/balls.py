@@ -13,9 +13,10 @@ from torch import Tensor
 
 from crcbook.attacks import into_ball
 from crcbook.curvature import ball_curvature, downward_curvature
-from crcbook.minorant import POLISH_STEPS, SEARCH_STEPS, Pairs, Prover, search
+from crcbook.minorant import Pairs, Prover
 from crcbook.networks import Network
 from crcbook.region import Box, clip
+from crcbook.search import POLISH_STEPS, SEARCH_STEPS, search
 from crcbook.slabs import slab_margins
 from crcbook.trust_region import Neighbourhood
 

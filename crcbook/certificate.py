@@ -16,27 +16,20 @@ from crcbook.checks import LARGEST, SMALLEST_RADIUS, as_box, as_classes, as_inpu
 from crcbook.crown import crown_radius
 from crcbook.curvature import downward_curvature
 from crcbook.lipschitz import lipschitz_radius
-from crcbook.minorant import (
-    POLISH_STEPS,
-    SEARCH_STEPS,
-    Pairs,
-    Prover,
-    parabola_margin,
-    parabola_radius,
-    search,
-)
+from crcbook.minorant import Pairs, Prover, parabola_margin, parabola_radius
 from crcbook.networks import Network, read_network
 from crcbook.region import Box, clip
+from crcbook.search import POLISH_STEPS, SEARCH_STEPS, search
 from crcbook.sieve import Margins, Sieve
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
-_REFINE_STEPS = 8
+_REFINE_STEPS = 6
 _FIRST = 0.8  # of the longest step, 1/k: full ones overshoot
 _AT_BOUNDARY = 1e-2  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
 _LOCAL_GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
-_ATTACK_STEPS = 4
+_ATTACK_STEPS, _CROSSING_STEPS = 4, 3
 _CHUNK_VALUES = 2**23
 _CACHED_VALUES = 2**20  # looked at together where a processor's cache is what counts
 
@@ -298,7 +291,9 @@ class _Problem:
             changed, column = rows[lower], column[lower]
             best.bound[changed], best.target[changed] = bound[lower], targets[lower, column]
             finite = bound[lower].isfinite()  # where it is not, there was nothing to search
-            best.displacement[changed[finite]] = found[place[lower, column][finite]]
+            changed, place = changed[finite], place[lower, column][finite]
+            best.displacement[changed] = found.displacement[place]
+            best.at_boundary[changed] = found.at_boundary[place]
             limit = best.bound.clone()
         return best
 
@@ -414,8 +409,8 @@ class _Problem:
         precision polish them. A pair is left alone once its bound passes its row's ``limit``
         (margin 0).
 
-        Returns ``(rows, targets)`` bounds, ``(searched, n)`` displacements to where the bounds of
-        the pairs searched reach zero, and ``(rows, targets)`` positions in these.
+        Returns ``(rows, targets)`` bounds, what is proved of the pairs that were searched, and
+        ``(rows, targets)`` positions in that.
         """
         x, targets = images.x, images.order[rows, columns]
         bound, target, many = bounds.flatten().clone(), targets.flatten(), targets.shape[1]
@@ -449,18 +444,17 @@ class _Problem:
         bound[left] = best.bound
         place = torch.zeros_like(target)
         place[left] = torch.arange(len(left), device=left.device)
-        return bound.reshape(targets.shape), best.displacement, place.reshape(targets.shape)
+        return bound.reshape(targets.shape), best, place.reshape(targets.shape)
 
     def _sift(self, images: "_Images", image, target, way, bound, limit, radius):
         """Raise bounds by single precision; returns the pairs left and where to search on."""
-        left, ends = (bound <= limit).nonzero().squeeze(1), []
+        left, ends, z = (bound <= limit).nonzero().squeeze(1), [], images.z.float()
         for part in self.blocks(left):
             item, most = image[part], limit[part]
             label, to = images.y[item], target[part]
             curvature = downward_curvature(self.prover.network, label, to)
-            margins = Margins(
-                label, to, curvature, images.z[item].float(), images.z_error[item], most
-            )
+            z_part, error = z.index_select(0, item), images.z_error[item]
+            margins = Margins(label, to, curvature, z_part, error, most)
             length = most.where(most.isfinite(), bound[part]) if radius is None else radius
             length = (length / way[part].norm(dim=1)).fmin(_FIRST / curvature).float()
             first = -length[:, None] * way[part]
@@ -514,8 +508,9 @@ class _Problem:
         pairs = self._pairs(x, images.y, rows, best.target[rows], None)
         point = clip(box, x[rows] + (1 + 0.9 * EXACT) * best.displacement[rows])
         distance = (point - pairs.x0).norm(dim=1)
-        hit = self.prover.is_adversarial(pairs, point)
-        hit &= distance <= best.bound[rows] * (1 + EXACT)
+        hit = best.at_boundary[rows] & (distance <= best.bound[rows] * (1 + EXACT))
+        reached = hit.nonzero().squeeze(1)
+        hit[reached] = self.prover.is_adversarial(pairs.take(reached), point[reached])
         missed = ~hit & best.bound[rows].isfinite()
         begin = images.z[rows[missed]] if len(self.rough.layers) > 1 else None
         point[missed] = self._adversaries(pairs.take(missed), point[missed], begin, box)
@@ -526,7 +521,7 @@ class _Problem:
     def _adversaries(self, pairs: Pairs, start: Tensor, begin, box: Box | None) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
         found = crossings(
-            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _ATTACK_STEPS, box,
+            self.prover.network, pairs.x0, pairs.label, pairs.target, start, _CROSSING_STEPS, box,
             self.rough, begin,
         )  # fmt: skip
         # Across the boundary, beyond any doubt.
@@ -572,19 +567,23 @@ class _Images:
 
 @dataclass
 class _Best:
-    """The radii of a batch, the limiting classes, the way to the adversaries, and the method."""
+    """The radii of a batch, the limiting classes, and the method.
+
+    ``displacement`` is the way to where a minorant reaches zero, and ``at_boundary`` says whether
+    its margin may do so there too.
+    """
 
     bound: Tensor
     target: Tensor
     displacement: Tensor
+    at_boundary: Tensor
     method: Tensor
 
     @classmethod
     def of(cls, x: Tensor, order: Tensor, method: int) -> "_Best":
-        zeros = torch.zeros_like(x[:, 0])
-        return cls(
-            zeros, order[:, 0].clone(), torch.zeros_like(x), torch.full_like(order[:, 0], method)
-        )
+        zeros, first = torch.zeros_like(x[:, 0]), order[:, 0].clone()
+        nowhere = torch.zeros_like(first, dtype=torch.bool)
+        return cls(zeros, first, torch.zeros_like(x), nowhere, torch.full_like(first, method))
 
 
 @dataclass

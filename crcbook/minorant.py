@@ -1,4 +1,4 @@
-r"""Quadratics that lie below a margin, and the search for the best of them.
+r"""Quadratics that lie below a margin, and what they prove.
 
 Let f be the margin of a label over a target and :math:`k \ge 0` with
 :math:`\nabla^2 f \succeq -kI`. At any point c, a second-order Taylor expansion bounds f from below
@@ -11,8 +11,8 @@ everywhere, and expanded again at the input :math:`x_0` it reads
 So in the ball of radius :math:`\rho` the margin is at least :math:`q - \rho\|s\| - k\rho^2/2`, and
 positive while :math:`\rho` is below :math:`2q/(\|s\| + \sqrt{\|s\|^2 + 2kq})`. Any c is proof
 enough; c = x_0 gives the closed form of Entesari et al. (2024), and the best c gives the convex
-dual of Singla & Feizi (2020), Theorem 1 (radius) and Theorem 2 (fixed radius). A search chooses c;
-nothing rests on whether it converged, nor on the precision it ran in.
+dual of Singla & Feizi (2020), Theorem 1 (radius) and Theorem 2 (fixed radius). A search chooses c
+(:mod:`crcbook.search`); nothing rests on whether it converged, nor on the precision it ran in.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,11 @@ from torch import Tensor
 from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, single_sums_hold
 from crcbook.curvature import downward_curvature
 from crcbook.networks import Network, remembered
-from crcbook.region import Box, Room, step_to_boundary, step_to_sphere
+from crcbook.region import Box, Room
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import NormSketch
 
-SEARCH_STEPS, POLISH_STEPS = 100, 3  # at most; in single precision, then in double precision
-_GAIN, _PATIENCE = 1e-5, 10  # a smaller relative gain counts as none; steps without one
-_ROUGH_GAIN, _ROUGH_PATIENCE = 1e-3, 3  # where another search goes on
-_SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its square
 _LEAST_SHRINK = 0.3  # near the end of the sketch, where its coordinates mean little
-_SHORTEST = 0.01  # of a full step
 # The bound is flat at the best multiplier: half the digits of the precision are enough.
 _BISECTIONS = {torch.float32: 12, torch.float64: 28}
 
@@ -446,137 +441,3 @@ class Prover:
 @remembered
 def _sketch(network: Network) -> NormSketch | None:
     return NormSketch.of(network.layers[0].weight) if len(network.layers) > 1 else None
-
-
-def search(
-    network: Network,
-    pairs: Pairs,
-    start: Tensor,
-    steps: int,
-    limit: Tensor,
-    radius: float | None = None,
-    rough: bool = False,
-) -> tuple[Tensor, Tensor]:
-    r"""Look for the points c of the best minorants, by fixed-point steps.
-
-    A step moves c towards :math:`x_0 - \eta \nabla f(c)`. :math:`\eta` is the dual variable: for a
-    radius it makes the linearised margin vanish, for a ball it puts the point on the sphere; never
-    more than 1/k, where the dual ends. The length of the step is Barzilai and Borwein's: full
-    steps would cycle where a margin is strongly curved.
-
-    Args:
-        network: the network, in the precision of the search.
-        pairs: the margins.
-        start: ``(pairs, n)`` points to start from.
-        steps: at most so many gradients a pair.
-        limit: ``(pairs,)`` bounds that are good enough.
-        radius: of the ball to bound the margin in; None to enlarge the certified radius.
-        rough: stop early: another search goes on.
-
-    Returns:
-        ``(pairs, n)`` float64 points, finite, and ``(pairs,)`` guesses of the bounds there.
-    """
-    dtype = network.layers[0].weight.dtype
-    least, patience = (_ROUGH_GAIN, _ROUGH_PATIENCE) if rough else (_GAIN, _PATIENCE)
-    walk = _Walk.start(pairs.to(dtype), start.to(dtype))
-    best = torch.full_like(walk.pairs.curvature, -torch.inf)
-    points = walk.point.clone()
-    enough = limit + 4 * torch.finfo(dtype).eps * (1 + limit.abs())
-    active = torch.arange(len(best), device=best.device)
-    for _ in range(steps if len(active) else 0):
-        pairs = walk.pairs
-        margin, gradient = network.margin_and_gradient(
-            walk.point, pairs.label, pairs.target, pairs.shift
-        )
-        bound = walk.bound(margin, gradient, radius)
-        gain = bound - best[active]
-        better = gain > 0
-        best[active[better]], points[active[better]] = bound[better], walk.point[better]
-        keep = walk.advance(margin, gradient, gain > least * bound.abs(), radius)
-        keep &= (walk.stalled < patience) & ~(best[active] > enough[active])
-        if radius is not None:
-            keep &= ~(margin < 0)  # an adversary in the ball: there is nothing to prove
-        active, walk = active[keep], walk.take(keep)
-        if not len(active):
-            break
-    return torch.where(points.isfinite(), points.double(), start.double()), best.double()
-
-
-def fixed_point(
-    pairs: Pairs, point: Tensor, margin: Tensor, gradient: Tensor, radius: float | None
-) -> Tensor:
-    r"""Where a full step of :func:`search` ends: the best point, if the gradient were constant.
-
-    Args:
-        pairs: the margins.
-        point: ``(pairs, n)`` points c.
-        margin: ``(pairs,)`` values there.
-        gradient: ``(pairs, n)`` gradients there.
-        radius: as in :func:`search`.
-
-    Returns:
-        ``(pairs, n)`` points :math:`x_0 - \eta \nabla f(c)`, clipped to the box.
-    """
-    if radius is None:
-        along = (gradient * (pairs.x0 - point)).sum(1)
-        eta = step_to_boundary(margin + along, gradient, pairs.room)
-    else:
-        eta = step_to_sphere(gradient, radius, pairs.room)
-    step = -eta.minimum(1 / pairs.curvature)[:, None] * gradient
-    return pairs.x0 + (step if pairs.room is None else pairs.room.clip(step))
-
-
-def step_length(step: Tensor, change: Tensor) -> Tensor:
-    """Barzilai and Borwein's length of the next step, a fraction of a full one.
-
-    Args:
-        step: ``(pairs, n)`` the last step.
-        change: ``(pairs, n)`` how much shorter it made the way that was left.
-
-    Returns:
-        ``(pairs, 1)``.
-    """
-    length = (step * change).sum(1, keepdim=True) / change.square().sum(1, keepdim=True)
-    return torch.where(length > 0, length, 1.0).clamp(_SHORTEST, 1.0)
-
-
-@dataclass
-class _Walk:
-    """Where each search is, and what the last step taught it."""
-
-    pairs: Pairs
-    point: Tensor
-    step: Tensor  # the last change of the point
-    move: Tensor  # the last residual
-    stalled: Tensor
-
-    @classmethod
-    def start(cls, pairs: Pairs, point: Tensor) -> "_Walk":
-        zeros = torch.zeros_like(point)
-        return cls(pairs, point, zeros, zeros, torch.zeros_like(pairs.label))
-
-    def bound(self, margin: Tensor, gradient: Tensor, radius: float | None) -> Tensor:
-        """The minorants' radius or margin, without the rounding that a proof subtracts."""
-        k, away = self.pairs.curvature, self.pairs.x0 - self.point
-        direction = k[:, None] * away - gradient
-        value = margin + (gradient * away).sum(1) - k / 2 * away.square().sum(1)
-        minorant = Minorant(value, direction, torch.zeros_like(value), k, self.pairs.room)
-        return minorant.radius() if radius is None else minorant.margin(radius)
-
-    def advance(self, margin, gradient, improved, radius: float | None) -> Tensor:
-        """Move the points; returns which searches are still worth a step."""
-        move = fixed_point(self.pairs, self.point, margin, gradient, radius) - self.point
-        change = self.move - move
-        self.step, self.move = step_length(self.step, change) * move, move
-        self.point = self.point + self.step
-        self.stalled = torch.where(improved, 0, self.stalled + 1)
-        settled = move.norm(dim=1) <= _SETTLED * (self.pairs.x0 - self.point).norm(dim=1)
-        return ~settled & move.isfinite().all(1)
-
-    def take(self, keep: Tensor) -> "_Walk":
-        """The searches that go on."""
-        if keep.all():
-            return self
-        index = keep.nonzero().squeeze(1)
-        columns = self.point, self.step, self.move, self.stalled
-        return _Walk(self.pairs.take(index), *(column.index_select(0, index) for column in columns))

@@ -213,7 +213,7 @@ class Network:
             ``(batch, width of the last hidden layer)``.
         """
         weight = self.layers[-1].weight  # index_select takes rows several times faster than []
-        return weight.index_select(0, label) - weight.index_select(0, target)
+        return weight.index_select(0, label).sub_(weight.index_select(0, target))
 
     def margin_and_gradient(
         self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
@@ -386,13 +386,13 @@ class MarginAlong:
         """Some of the segments.
 
         Args:
-            index: positions or a mask.
+            index: positions.
 
         Returns:
             Their margins.
         """
         columns = self.begin, self.way, self.label, self.target
-        return MarginAlong(self.network, *(column[index] for column in columns))
+        return MarginAlong(self.network, *(column.index_select(0, index) for column in columns))
 
 
 def remembered(function: Callable) -> Callable:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crcbook.acceleration import Acceleration
 from crcbook.activations import ROUNDING
 from crcbook.arithmetic import (
     OUTWARD,
@@ -21,18 +22,11 @@ from crcbook.arithmetic import (
     UNIT,
     gamma,
 )
-from crcbook.minorant import (
-    SEARCH_STEPS,
-    Pairs,
-    Prover,
-    parabola_margin,
-    parabola_radius,
-    search,
-    step_length,
-)
+from crcbook.minorant import Pairs, Prover, parabola_margin, parabola_radius
 from crcbook.networks import Layer, Network
+from crcbook.search import SEARCH_STEPS, search
 
-_STEPS = 6
+_STEPS = 4
 _ROUNDING = ROUNDING * SINGLE_UNIT / UNIT  # of an activation evaluated in float32
 _LARGEST = 1e30  # where every product stays below it, nothing overflows
 
@@ -128,7 +122,7 @@ class Sieve:
         return cls(prover, whole, reduced, sketch.basis.float(), sketch.norm)
 
     def search(self, margins: Margins, way: Tensor) -> Tensor:
-        r"""Points with large radii, from the steps of :func:`crcbook.minorant.search` in u.
+        r"""Points with large radii, from the steps of :func:`crcbook.search.search` in u.
 
         Args:
             margins: the margins.
@@ -159,7 +153,7 @@ class Sieve:
         """
         bound, facts = torch.full_like(margins.limit, -torch.inf), self._facts(margins)
         rows, d = torch.arange(len(bound), device=bound.device), None
-        step = move = torch.zeros(len(way), self.network.inputs).to(way)
+        acceleration = Acceleration()
         change, reach = way @ self.reduced.layers[0].weight.T, way.norm(dim=1).double() * self.reach
         for _ in range(_STEPS):
             eta, gradient, found = self._evaluate(margins, facts, change, reach, d, radius)
@@ -168,11 +162,8 @@ class Sieve:
             rows, margins, facts = rows[short], margins.take(short), facts[:, short]
             goal = -eta[short, None] * gradient.index_select(0, short)
             d = way[short] @ self.basis.T if d is None else d.index_select(0, short)
-            change = move.index_select(0, short) - (goal - d)
-            length = step_length(step.index_select(0, short), change)
-            move = goal - d
-            step = length * move
-            d = d + step
+            acceleration = acceleration.take(short)
+            d = d + acceleration.step(d, goal - d)
             change, reach = d @ self.network.layers[0].weight.T, d.norm(dim=1).double()
         return bound, rows, d.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -32,9 +32,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from crcbook.acceleration import Acceleration
 from crcbook.arithmetic import OUTWARD, TINY, gamma
 from crcbook.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
-from crcbook.minorant import Pairs, Prover, step_length
+from crcbook.minorant import Pairs, Prover
 from crcbook.networks import Network
 from crcbook.spectral import top_eigenvalue_bound, top_eigenvalue_estimate
 
@@ -141,15 +142,13 @@ class _Slab:
         pairs, axis = self.pairs.to(dtype), self.axis.to(dtype)
         along = ((self.low.clamp(min=0) + self.high) / 2).to(dtype)
         middle = pairs.x0 + along[:, None] * axis
-        across, step, last = (torch.zeros_like(axis) for _ in range(3))
+        across, acceleration = torch.zeros_like(axis), Acceleration()
         for _ in range(_STEPS):
             point = middle + across
             _, gradient = rough.margin_and_gradient(point, pairs.label, pairs.target)
             gradient = gradient - (gradient * axis).sum(1, keepdim=True) * axis
             move = -gradient / curvature[:, None].to(dtype) - across
-            change = last - move
-            step, last = step_length(step, change) * move, move
-            across = across + step
+            across = across + acceleration.step(across, move)
         along, across = along.double(), across.double().nan_to_num(0.0, 0.0, 0.0)
         across = across - (across * self.axis).sum(1, keepdim=True) * self.axis
         room = (self.radius.square() - along.square()).clamp(min=0).sqrt() * _INSIDE

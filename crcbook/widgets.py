@@ -28,10 +28,11 @@ from crcbook.explorer import (
 )
 from crcbook.hessian import margin_hessian
 from crcbook.lipschitz import lipschitz_bound
-from crcbook.minorant import Pairs, Prover, search
+from crcbook.minorant import Pairs, Prover
 from crcbook.networks import mlp, read_network
 from crcbook.objectives import ibp_margins
 from crcbook.plots import PALETTE, svg
+from crcbook.search import search
 from crcbook.slabs import slab_margins
 from crcbook.training import Recipe, train
 from crcbook.trust_region import Neighbourhood

@@ -10,8 +10,9 @@ import crcbook as crc
 from crcbook import slabs
 from crcbook.attacks import boundary_points, descend
 from crcbook.hessian import margin_hessian
-from crcbook.minorant import Pairs, Prover, search
+from crcbook.minorant import Pairs, Prover
 from crcbook.networks import read_network
+from crcbook.search import search
 from crcbook.slabs import slab_margins
 
 
