@@ -424,12 +424,9 @@ class _Problem:
         image, limit = image[left], limit[left]
         pairs = self._pairs(x, images.y, image, target[left], box)
         best = _Proof.start(pairs, bound[left])
+        steps = _REFINE_STEPS
         if start is None:
             start, steps = pairs.x0, SEARCH_STEPS
-        else:
-            steps = _REFINE_STEPS
-            for part in self.blocks(limit.isfinite().nonzero().squeeze(1)):
-                _improve(best, part, self._prove(pairs.take(part), start[part], radius))
         for part in self.blocks((best.bound <= limit).nonzero().squeeze(1)):
             few = pairs.take(part)
             point, _ = search(self.rough, few, start[part], steps, limit[part], radius)

@@ -26,7 +26,7 @@ from crcbook.minorant import Pairs, Prover, parabola_margin, parabola_radius
 from crcbook.networks import Layer, Network
 from crcbook.search import SEARCH_STEPS, search
 
-_STEPS = 4
+_STEPS = 3
 _ROUNDING = ROUNDING * SINGLE_UNIT / UNIT  # of an activation evaluated in float32
 _LARGEST = 1e30  # where every product stays below it, nothing overflows
 
