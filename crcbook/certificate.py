@@ -24,7 +24,7 @@ from crcbook.sieve import Margins, Sieve
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
-_REFINE_STEPS = 6
+_REFINE_STEPS = 8
 _FIRST = 0.8  # of the longest step, 1/k: full ones overshoot
 _AT_BOUNDARY = 1e-2  # of the bound at the input: a margin this small has reached zero
 _LOCAL_STEPS = 5
