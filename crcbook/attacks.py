@@ -133,7 +133,8 @@ def boundary_points(
 
     Each step goes towards the nearest point of the boundary of the margin linearised at c, in the
     box, which without one is :math:`x_0 - \nabla f \, (f + \nabla f \cdot (x_0 - c))/\|\nabla
-    f\|^2`. The best direction is followed to the boundary by root finding.
+    f\|^2`; :mod:`crcbook.acceleration` saves most of the steps. The best direction is followed to
+    the boundary by root finding.
 
     Args:
         network: a float64 network.
