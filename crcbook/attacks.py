@@ -18,6 +18,7 @@ from crcbook.region import Box, clip, step_to_boundary, step_to_sphere
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
 _CLOSE = 1e-9  # of the distance
+_FULL_EACH = 8  # of so many steps, one is not accelerated
 _REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
 
 
@@ -205,18 +206,24 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
     best = torch.full_like(x, torch.nan)
     shortest = torch.full_like(x[:, 0], torch.inf)
     acceleration = Acceleration()
-    for _ in range(steps):
+    for turn in range(steps):
         margin, gradient = network.margin_and_gradient(point, label, target)
         distance = (point - x).norm(dim=1)
         hit = (margin <= 0) & (distance < shortest)
         best[hit], shortest[hit] = point[hit], distance[hit]
         eta = step_to_boundary(margin + (gradient * (x - point)).sum(1), gradient, room)
         step = -eta[:, None] * gradient
-        move = x + (step if room is None else room.clip(step)) - point
-        usable = move.norm(dim=1, keepdim=True).isfinite()
-        point = point + acceleration.step(point, torch.where(usable, move, 0.0))
+        move = _finite(x + (step if room is None else room.clip(step)) - point)
+        step = _finite(acceleration.step(point, move))
+        # Where margins are all cliffs, accelerated steps can settle far from any boundary.
+        point = point + (move if turn % _FULL_EACH == _FULL_EACH - 1 else step)
         point = point if room is None else x + room.clip(point - x)
     return torch.where(shortest.isinf()[:, None], point, best).to(exact)
+
+
+def _finite(way: Tensor) -> Tensor:
+    """No way at all where one has no length that is finite, as where a gradient vanishes."""
+    return torch.where(way.norm(dim=1, keepdim=True).isfinite(), way, 0.0)
 
 
 def _beyond(ray: MarginAlong, far: Tensor) -> tuple[Tensor, Tensor]:
