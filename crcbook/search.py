@@ -32,8 +32,7 @@ def search(
     The best c is the fixed point of :math:`c \mapsto x_0 - \eta \nabla f(c)`. :math:`\eta` is the
     dual variable: for a radius it makes the linearised margin vanish, for a ball it puts the point
     on the sphere; never more than 1/k, where the dual ends. Repeating the map would cycle where a
-    margin is strongly curved; :class:`crcbook.acceleration.Acceleration`
-    makes it converge.
+    margin is strongly curved; :mod:`crcbook.acceleration` makes it converge.
 
     Args:
         network: the network, in the precision of the search.
