@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from tqdm.auto import tqdm
 
 from crcbook.attacks import attack
 from crcbook.certificate import certify, verify
-from crcbook.checkpoints import load_model, read_json, write_json
+from crcbook.checkpoints import load_model, load_tensors, read_json, save_tensors, write_json
 from crcbook.checks import as_box
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import deepen, mlp, read_network
@@ -34,6 +35,7 @@ from crcbook.training import Recipe, best_epoch, knows_bfloat16, train
 PROFILES = ("quick", "full")
 RADIUS_UNIT = 1e-4  # of the recorded radii
 _VALIDATION_ITEMS = 5000
+_PART_ITEMS = 250  # evaluated together: what an interrupted evaluation loses
 # The bounds that certify best what was trained for them.
 _BOUNDS = {"ibp": "crown", "crown-ibp": "crown", "lipschitz": "lipschitz"}
 
@@ -208,35 +210,23 @@ def reproduce(
     team.wait()
     written = []
     for name, experiment in missing.items():
-        test = load(experiment.dataset).test
-        model = load_model(runs / name).to(device)
-        started = time.time()
-        rival = _BOUNDS.get(experiment.recipe.method)
-        mine = test.take(slice(team.rank, None, team.size))
-        columns = evaluate(
-            model,
-            mine,
-            experiment.recipe.radius,
-            experiment.box,
-            local=True,
-            rival=rival,
-            progress=progress,
-        )
-        compared = len(range(team.rank, experiment.crown_images, team.size))
-        if experiment.crown_images:
-            columns["radius_crown"] = _crown_radii(model, mine, compared, progress)
-        columns = team.gather(columns)
+        parts = _Parts.of(experiment, runs / name, device)
+        mine = range(parts.count)[team.rank :: team.size]
+        for part in tqdm(mine, name, disable=not progress, unit="part"):
+            parts.ensure(part, progress)
+        team.wait()
         if team.rank == 0:
+            columns, seconds = parts.collect()
             training = read_json(runs / name / "run.json")
             record = {
                 "name": name,
                 **_facts(experiment),
-                "rival": rival,
+                "rival": parts.rival,
                 **summary(columns, experiment.recipe.radius),
                 "radii": encode_radii(columns["radius"]),
                 **{key: training[key] for key in ("validation", "history")},
                 "seconds_an_epoch": training["seconds_an_epoch"],
-                "seconds_to_certify": round(time.time() - started, 1),
+                "seconds_to_certify": round(seconds, 1),
                 "training_environment": training["environment"],
                 "environment": environment(device) | {"processes": team.size},
                 "command": f"python -m crcbook reproduce --only {name}",
@@ -244,6 +234,7 @@ def reproduce(
             path = results / f"{name}.json"
             write_json(path, record)
             written.append(path)
+            parts.remove()
     return written
 
 
@@ -342,6 +333,79 @@ def run_training(
     return model, facts
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The evaluation of a trained network, a few test images at a time, each kept when it is done.
+
+    What an interrupted one has kept counts for the same experiment, weights and program alone.
+    """
+
+    experiment: Experiment
+    folder: Path
+    model: nn.Sequential
+    test: Split
+    about: dict
+
+    @classmethod
+    def of(cls, experiment: Experiment, folder: Path, device: str) -> "_Parts":
+        about = _facts(experiment) | {
+            "weights": _digest([folder / "model.safetensors"]),
+            "program": _digest(sorted(Path(__file__).parent.glob("*.py"))),
+            "torch": torch.__version__,
+            "device": torch.device(device).type,
+        }
+        model, test = load_model(folder).to(device), load(experiment.dataset).test
+        return cls(experiment, folder, model, test, json.loads(json.dumps(about)))
+
+    @property
+    def rival(self) -> str | None:
+        return _BOUNDS.get(self.experiment.recipe.method)
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.test) // _PART_ITEMS)
+
+    def path(self, part: int) -> Path:
+        return self.folder / f"evaluation-{part:03}.safetensors"
+
+    def ensure(self, part: int, progress: bool) -> None:
+        """Evaluate a part, unless it is kept."""
+        path = self.path(part)
+        if path.exists() and load_tensors(path)[1]["about"] == self.about:
+            return
+        experiment, started = self.experiment, time.time()
+        test = self.test.take(slice(part, None, self.count))
+        columns = evaluate(
+            self.model,
+            test,
+            experiment.recipe.radius,
+            experiment.box,
+            local=True,
+            rival=self.rival,
+            progress=progress,
+        )
+        if experiment.crown_images:
+            compared = len(range(part, experiment.crown_images, self.count))
+            columns["radius_crown"] = _crown_radii(self.model, test, compared, progress)
+        facts = {"about": self.about, "seconds": time.time() - started}
+        save_tensors(path, columns, facts)
+
+    def collect(self) -> tuple[dict[str, Tensor], float]:
+        """The columns in the order of the test split, and the seconds of all parts together."""
+        whole, seconds = {}, 0.0
+        for part in range(self.count):
+            columns, facts = load_tensors(self.path(part))
+            seconds += facts["seconds"]
+            for name, column in columns.items():
+                empty = torch.empty(len(self.test), dtype=column.dtype)
+                whole.setdefault(name, empty)[part :: self.count] = column
+        return whole, seconds
+
+    def remove(self) -> None:
+        for part in range(self.count):
+            self.path(part).unlink()
+
+
 def evaluate(
     model: nn.Sequential,
     test: Split,
@@ -425,6 +489,10 @@ def _in_runner_up(model: nn.Sequential, x: Tensor, y: Tensor, points: Tensor) ->
     target = runner_up(network.logits, x.flatten(1).double(), y)
     margin, _ = network.margin_and_units(points, y, target)
     return margin <= 0
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _crown_radii(model: nn.Sequential, test: Split, images: int, progress: bool) -> Tensor:
@@ -563,17 +631,3 @@ class _Team:
     def wait(self) -> None:
         if self.size > 1:
             distributed.barrier()
-
-    def gather(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Everyone's columns, back in the order of the test split."""
-        if self.size == 1:
-            return columns
-        shares: list[dict[str, Tensor]] = [{}] * self.size
-        distributed.all_gather_object(shares, columns)
-        whole = {}
-        for name in columns:
-            items = sum(len(share[name]) for share in shares)
-            whole[name] = torch.empty(items, dtype=columns[name].dtype)
-            for rank, share in enumerate(shares):
-                whole[name][rank :: self.size] = share[name]
-        return whole

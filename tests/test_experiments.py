@@ -78,6 +78,52 @@ def test_what_is_recorded_is_not_run_again(tmp_path):
         reproduce({"tiny": other}, results, runs)
 
 
+@pytest.fixture
+def stops_after(monkeypatch):
+    """Have evaluations stop after so many parts; the items of each part are noted."""
+
+    def limit(parts):
+        items = []
+
+        def interrupted(model, test, *rest, **options):
+            if len(items) == parts:
+                raise KeyboardInterrupt
+            items.append(len(test))
+            return evaluate(model, test, *rest, **options)
+
+        monkeypatch.setattr("crcbook.experiments.evaluate", interrupted)
+        return items
+
+    return limit
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, stops_after):
+    tiny, runs = {"tiny": replace(TINY, crown_images=7)}, tmp_path / "runs"
+    [path] = reproduce(tiny, tmp_path / "whole", runs)
+    whole = json.loads(path.read_text())
+    items = stops_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(tiny, tmp_path / "parted", runs)
+    rest = stops_after(9)
+    [path] = reproduce(tiny, tmp_path / "parted", runs)
+    parted = json.loads(path.read_text())
+    assert len(items) == 1 and sum(items + rest) == whole["images"]
+    assert parted.pop("seconds_to_certify") > 0 and whole.pop("seconds_to_certify") > 0
+    assert parted == whole
+    assert not list(runs.rglob("evaluation-*"))
+
+
+def test_what_another_program_has_evaluated_is_not_taken_over(tmp_path, stops_after, monkeypatch):
+    items = stops_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce({"tiny": TINY}, tmp_path, tmp_path / "runs")
+    assert len(items) == 1
+    items = stops_after(9)
+    monkeypatch.setattr("crcbook.experiments._digest", lambda paths: "another")
+    reproduce({"tiny": TINY}, tmp_path, tmp_path / "runs")
+    assert sum(items) == len(crc.load("digits").test)
+
+
 def check_record(record):
     """What a reader of a record relies on."""
     names = (
