@@ -123,8 +123,9 @@ def _deeper(experiment: Experiment, layers: int) -> Experiment:
     if layers == experiment.layers:
         return experiment
     # The copied layers work far from 0, where Adam's steps add up: small ones only.
-    recipe = replace(experiment.recipe, epochs=2, learning_rate=5e-5, ramp_epochs=0.0,
-                     curvature="local", curvature_every=2, validate_every=2)  # fmt: skip
+    recipe = replace(experiment.recipe, epochs=2, learning_rate=5e-5, ramp_epochs=0.0)
+    if recipe.method == "crt":
+        recipe = replace(recipe, curvature="local", curvature_every=2, validate_every=2)
     return replace(experiment, layers=layers, recipe=recipe, start=experiment)
 
 
@@ -135,9 +136,7 @@ def _rivals(layers: int) -> dict[str, Experiment]:
     # With more layers the published one ends with curvatures that nothing certifies, if not dearer.
     dear = {"crt-published": 0.05} if layers > 2 else {}
     bounds = {method: {"ramp_epochs": epochs[method] / 2} for method in _BOUNDS}
-    if layers > 3:  # at the usual rate its loss ran away, and one class was left for all images
-        bounds["lipschitz"]["learning_rate"] = 1e-3
-    return {
+    found = {
         f"mnist-{layers}-softplus-{method}": Experiment(
             "mnist", layers, "softplus",
             Recipe(method, gamma=dear.get(method, 0.005), epochs=epochs[method],
@@ -146,6 +145,12 @@ def _rivals(layers: int) -> dict[str, Experiment]:
         )
         for method in epochs
     }  # fmt: skip
+    if layers > 3:  # from a random start a bound ends with one answer to all images
+        shallow = _rivals(3)
+        for method in _BOUNDS:
+            start = shallow[f"mnist-3-softplus-{method}"]
+            found[f"mnist-{layers}-softplus-{method}"] = _deeper(start, layers)
+    return found
 
 
 def _small_radius(layers: int) -> dict[str, Experiment]:

@@ -348,6 +348,7 @@ def test_the_full_profile_has_every_row_of_the_tables():
             assert (found[name].layers, found[name].recipe.radius) == (layers, 1.58)
     for experiment in found.values():
         if experiment.recipe.method in ("ibp", "crown-ibp", "lipschitz"):
-            assert experiment.recipe.ramp_epochs == experiment.recipe.epochs / 2
+            first = (experiment.start or experiment).recipe
+            assert first.ramp_epochs == first.epochs / 2
     gammas = [e.recipe.gamma for name, e in found.items() if "-gamma-" in name]
     assert gammas == sorted(set(gammas)) and len(gammas) == 5
