@@ -11,6 +11,7 @@ import argparse
 import itertools
 import sys
 import time
+from contextlib import suppress
 
 import torch
 from tqdm import tqdm
@@ -135,10 +136,13 @@ def broken(network, x, y, radius, point) -> torch.Tensor:
 
 
 def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Challenge at least so many certificates; the totals by kind of network and setting."""
+    """Challenge at least so many certificates; the totals by kind of network and setting.
+
+    Ctrl-C ends it early, with the totals so far.
+    """
     totals: dict[str, dict[str, float]] = {}
     done = 0
-    with tqdm(total=certificates, unit="certificate") as bar:
+    with tqdm(total=certificates, unit="certificate") as bar, suppress(KeyboardInterrupt):
         while done < certificates:
             cases = trained_cases(seed), thin_cases(seed), random_cases(seed)
             for name, model, x in itertools.chain(*cases):
