@@ -123,6 +123,7 @@ def main() -> int:
             "images": len(test),
             "network": run.name.removesuffix(".safetensors"),
             "environment": environment("cpu"),
+            "command": f"python benchmarks/speed.py {run} --json {options.json}",
         }
         write_json(options.json, record)
     return 0

@@ -14,7 +14,12 @@ from nbclient import NotebookClient
 def record(path: Path) -> None:
     """Execute a notebook and write it back with its checked outputs only."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=600,
+        coalesce_streams=True,
+        resources={"metadata": {"path": path.parent}},
+    ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
