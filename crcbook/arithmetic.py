@@ -16,8 +16,9 @@ SINGLE_UNIT = 2.0**-24
 # at most 200,000 entries, whose relative error is below 0.8 of this one.
 OUTWARD = 1 + 2.0**-36
 
-# More than underflow can take from any sum or product here, and from the square of a norm, of
-# networks whose weights have sizes that are accepted.
+# More than underflow can take from the last sum or product of a bound, and from a norm. What later
+# layers would magnify is covered where it arises: no point counts as shorter than TINY_NORM, and
+# the rounding of that is more than underflow takes where weights have the sizes that are accepted.
 TINY = 1e-290
 TINY_NORM = 1e-140
 
@@ -63,17 +64,24 @@ def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, 
 def single_sums_hold(device: torch.device) -> bool:
     """Whether float32 products of matrices are what they say: asked of the device itself.
 
-    Settings, and variables of the environment, can let them round to TF32 or bfloat16 first, which
-    this product shows.
+    Settings, and variables of the environment, can let them round to TF32 or bfloat16 first, or to
+    two bfloat16 numbers, which these products show.
 
     Args:
         device: where the products are computed.
 
     Returns:
-        Whether the largest error is below that of float32 sums.
+        Whether the largest errors are below those of float32 sums.
     """
     # Just below the middle between 1 and the next TF32 number, so that both would take it for 1.
-    entry, size = 1 + 2.0**-11 - 2.0**-20, 256
-    matrix = torch.full((size, size), entry, dtype=torch.float32, device=device)
-    error = (matrix @ matrix).double() / (size * entry * entry) - 1
-    return bool(error.abs().max() <= gamma(size + 2, SINGLE_UNIT))
+    middle, size = 1 + 2.0**-11 - 2.0**-20, 256
+    matrix = torch.full((size, size), middle, dtype=torch.float32, device=device)
+    sums = (matrix @ matrix).double() / (size * middle * middle) - 1
+    # One product an entry: all 24 bits count.
+    matrix = torch.eye(size, dtype=torch.float32, device=device) * (4 / 3)
+    entry = matrix[0, 0].double()
+    products = (matrix @ matrix).double().diagonal() / (entry * entry) - 1
+    return bool(
+        (sums.abs().max() <= gamma(size + 2, SINGLE_UNIT))
+        & (products.abs().max() <= gamma(2, SINGLE_UNIT))
+    )

@@ -42,7 +42,8 @@ concave: secants are recovered exactly, tangents all but exactly. The upper line
 rounded outward through b and B. Back through a layer of width N, :math:`\Lambda'`,
 :math:`\Lambda'W` and :math:`\kappa'` err by at most :math:`\gamma_{2N+16}(|\kappa| + |\Lambda|
 |\beta| + |\Lambda'| S)` in effect, where :math:`S = |W|A + |b|` and A bounds the size of the
-activations (of the inputs) that W meets in the ball. All of it is subtracted, underflow aside.
+activations (of the inputs) that W meets in the ball. All of it is subtracted. For underflow,
+every ball is wider by ``TINY_NORM`` in each coordinate, and every bound lower by ``TINY``.
 """
 
 from dataclasses import dataclass, fields
@@ -51,7 +52,7 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import Activation
-from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.minorant import Prover
 from crcbook.networks import Layer
 
@@ -296,7 +297,7 @@ class _Balls:
 
     @classmethod
     def of(cls, prover: Prover, x: Tensor, radius: Tensor) -> "_Balls":
-        reach = radius[:, None] * OUTWARD + 2 * UNIT * x.abs()
+        reach = radius[:, None] * OUTWARD + 2 * UNIT * x.abs() + TINY_NORM
         balls = cls(x, radius, x - reach, x + reach)
         for layer in prover.network.layers[:-1]:
             balls = balls.through(layer)
@@ -344,7 +345,7 @@ class _Balls:
             rows, offset, error = stage.pull(rows, offset, error)
         fall = self.radius[:, None] * (rows.norm(dim=2) + TINY_NORM)
         size = offset.abs() + _apply(rows.abs(), self.x.abs()) + fall
-        error = error + gamma(rows.shape[2] + 16) * size
+        error = error + gamma(rows.shape[2] + 16) * size + TINY
         return torch.fmax(offset + _apply(rows, self.x) - fall - error * OUTWARD, apart)
 
     def _lowest_apart(self, rows: Tensor, offset: Tensor) -> Tensor:
@@ -352,7 +353,7 @@ class _Balls:
         positive, negative = rows.clamp(min=0), rows.clamp(max=0)
         size = offset.abs() + _apply(rows.abs(), self.size)
         lowest = offset + _apply(positive, self.low) + _apply(negative, self.high)
-        return lowest - gamma(2 * rows.shape[2] + 16) * OUTWARD * size
+        return lowest - gamma(2 * rows.shape[2] + 16) * OUTWARD * size - TINY
 
 
 def _apply(rows: Tensor, vector: Tensor) -> Tensor:

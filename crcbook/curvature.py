@@ -168,9 +168,11 @@ class Link:
         """A bound of the spectral norm of the computed product's error."""
         if not self.before:
             return 0.0
-        size = float(self.weight.norm()) * OUTWARD
         terms = gamma(self.weight.shape[1] + 4)
-        rest = float(self.before.matrix.norm())
+        size, rest = (
+            float(matrix.norm()) * (1 + gamma(matrix.numel() + 2))
+            for matrix in (self.weight, self.before.matrix)
+        )
         return size * (self.before.error + terms * (rest + self.before.error)) * OUTWARD
 
 

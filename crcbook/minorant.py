@@ -370,7 +370,7 @@ class Prover:
         value_error, slope_error, deviation = self.errors(
             pairs.label, pairs.target, point.norm(dim=1)
         )
-        distance, steepness = away.norm(dim=1), gradient.norm(dim=1)
+        distance, steepness = away.norm(dim=1) + TINY_NORM, gradient.norm(dim=1)
         value = margin + (gradient * away).sum(1) - k / 2 * distance**2
         terms = gamma(away.shape[1] + 8)
         size = margin.abs() + steepness * distance + k * distance**2

@@ -15,10 +15,13 @@ from threading import Lock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from crcbook.activations import ACTIVATIONS, IDENTITY, Activation, activation_module, activation_of
 
 _REMEMBERED_NETWORKS = 16
+_CALLED = ("forward", "__call__", "_call_impl")  # what a module computes
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
@@ -464,12 +467,15 @@ def read_network(model: nn.Sequential) -> Network:
 
 
 def _check_unchanged(module: nn.Module) -> None:
-    sequential = isinstance(module, nn.Sequential)
-    if "forward" in vars(module) or (sequential and type(module).forward != nn.Sequential.forward):
+    kind = nn.Sequential if isinstance(module, nn.Sequential) else type(module)
+    if any(
+        name in vars(module) or getattr(type(module), name) != getattr(kind, name)
+        for name in _CALLED
+    ):
         raise ValueError(
             f"cannot certify {type(module).__name__}: its forward is not that of its layers in turn"
         )
-    if module._forward_hooks or module._forward_pre_hooks:
+    if any(getattr(module, name) or getattr(modules, f"_global{name}") for name in _HOOKS):
         raise ValueError(
             f"cannot certify {type(module).__name__} with forward hooks, which may change what it "
             "computes: remove them first (pruning and weight_norm have their own remove functions)"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD
+from crcbook.arithmetic import OUTWARD, TINY_NORM
 
 _PASSES = 4
 
@@ -116,7 +116,7 @@ class Room:
         Returns:
             ``(pairs,)``.
         """
-        return torch.maximum(-self.low, self.high).norm(dim=1) * OUTWARD
+        return torch.maximum(-self.low, self.high).norm(dim=1) * OUTWARD + TINY_NORM
 
 
 def step_to_boundary(margin: Tensor, gradient: Tensor, room: Room | None) -> Tensor:

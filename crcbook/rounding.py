@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma, matrix_interval
+from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, matrix_interval
 from crcbook.networks import Layer, Network, remembered
 from crcbook.region import Room
 from crcbook.spectral import spectral_norm_bound
@@ -20,8 +20,9 @@ class RoundingModel:
     A vector of norms is carried through the layers. If :math:`\hat a` is within
     :math:`\epsilon` of :math:`a`, the computed :math:`\hat z` is within
     :math:`e_z = \|W\|\epsilon + \gamma_{n+2}(\|W\|_F\|\hat a\| + \|b\|)` of z, and the computed
-    activation within :math:`g e_z + \tau(g\|z\| + \sqrt{h}|\sigma(0)|)` of its own, where
-    :math:`\tau` is ``ROUNDING``. Backwards, a vector v within :math:`\eta` of its true value
+    activation within :math:`g e_z + \tau(g(\|z\| + e_z) + \sqrt{h}|\sigma(0)|)` of its own, where
+    :math:`\tau` is ``ROUNDING``. No input counts as shorter than ``TINY_NORM``, for underflow.
+    Backwards, a vector v within :math:`\eta` of its true value
     becomes :math:`v \odot \sigma'(\hat z)` within :math:`g\eta + \|v\|(h e_z + \tau g)`, and the
     product with :math:`W^T` adds :math:`\gamma_{h+2}\|W\|_F` times its norm.
 
@@ -142,7 +143,7 @@ class RoundingModel:
 
     def _forward(self, x_norm: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Each layer's preactivation error, and the size and error of the last activation."""
-        size, error, steps = x_norm, torch.zeros_like(x_norm), []
+        size, error, steps = x_norm + TINY_NORM, torch.zeros_like(x_norm), []
         for layer, norm, frobenius in self.hidden():
             row, width = layer.activation, len(layer.bias) ** 0.5
             bias = float(layer.bias.norm())
@@ -151,7 +152,7 @@ class RoundingModel:
             error = norm * error + gamma(layer.weight.shape[1] + 2) * (frobenius * computed + bias)
             steps.append(error)
             size = row.max_slope * (norm * size + bias) + width * at_zero
-            error = row.max_slope * error + ROUNDING * size
+            error = row.max_slope * (1 + ROUNDING) * error + ROUNDING * size
         return steps, size, error
 
     def hidden(self) -> Iterator[tuple[Layer, float, float]]:

@@ -205,7 +205,9 @@ class Sieve:
         else:
             tilted = torch.addcmul(gradient, k[:, None].float(), d)
             (slope,) = _upward(columns, tilted.norm(dim=1).double())
+            # The second is for a k that float32 cannot hold.
             slope = slope + slope_error + 4 * SINGLE_UNIT * (steepness + k * reach)
+            slope = slope + SINGLE_TINY * reach
         slope = slope * OUTWARD
         if radius is None:
             bound, eta = parabola_radius(value, slope, k), (margin - along) / steepness.square()
@@ -264,7 +266,7 @@ class Sieve:
             steps.append(error + SINGLE_TINY)
             at_zero = abs(float(row.value(layer.bias.new_zeros(1)))) * len(layer.bias) ** 0.5
             size = row.max_slope * size + at_zero
-            error = row.max_slope * steps[-1] + _ROUNDING * size + SINGLE_TINY
+            error = row.max_slope * (1 + _ROUNDING) * steps[-1] + _ROUNDING * size + SINGLE_TINY
             largest = largest * (1 + frobenius + bias) * (1 + row.max_slope + at_zero)
         return moved, steps, error, largest
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from crcbook.acceleration import Acceleration
-from crcbook.arithmetic import OUTWARD, TINY, gamma
+from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, gamma
 from crcbook.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
 from crcbook.minorant import Pairs, Prover
 from crcbook.networks import Network
@@ -167,7 +167,7 @@ class _Slab:
         size = minorant.value.abs() + (
             direction.norm(dim=1) * self.radius + curvature * self.radius.square()
         )
-        lost = minorant.error * self.radius * OUTWARD + terms * size + TINY
+        lost = (minorant.error + TINY_NORM) * self.radius * OUTWARD + terms * size + TINY
         return minorant.value - fall - lost * OUTWARD
 
     def _bends(self, point: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ class _Stray:
     def norm(self, scales: Tensor) -> Tensor:
         """``(shells,)`` bounds with the rows scaled by the roots of ``(shells, width)`` rows."""
         largest, last = scales.amax(1), scales[-1]
-        if not largest[-1] > 0:
+        if largest[-1] == 0:
             return torch.zeros_like(largest)
         share = (scales / last.clamp(min=torch.finfo(last.dtype).tiny)).amax(1).clamp(max=1)
         outer = spectral_norm_bound(last.sqrt()[:, None] * self.outer)
@@ -143,7 +143,8 @@ class Neighbourhood:
         """The next layer's Jacobian; returns bounds of its rows' norms, shell by shell."""
         weight, before = self.prover.network.layers[place + 1].weight, self.jacobians[place]
         carried = weight * slope
-        size = float(carried.norm()) * float(before.norm())
+        entries = gamma(carried.numel() + before.numel() + 4)
+        size = float(carried.norm()) * float(before.norm()) * (1 + entries)
         error = gamma(weight.shape[1] + 6) * size * OUTWARD
         spread = torch.maximum(most - slope, slope - least) * OUTWARD + UNIT
         spread = spread.cummax(0).values

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -573,6 +574,26 @@ def test_a_tie_up_to_rounding_gets_a_tiny_radius_at_most():
     for options in ({}, {"box": (-1.0, 1.0)}, {"curvature": "local"}):
         radius = crc.certify(line, x, torch.zeros(3, dtype=torch.int64), **options).radius
         assert (radius <= x[:, 0]).all()
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.SiLU(), nn.GELU()])
+@pytest.mark.parametrize(("size", "weight", "last"), [(1e-163, 1.0, 1.0), (1e-303, 1e-20, 5e49)])
+def test_what_underflow_takes_is_no_radius(size, weight, last, activation):
+    """Margins that are rounding alone, where squares underflow, or where products do."""
+    generator = torch.Generator().manual_seed(0)
+    x, rest = torch.randn(2, 300, 30, dtype=torch.float64, generator=generator).unbind()
+    model = nn.Sequential(nn.Linear(30, 1), activation, nn.Linear(1, 2)).double()
+    with_parameters(model, weight * (1 + rest[:1].abs()), 0.0, [[last], [-last]], 0.0)
+    x[:, -1] = -(x[:, :-1] @ model[0].weight[0, :-1].detach()) / model[0].weight[0, -1].detach()
+    x = size * x
+    first = [Fraction(value) for value in model[0].weight[0].tolist()]
+    exact = [sum(w * Fraction(v) for w, v in zip(first, row, strict=True)) for row in x.tolist()]
+    # The activations have the sign of their argument.
+    wrong = torch.tensor([int(margin > 0) for margin in exact])
+    boxed, local = {"box": (-1.0, 1.0)}, {"curvature": "local"}
+    methods = ("closed-form", "lipschitz", "crown", "best")
+    for options in ({}, boxed, local, *({"method": method} for method in methods)):
+        assert not crc.certify(model, x, wrong, **options).radius.any(), options
 
 
 def test_logits_beyond_squares_have_no_infinite_radius():

@@ -119,6 +119,13 @@ def with_hook():
     return model
 
 
+class Called(nn.Sequential):
+    """A Sequential that does something after its layers."""
+
+    def __call__(self, x):
+        return -super().__call__(x)
+
+
 def with_own_forward():
     model = Named()
     model[0].forward = lambda x: 10 * x[:, :3]
@@ -131,6 +138,7 @@ def with_own_forward():
         (Scaled(*Named()), "forward is not that of its layers"),
         (nn.Sequential(Scaled(nn.Linear(4, 3)), nn.Tanh(), nn.Linear(3, 2)), "forward is not that"),
         (with_own_forward(), "forward is not that"),
+        (Called(*Named()), "forward is not that"),
         (with_hook(), "forward hooks"),
         (pruned(), "forward hooks"),
     ],
@@ -138,6 +146,16 @@ def with_own_forward():
 def test_models_that_compute_something_else_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         read_network(model)
+
+
+def test_hooks_of_all_modules_are_refused():
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: -output)
+    try:
+        with pytest.raises(ValueError, match="forward hooks"):
+            read_network(Named())
+    finally:
+        handle.remove()
+    read_network(Named())
 
 
 def test_a_sequential_with_its_own_constructor_is_read():
