@@ -191,6 +191,7 @@ def _normal_density(z: Tensor) -> Tensor:
     return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
+_HALF_PI = math.nextafter(math.pi / 2, 2)  # math.pi is below pi
 _SIGMOID_BEND = math.log(2 + math.sqrt(3))
 # The positive roots of sigma'(-z) for SiLU and GELU, and of sigma'' and sigma''' for SiLU; a bound
 # evaluated at a point this close to
@@ -255,7 +256,7 @@ ACTIVATIONS: dict[str, Activation] = {
         slope_extrema=(0.0,),
         bend_extrema=(-1 / math.sqrt(3), 1 / math.sqrt(3)),
         slope_limits=(0.0, 0.0),
-        value_range=(-math.pi / 2, math.pi / 2),
+        value_range=(-_HALF_PI, _HALF_PI),
     ),
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from crcbook.arithmetic import OUTWARD
 from crcbook.attacks import crossings, descend
 from crcbook.balls import Balls
 from crcbook.checks import LARGEST, SMALLEST_RADIUS, as_box, as_classes, as_inputs, as_radius
@@ -44,9 +45,9 @@ class Certificate:
             all can be.
         target: ``(batch,)`` int64, the class whose boundary limits the radius; the predicted class
             where the image is misclassified.
-        exact: ``(batch,)`` bool: an adversarial point within ``(1 + 1e-6) * radius`` is known, so
-            the radius is the distance to the boundary.
-        nearest: ``(batch, n)`` float64, the closest adversarial point found; NaN where none was.
+        exact: ``(batch,)`` bool: an adversarial point within ``(1 + 1e-6) * radius`` is known and
+            proved to be one, so the radius is the distance to the boundary.
+        nearest: ``(batch, n)`` float64, the closest adversarial point proved; NaN where none was.
         method: for each input, the method whose bound won.
         targets: ``"all"``, or ``"runner-up"`` where only that class was considered.
     """
@@ -239,7 +240,7 @@ class _Problem:
                 best.target[better] = target[better]
         for name in METHODS[1:] if self.method == "best" else ():
             _improve(best, everything, self._rival(name, images))
-        exact = ~correct | self._reached(x, y, best, nearest)
+        exact = self._reached(x, y, best, nearest) | (~correct & nearest.isfinite().all(1))
         return best.bound, best.target, exact, nearest, best.method
 
     def _rival(self, name: str, images: "_Images") -> "_Best":
@@ -495,7 +496,7 @@ class _Problem:
         return _Proof(bound, minorant.nearest(bound), point.clone(), at_boundary)
 
     def _nearest(self, images: "_Images", best: "_Best") -> Tensor:
-        """Adversarial points, NaN where none is found; a misclassified image is its own.
+        """Adversarial points, NaN where none is proved; a misclassified image is its own.
 
         Overshooting the radius by a hair, where the bound falls fastest, finds the nearest one
         wherever the radius is exact. For the others it is where an attack starts.
@@ -513,6 +514,9 @@ class _Problem:
         point[missed] = self._adversaries(pairs.take(missed), point[missed], begin, box)
         point[best.bound[rows].isinf()] = torch.nan
         nearest[rows] = point
+        wrong = (~images.correct).nonzero().squeeze(1)
+        pairs = self._pairs(x, images.y, wrong, images.order[wrong, 0], None)
+        nearest[wrong[~self.prover.is_adversarial(pairs, x[wrong])]] = torch.nan
         return nearest
 
     def _adversaries(self, pairs: Pairs, start: Tensor, begin, box: Box | None) -> Tensor:
@@ -528,7 +532,7 @@ class _Problem:
 
     def _reached(self, x, y, best: "_Best", nearest) -> Tensor:
         """Whether the nearest point known is adversarial for the target and at the radius."""
-        close = (nearest - x).norm(dim=1) <= best.bound * (1 + EXACT)
+        close = (nearest - x).norm(dim=1) * OUTWARD <= best.bound * (1 + EXACT)
         rows = (close & (best.bound > 0)).nonzero().squeeze(1)
         pairs = self._pairs(x, y, rows, best.target[rows], None)
         reached = torch.zeros_like(close)

@@ -465,8 +465,10 @@ def upper_terms(
 def _most(rounding: RoundingModel, place: int, depth: Tensor) -> Tensor:
     """A bound of the largest eigenvalue of ``W.T diag(depth) W``, ``(pairs,)``."""
     depth, norm = depth.clamp(min=0), rounding.norms[place]
-    squares = rounding.network.layers[place].weight.square().sum(1) * OUTWARD
-    return torch.minimum(depth.amax(1) * norm * norm, depth @ squares) * OUTWARD
+    weight = rounding.network.layers[place].weight
+    terms = 1 + gamma(sum(weight.shape) + 4)
+    squares = weight.square().sum(1) * terms
+    return torch.minimum(depth.amax(1) * norm * norm, depth @ squares * terms) * OUTWARD
 
 
 def _steepest(network: Network, code: Tensor) -> tuple[Tensor, Tensor]:
