@@ -11,13 +11,15 @@ nondecreasing. Taylor's theorem with the remainder in integral form gives, for
    w_i = (1 - t_{i-1}/\rho)^2 - (1 - t_i/\rho)^2,
 
 for radii :math:`0 = t_0 < t_1 < \dots < t_m = \rho` (shells). The minimum of that quadratic over
-the ball is a trust-region problem, bounded by its dual: for every :math:`\lambda \ge 0` with
-:math:`H = \lambda I - \bar A \succeq 0`, and every y,
+the ball is a trust-region problem, bounded by its dual. Write :math:`\bar A = A_0 + cI`. For every
+:math:`\lambda`, of any sign, with :math:`H = \lambda I - A_0 \succeq -\epsilon I`, and every y,
 
 .. math:: \min_{\|\delta\| \le \rho} g\cdot\delta - \tfrac12\delta^T\bar A\delta \ge
-   -g\cdot y + \tfrac12 y^THy - (\rho + \|y\|)\,\|g - Hy\| - \tfrac12\lambda\rho^2,
+   -\tfrac12 g\cdot y - (\rho + 2\|y\|)\,\|g - Hy\|
+   - \tfrac\epsilon2 (\rho + \|y\|)^2 - \tfrac12 \max(0, \lambda + c)\,\rho^2,
 
-so that neither :math:`\lambda` nor the solution y of :math:`Hy = g` has to be exact.
+so that neither :math:`\lambda` nor the solution y of :math:`Hy = g` has to be exact: put
+:math:`\delta = e - y`. What rounding leaves open of H's factorisation is :math:`\epsilon`.
 
 **The matrices.** With the notation of :mod:`crcbook.curvature`, the Hessian is a sum of
 :math:`B_I^T \mathrm{diag}(F_I \odot \sigma'') B_I`. Let :math:`-d_I(t)` be the smallest value of
