@@ -303,7 +303,7 @@ class Prover:
             label: ``(batch,)`` classes.
             target: ``(batch, count)`` classes.
             logits: ``(batch, classes)``, as computed.
-            units: their gradients, from :meth:`Network.logits_and_units`.
+            units: gradients of margins, from :meth:`Network.logits_and_units`.
 
         Returns:
             ``(batch, count)`` values q, rounded down, and slopes, rounded upward, and
@@ -321,19 +321,12 @@ class Prover:
         value_error, slope_error = self.rounding.errors(x.norm(dim=1, keepdim=True), norm, size)
         lost = value_error + 8 * UNIT * (own.abs() + other.abs()) + deviation
         if self.sketch is not None:
-            if target.shape[1] + 1 == self.network.classes:
-                rows, places = units(None, self.quick), (label, target)
-            else:
-                rows = units(torch.cat([label[:, None], target], dim=1), self.quick)
-                others = torch.arange(1, rows.shape[1], device=x.device)
-                places = torch.zeros_like(label), others.expand(len(x), -1)
-            way, slope = self.sketch.differences(rows, *places)
+            way, slope = self.sketch.norms(units(label, target, self.quick))
             way = way.float() / self.sketch.shrink.float().clamp(min=_LEAST_SHRINK)
         else:
-            rows = units(torch.cat([label[:, None], target], dim=1), x.dtype)
+            gradient = units(label, target, x.dtype)
             if len(self.network.layers) > 1:
-                rows = rows @ self.network.layers[0].weight
-            gradient = rows[:, :1] - rows[:, 1:]
+                gradient = gradient @ self.network.layers[0].weight
             slope = gradient.norm(dim=2) * (1 + gamma(gradient.shape[2] + 4)) + TINY_NORM
             way = x.new_zeros(*target.shape, 0)
         return own - other - lost * OUTWARD - TINY, (slope + slope_error) * OUTWARD, way

@@ -281,26 +281,27 @@ class Network:
         return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
 
     def logits_and_units(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
-        """The logits, and what gives some of their gradients in the first layer's preactivations.
+        """The logits, and what gives gradients of margins in the first layer's preactivations.
 
         Args:
             x: ``(batch, n)``.
 
         Returns:
             ``(batch, classes)`` logits, ``(batch, width)`` preactivations of the first layer, and a
-            function of ``(batch, chosen)`` classes, or of None for all of them, and of a dtype to
-            round to, that returns ``(batch, chosen, width)`` gradients. Where there is no hidden
-            layer, inputs take the place of the preactivations.
+            function of ``(batch,)`` classes, of ``(batch, count)`` classes whose logits to
+            subtract, and of a dtype to round to, that returns ``(batch, count, width)`` gradients.
+            Where there is no hidden layer, inputs take the place of the preactivations.
         """
         z = self.first(x)
         x, slopes = self.forward(z)
         last = self.layers[-1]
 
-        def units(classes: Tensor | None, dtype: torch.dtype) -> Tensor:
-            rows = last.weight.expand(len(z), -1, -1) if classes is None else last.weight[classes]
+        def units(label: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+            code, pair = torch.unique(label[:, None] * self.classes + target, return_inverse=True)
+            rows = self.margin_weights(code // self.classes, code % self.classes)
             if len(slopes) == 1:  # products only: they can as well be rounded first
-                return rows.to(dtype) * slopes[0].to(dtype)[:, None]
-            return self.backward(rows, [slope[:, None] for slope in slopes]).to(dtype)
+                return rows.to(dtype)[pair].mul_(slopes[0].to(dtype)[:, None])
+            return self.backward(rows[pair], [slope[:, None] for slope in slopes]).to(dtype)
 
         return torch.addmm(last.bias, x, last.weight.T), z, units
 

@@ -96,34 +96,26 @@ class NormSketch:
         rest = float(top_eigenvalue_bound(rows, signs))
         return cls(factor, rest, basis, spectral_norm_bound(basis), image, shrink)
 
-    def differences(self, v: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Differences of rows times P, and bounds of the norms of these differences times W.
+    def norms(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Rows times P, and bounds of the norms of the rows times W.
 
-        With :math:`\gamma` for the precision of v, each row's error of the product is at most
-        :math:`\gamma \|v_j\| \|P\|_F`, and that of :math:`\|v_i - v_j\|^2`, as a sum of three
-        inner products, :math:`2\gamma (\|v_i\| + \|v_j\|)^2`.
+        With :math:`\gamma` for the precision of v, the product errs by at most
+        :math:`\gamma \|v\| \|P\|_F`, the rounding of v and P included.
 
         Args:
-            v: ``(batch, rows, outputs)``, float64, or float32 rounded from it.
-            own: ``(batch,)`` the row to subtract from.
-            other: ``(batch, count)`` the rows to subtract.
+            v: ``(..., outputs)``, float64, or float32 whose entries may each be off by a few
+                roundings.
 
         Returns:
-            ``(batch, count, rank)`` differences times P in v's precision, and ``(batch, count)``
-            float64 bounds, infinite where v is not finite.
+            ``(..., rank)`` rows times P in v's precision, and ``(...)`` float64 bounds, infinite
+            where v is not finite.
         """
         unit, tiny, tiny_norm = _DOUBLE if v.dtype == torch.float64 else _SINGLE
-        terms = gamma(v.shape[2] + self.factor.shape[1] + 24, unit)
-        size, items = float(self.factor.norm()), torch.arange(len(v), device=v.device)[:, None]
-        image, own = v @ self.factor.to(v.dtype), own[:, None]
-        image = image[items, own] - image[items, other]
-        squares, products = ((v * rows).sum(2).double() for rows in (v, v[items, own]))
-        mine, its = squares[items, own], squares[items, other]
-        lengths = (mine.sqrt() + its.sqrt()) * (1 + terms)
-        main = image.norm(dim=2).double() * (1 + terms) + (2 * terms * size + tiny) * lengths
-        between = (mine + its - 2 * products[items, other]).clamp(min=0)
-        between = between + 2 * terms * lengths.square()
-        bound = (main.square() + self.rest * between).sqrt()
+        terms = gamma(v.shape[-1] + self.factor.shape[1] + 24, unit)
+        size, image = float(self.factor.norm()), v @ self.factor.to(v.dtype)
+        main, length = (row.norm(dim=-1).double() * (1 + terms) for row in (image, v))
+        main = main + (terms * size + tiny) * length
+        bound = (main.square() + self.rest * length.square()).sqrt()
         bound = bound + tiny_norm * (1 + size + self.rest**0.5)
         return image, (bound * OUTWARD).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
