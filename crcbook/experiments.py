@@ -27,7 +27,7 @@ from crcbook.certificate import certify, verify
 from crcbook.checkpoints import load_model, load_tensors, read_json, save_tensors, write_json
 from crcbook.checks import as_box
 from crcbook.datasets import Split, load, split_validation
-from crcbook.networks import deepen, mlp, read_network
+from crcbook.networks import Network, deepen, mlp, read_network
 from crcbook.objectives import runner_up
 from crcbook.rivals import rival_robust
 from crcbook.training import Recipe, best_epoch, knows_bfloat16, train
@@ -443,12 +443,12 @@ def evaluate(
         ValueError: where the box does not hold the items.
     """
     device = next(model.parameters()).device
-    x, y = test.x.to(device), test.y.to(device)
+    x, y, network = test.x.to(device), test.y.to(device), read_network(model)
     unit = (0.0, 1.0)
     if box:
         as_box(unit, x.flatten(1))
     certificate = certify(model, x, y, progress=progress)
-    correct = smallest_margin(read_network(model), x.flatten(1).double(), y) > 0
+    correct = smallest_margin(network, x.flatten(1).double(), y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
     curvature = "local" if local else "global"
 
@@ -472,7 +472,7 @@ def evaluate(
     if local:
         certified = certified | verified(~certified & columns["survived"], curvature="local")
     columns["certified"] = certified
-    rows = ~certified & correct & ~_in_runner_up(model, x, y, points)
+    rows = ~certified & correct & ~_in_runner_up(network, x, y, points)
     columns["certified_runner_up"] = certified | verified(
         rows, targets="runner-up", curvature=curvature
     )
@@ -488,9 +488,8 @@ def evaluate(
     return {name: column.cpu() for name, column in columns.items()}
 
 
-def _in_runner_up(model: nn.Sequential, x: Tensor, y: Tensor, points: Tensor) -> Tensor:
+def _in_runner_up(network: Network, x: Tensor, y: Tensor, points: Tensor) -> Tensor:
     """Whether points have crossed into the runner-up class of their inputs."""
-    network = read_network(model)
     target = runner_up(network.logits, x.flatten(1).double(), y)
     margin, _ = network.margin_and_units(points, y, target)
     return margin <= 0
