@@ -11,6 +11,8 @@ PAGE   := $(CURDIR)/_build/html/index.html
 # How chapters are tested, and which tests are about the package alone, without a browser.
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
 	--nbval-sanitize-with tests/notebooks/sanitize.cfg
+# The tests of a file, or of a chapter, stay together in a process.
+PARALLEL := --numprocesses auto --dist loadfile
 PACKAGE_TESTS := $(filter-out $(patsubst %,tests/test_%.py,book jupyterlab pages pdf), \
 	$(wildcard tests/test_*.py))
 PACKAGE_TOOLS := hypothesis|ipykernel|mpmath|nbval|pytest
@@ -53,7 +55,7 @@ pictures: book  ## draw book/explorer.png and book/social.png from the built boo
 # A book that does not build fails this target, but does not keep the tests from saying why.
 test: lint  ## check the style, test the package, every chapter and every built page
 	@built=0; $(MAKE) --no-print-directory book || built=1; \
-	$(PYTHON) -m pytest tests book $(NBVAL) && exit $$built
+	$(PYTHON) -m pytest tests book $(NBVAL) $(PARALLEL) && exit $$built
 
 test-floor: install  ## test the package and a chapter with the lowest versions pyproject.toml allows
 	$(PYTHON) -m uv venv --quiet --clear --python $(VENV)/bin/python $(FLOOR)

@@ -24,6 +24,19 @@ CUT_OFF = """() => [...document.querySelectorAll("article mjx-container:not([dis
         return line?.width && formula.getBoundingClientRect().right > line.right + 2;
     }).map(formula => formula.textContent)"""
 
+# Full stops and commas that a line begins with, after a formula or as the end of one.
+STRAY = """() => [...document.querySelectorAll("article span.math")].filter(formula => {
+    const next = formula.nextSibling, range = document.createRange();
+    if (/^[.,;:!?)]/.test(next?.data)) {
+        range.setStart(next, 0);
+        range.setEnd(next, 1);
+    } else if (formula.querySelector("mjx-mtext")) {
+        range.selectNode([...formula.querySelectorAll("mjx-mtext")].pop());
+    } else return false;
+    const line = formula.closest("p, li, dd")?.getBoundingClientRect();
+    return line && range.getBoundingClientRect().left < line.left + 2;
+}).map(formula => formula.textContent)"""
+
 
 def test_every_chapter_has_its_page():
     assert set(book.CHAPTERS) | {"search", "404"} <= set(PAGES)
@@ -113,6 +126,7 @@ def test_every_page_is_whole_without_a_network(open_page, name, theme, width):
     assert page.evaluate("typeof Plotly !== 'undefined'") == draws  # 4 MB, only where needed
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(CUT_OFF) == []
+    assert page.evaluate(STRAY) == []
     assert page.evaluate("document.documentElement.dataset.theme") == theme
 
 

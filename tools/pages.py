@@ -6,6 +6,7 @@ what it is about to search engines and to whoever previews a link to it.
 
 import html
 import os
+import re
 from pathlib import Path
 
 import plotly
@@ -66,6 +67,13 @@ def mend_bibliography(app, pagename, templatename, context, doctree):
         context["body"] = context.get("body", "").replace(role, "")
 
 
+def keep_punctuation(app, pagename, templatename, context, doctree):
+    """Take what follows a formula into it: a browser would break the line between them."""
+    context["body"] = re.sub(
+        r"\\\)</span>([.,;:!?)]+)", r"\\text{\1}\\)</span>", context.get("body", "")
+    )
+
+
 def copy_assets(app, error):
     """Copy plotly.js out of the installed wheel: it fits the Python side."""
     if error is None:
@@ -82,6 +90,7 @@ def setup(app):
     app.connect("html-page-context", drop_thebe)
     app.connect("html-page-context", describe)
     app.connect("html-page-context", mend_bibliography)
+    app.connect("html-page-context", keep_punctuation)
     app.connect("build-finished", copy_assets)
     app.add_css_file("pages.css")
     return {
