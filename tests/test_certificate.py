@@ -605,9 +605,9 @@ def test_a_radius_of_nothing_is_exact_only_where_that_is_proved():
 def test_what_underflow_takes_is_no_radius(size, weight, last, activation):
     """Margins that are rounding alone, where squares underflow, or where products do."""
     generator = torch.Generator().manual_seed(0)
-    *x, row = torch.randn(301, 30, dtype=torch.float64, generator=generator)
+    x, row = torch.randn(301, 30, dtype=torch.float64, generator=generator).split([300, 1])
     model = nn.Sequential(nn.Linear(30, 1), activation, nn.Linear(1, 2)).double()
-    with_parameters(model, weight * (1 + row[None].abs()), 0.0, [[last], [-last]], 0.0)
+    with_parameters(model, weight * (1 + row.abs()), 0.0, [[last], [-last]], 0.0)
     x[:, -1] = -(x[:, :-1] @ model[0].weight[0, :-1].detach()) / model[0].weight[0, -1].detach()
     x = size * x
     first = [Fraction(value) for value in model[0].weight[0].tolist()]
