@@ -118,7 +118,7 @@ def downward_curvature(network: Network, label: Tensor, target: Tensor) -> Tenso
     found = table[label, target]
     missing = found.isnan()
     if missing.any():
-        pairs = torch.unique(torch.stack([label[missing], target[missing]]), dim=1)
+        *pairs, _ = network.distinct_pairs(label[missing], target[missing])
         weights = network.margin_weights(*pairs)
         table[pairs[0], pairs[1]] = curvature_sum(network.layers, weights, proved)
         found = table[label, target]
@@ -393,8 +393,8 @@ def ball_curvature(
         return bound
     intervals = rounding.preactivation_intervals(x0, radius, room)
     ranges = activation_ranges(network, intervals)
-    code, position = torch.unique(label * network.classes + target, return_inverse=True)
-    depths, steep = (part[position] for part in _steepest(network, code))
+    *distinct, place = network.distinct_pairs(label, target)
+    depths, steep = (part[place] for part in _steepest(network, *distinct))
     for part in torch.arange(len(bound), device=bound.device).split(_CHUNK_PAIRS):
         own = [tuple(end[item[part]] for end in row) for row in ranges]
         weights = network.margin_weights(label[part], target[part])
@@ -471,12 +471,13 @@ def _most(rounding: RoundingModel, place: int, depth: Tensor) -> Tensor:
     return torch.minimum(depth.amax(1) * norm * norm, depth @ squares * terms) * OUTWARD
 
 
-def _steepest(network: Network, code: Tensor) -> tuple[Tensor, Tensor]:
+def _steepest(network: Network, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The first layer's depths with the largest slopes above it, and the eigenvalue bounds.
 
     Args:
         network: the float64 network.
-        code: ``(pairs,)``, each label times the number of classes plus target.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
 
     Returns:
         ``(pairs, width)`` and ``(pairs,)``.
@@ -484,21 +485,21 @@ def _steepest(network: Network, code: Tensor) -> tuple[Tensor, Tensor]:
     hidden = network.layers[:-1]
     ranges = [_line_ranges(layer) for layer in hidden]
     ranges[1:] = [(most, most, low, high) for _, most, low, high in ranges[1:]]
-    weights = network.margin_weights(code // network.classes, code % network.classes)
+    weights = network.margin_weights(label, target)
     depths = bend_depths(network.layers, weights, ranges)[0]
-    known, codes = _known_steepest(network), code.tolist()
-    missing = [i for i, pair in enumerate(codes) if pair not in known]
+    known, pairs = _known_steepest(network), list(zip(label.tolist(), target.tolist(), strict=True))
+    missing = [i for i, pair in enumerate(pairs) if pair not in known]
     if missing:
         bounds = top_eigenvalue_bound(hidden[0].weight, depths[missing])
         # Evaluated in another batch the depths may round otherwise: the proved ones are kept.
         for i, bound in zip(missing, bounds, strict=True):
-            known[codes[i]] = depths[i], bound
-    depths, bounds = zip(*(known[pair] for pair in codes), strict=True)
+            known[pairs[i]] = depths[i], bound
+    depths, bounds = zip(*(known[pair] for pair in pairs), strict=True)
     return torch.stack(depths), torch.stack(bounds)
 
 
 @remembered
-def _known_steepest(network: Network) -> dict[int, tuple[Tensor, Tensor]]:
+def _known_steepest(network: Network) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
     """The depths and eigenvalue bounds of :func:`_steepest` so far."""
     return {}
 

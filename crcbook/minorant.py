@@ -400,12 +400,10 @@ class Prover:
 
     def of_classes(self, function, label: Tensor, target: Tensor) -> Tensor:
         """What depends on a pair's classes alone, evaluated once for each two classes."""
-        classes = self.network.classes
-        code, pair = torch.unique(label * classes + target, return_inverse=True)
-        label, target = code // classes, code % classes
+        label, target, place = self.network.distinct_pairs(label, target)
         bias = self.network.layers[-1].bias
         offset = bias[label] - bias[target]
-        return function(self.network.margin_weights(label, target), offset)[..., pair]
+        return function(self.network.margin_weights(label, target), offset)[..., place]
 
     def errors(
         self, label: Tensor, target: Tensor, x_norm: Tensor

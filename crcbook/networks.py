@@ -218,6 +218,20 @@ class Network:
         weight = self.layers[-1].weight  # index_select takes rows several times faster than []
         return weight.index_select(0, label).sub_(weight.index_select(0, target))
 
+    def distinct_pairs(self, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each pair of classes that occurs, once.
+
+        Args:
+            label: classes, of any shape.
+            target: classes, of a shape that broadcasts with it.
+
+        Returns:
+            ``(distinct,)`` labels, ``(distinct,)`` targets, and where each of the given pairs is
+            among them.
+        """
+        code, place = torch.unique(label * self.classes + target, return_inverse=True)
+        return code // self.classes, code % self.classes, place
+
     def margin_and_gradient(
         self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -297,11 +311,11 @@ class Network:
         last = self.layers[-1]
 
         def units(label: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-            code, pair = torch.unique(label[:, None] * self.classes + target, return_inverse=True)
-            rows = self.margin_weights(code // self.classes, code % self.classes)
+            *pairs, place = self.distinct_pairs(label[:, None], target)
+            rows = self.margin_weights(*pairs)
             if len(slopes) == 1:  # products only: they can as well be rounded first
-                return rows.to(dtype)[pair].mul_(slopes[0].to(dtype)[:, None])
-            return self.backward(rows[pair], [slope[:, None] for slope in slopes]).to(dtype)
+                return rows.to(dtype)[place].mul_(slopes[0].to(dtype)[:, None])
+            return self.backward(rows[place], [slope[:, None] for slope in slopes]).to(dtype)
 
         return torch.addmm(last.bias, x, last.weight.T), z, units
 
