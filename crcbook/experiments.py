@@ -518,8 +518,9 @@ def summary(columns: dict[str, Tensor], radius: float) -> dict:
     Returns:
         Accuracies as fractions of all items, over the correctly classified ``mean_radius`` (None
         where it is infinite or there are none) and ``exact_fraction``, ``violations``
-        (attacks inside a certified ball: 0). The box's are None where there was none. Where the
-        columns hold CROWN's radii, their mean, and that of ours for the same images,
+        (attacks inside a certified ball: 0; :func:`evaluate` asks for other certificates than
+        global curvature's only where its attack failed). The box's are None where there was none.
+        Where the columns hold CROWN's radii, their mean, and that of ours for the same images,
         ``mean_radius_crown_images``.
     """
     correct, certified = columns["correct"], columns["certified"]

@@ -337,32 +337,35 @@ def spectrum_at(model: nn.Sequential, x: Tensor, label: int, target: int) -> Spe
     return Spectrum(torch.linalg.eigvalsh(hessian).cpu().numpy(), m, top)
 
 
-def live_spectrum(model: nn.Sequential, ends: tuple[Tensor, Tensor], label: int) -> ipywidgets.VBox:
+def live_spectrum(
+    model: nn.Sequential, ends: tuple[Tensor, Tensor], label: int, target: int
+) -> ipywidgets.VBox:
     """A slider for a point between two inputs, and the spectrum of a margin's Hessian there.
 
     Args:
         model: a classifier, as :func:`crcbook.certify` takes it.
         ends: two inputs; the slider moves on the line through them.
-        label: the class whose margin over another one, to be chosen, is bent.
+        label: the class whose margin over another one is bent.
+        target: the other one to begin with.
 
     Returns:
         The widget; a live notebook displays it.
     """
     others = [other for other in range(read_network(model).classes) if other != label]
-    target = ipywidgets.Dropdown(options=others, description="over class")
+    over = ipywidgets.Dropdown(options=others, value=target, description="over class")
     place = ipywidgets.FloatSlider(0.0, min=-0.5, max=1.5, step=0.01, description="place t")
     picture, text = ipywidgets.HTML(), ipywidgets.HTML()
 
     def redraw(_=None) -> None:
         x = ends[0] + place.value * (ends[1] - ends[0])
-        found = spectrum_at(model, x, label, target.value)
+        found = spectrum_at(model, x, label, over.value)
         picture.value = _spectrum_picture(found)
         text.value = describe_spectrum(found)
 
-    for control in (target, place):
+    for control in (over, place):
         control.observe(redraw, "value")
     redraw()
-    return ipywidgets.VBox([target, place, text, picture])
+    return ipywidgets.VBox([over, place, text, picture])
 
 
 def describe_spectrum(found: Spectrum) -> str:
@@ -918,7 +921,8 @@ def slab_radii(
     x = x.flatten(1).to(network.device, torch.float64)
     pairs = Pairs.of(network, x, label, target)
     reached = (boundary_points(network, x, label, target) - x).norm(dim=1)
-    high = reached.nan_to_num(nan=x.norm(dim=1).max().item())
+    # Beyond what the attack reaches, so that nothing but the proofs can end below it.
+    high = 1.25 * reached.nan_to_num(nan=x.norm(dim=1).max().item())
     low, everywhere = torch.zeros_like(high), torch.full_like(high, torch.inf)
     towards = search(network, pairs, x, 100, everywhere)[0] - x
     for _ in range(10):

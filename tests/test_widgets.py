@@ -239,7 +239,7 @@ def test_the_spectrum_of_one_unit_is_one_eigenvalue(bent):
 def test_the_spectrums_slider_moves_the_point(bent):
     plt.close("all")
     ends = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
-    target, place, text, picture = live_spectrum(bent, ends, 0).children
+    target, place, text, picture = live_spectrum(bent, ends, 0, 1).children
     assert list(target.options) == [1]
     before = picture.value
     assert "from -1.000" in text.value
