@@ -5,6 +5,11 @@ and float64, with and without a box, with global and local curvature, by every m
 certified radius is attacked from the input, from random points and from the certificate's nearest
 point, and along every class's gradient. A violation is a point inside a certified ball whose
 margin, less the rounding error of its float64 evaluation, is not positive.
+
+Verdicts are asked for balls that just hold an adversary, and every one of them that calls the
+network robust is a violation: of ``verify``, of the rivals, and of what ``verify`` would prove
+without looking for an adversary first. How many balls of nine tenths of that radius it proves
+stands beside.
 """
 
 import argparse
@@ -12,17 +17,21 @@ import itertools
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
 import crcbook as crc
 from crcbook.attacks import boundary_points
+from crcbook.balls import Balls
 from crcbook.minorant import Pairs, Prover
 from crcbook.networks import read_network
 from crcbook.region import Box
+from crcbook.rivals import RIVALS, rival_robust
 
-SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3])
+SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3],
+          [150, 20, 5], [150, 16, 12, 4])  # fmt: skip
 THIN = ([24, 40, 8], [24, 24, 12, 8])
 SCALES = (0.1, 1.0, 3.0, 20.0)
 SETTINGS = {
@@ -34,6 +43,8 @@ SETTINGS = {
     "lipschitz": {"method": "lipschitz"},
     "crown": {"method": "crown"},
 }
+VERDICTS = {"verdicts": None, "verdicts, box": (0.0, 1.0)}
+BEYOND, WITHIN = 1 + 1e-6, 0.9  # of the distance of an adversary
 COSTLY = 12  # items for the settings that take an eigenvalue problem or a search for each
 
 
@@ -115,6 +126,43 @@ def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, fl
     }
 
 
+def judge(model, x, bounds: tuple | None, restarts: int, seed: int) -> dict[str, float]:
+    """Ask for verdicts on balls that hold an adversary, and on smaller ones."""
+    network = read_network(model)
+    flat = x.flatten(1).double()
+    logits = network.logits(flat)
+    y, second = logits.topk(2).indices.T
+    box = None if bounds is None else Box(*(torch.full_like(flat[0], end) for end in bounds))
+    attacked = crc.attack(model, x, y, box=bounds, restarts=restarts, seed=seed)
+    point = flat + (1 + BEYOND) / 2 * (attacked.point - flat)  # well across the boundary
+    point = point if box is None else box.clip(point)
+    held = broken(network, flat, y, BEYOND * attacked.distance, point).nonzero()
+    figures = {"certificates": len(held) * (network.classes - 1), "violations": 0}
+    figures |= {"radius": 0.0, "distance": attacked.distance[held].sum().item()}
+    options = {"box": bounds, "curvature": "local"}
+    for item in held.squeeze(1).tolist():
+        one, distance = (flat[item : item + 1], y[item : item + 1]), attacked.distance[item].item()
+        verdict, radius = partial(crc.verify, model, *one, **options), BEYOND * distance
+        claims = [verdict(radius).robust, unlooked(network, *one, radius, box)]
+        if network.logits(point[item : item + 1]).argmax() == second[item]:
+            claims.append(verdict(radius, targets="runner-up").robust)
+        for rival in RIVALS if box is None else ():
+            claims.append(rival_robust(model, *one, radius, rival))
+        figures["violations"] += int(torch.cat(claims).sum())
+        figures["radius"] += WITHIN * distance * verdict(WITHIN * distance).robust.item()
+    return figures
+
+
+def unlooked(network, x, y, radius: float, box: Box | None) -> torch.Tensor:
+    """The verdict on a ball by local curvature alone, whatever an attack would find in it."""
+    targets = torch.arange(network.classes)[None]
+    targets = targets[targets != y[:, None]][None]
+    nothing = torch.full(targets.shape, -1e-300, dtype=torch.float64)
+    radii, rough = torch.full_like(x[:, 0], radius), network.to(torch.float32)
+    balls = Balls(Prover.of(network), rough, x, y, targets, radii, nothing, radius, box)
+    return (balls.raised() > 0).all(1)
+
+
 def inside(network, x, y, certificate):
     """Points just inside the certified balls, where each class's margin falls fastest."""
     radius = certificate.radius.nan_to_num(posinf=1e6) * (1 - 1e-9)
@@ -141,20 +189,23 @@ def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, d
     Ctrl-C ends it early, with the totals so far.
     """
     totals: dict[str, dict[str, float]] = {}
-    done = 0
     with tqdm(total=certificates, unit="certificate") as bar, suppress(KeyboardInterrupt):
-        while done < certificates:
+
+        def add(name: str, figures: dict[str, float]) -> None:
+            row = totals.setdefault(name, dict.fromkeys(figures, 0.0))
+            for key, value in figures.items():
+                row[key] += value
+            bar.update(figures["certificates"])
+
+        while bar.n < certificates:
             cases = trained_cases(seed), thin_cases(seed), random_cases(seed)
             for name, model, x in itertools.chain(*cases):
                 for setting, options in SETTINGS.items():
                     costly = "local" in setting or setting == "crown"
                     part = x[:COSTLY] if costly else x
-                    figures = challenge(model, part, options, restarts, seed)
-                    row = totals.setdefault(f"{name}, {setting}", dict.fromkeys(figures, 0.0))
-                    for key, value in figures.items():
-                        row[key] += value
-                    done += figures["certificates"]
-                    bar.update(figures["certificates"])
+                    add(f"{name}, {setting}", challenge(model, part, options, restarts, seed))
+                for setting, bounds in VERDICTS.items():
+                    add(f"{name}, {setting}", judge(model, x[:COSTLY], bounds, restarts, seed))
             seed += 1
     return totals
 

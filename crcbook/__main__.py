@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        _check_device(options.device)
         options.run(options)
     except (ValueError, TypeError, RuntimeError) as error:
         print(f"crcbook: {error}", file=sys.stderr)
@@ -79,6 +80,13 @@ def _own_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        raise ValueError(f"--device {name} cannot be used: {error}") from error
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -398,9 +398,10 @@ def into_ball(x: Tensor, point: Tensor, radius: float | Tensor) -> Tensor:
 def _starts(x: Tensor, restarts: int, generator: torch.Generator) -> list[Tensor]:
     """Displacements to start from: none, then random ones of at most unit length."""
     starts = [torch.zeros_like(x)]
+    drawn = {"generator": generator, "dtype": x.dtype, "device": "cpu"}
     for _ in range(restarts - 1):
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
-        length = torch.rand(len(x), 1, generator=generator, dtype=x.dtype).to(x)
+        noise = torch.randn(x.shape, **drawn).to(x)
+        length = torch.rand(len(x), 1, **drawn).to(x)
         starts.append(torch.nn.functional.normalize(noise, dim=1) * length)
     return starts
 

@@ -271,10 +271,11 @@ class _Problem:
 
     def _harder(self):
         """Problems with smaller radii, whose searches with local curvature could end up larger."""
+        dual = replace(self, method=METHODS[0])
         if self.local and self.box is not None:
-            yield replace(self, box=None)
+            yield replace(dual, box=None)
         if self.local and self.targets == "runner-up":
-            yield replace(self, targets="all")
+            yield replace(dual, targets="all")
 
     def _certify(self, images: "_Images", box: Box | None) -> "_Best":
         """Radii of the images, each with the class that limits it."""

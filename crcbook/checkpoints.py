@@ -138,6 +138,6 @@ def load_model(path: Path | str) -> nn.Sequential:
     try:
         model = mlp(facts["sizes"], facts["activation"])
         model.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise RuntimeError(f"{path} holds no crcbook model: {error}") from error
     return model

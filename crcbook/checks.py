@@ -60,6 +60,7 @@ def as_classes(name: str, classes, network: Network, batch: int | None = None) -
         raise TypeError(f"{name} must hold integers; got {classes!r}") from error
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers; got {classes.dtype}")
+    classes = classes.to(torch.int64)  # few dtypes of integers can be compared
     if batch is not None and tuple(classes.shape) != (batch,):
         raise ValueError(
             f"{name} must be ({batch},), one class an item; got {tuple(classes.shape)}"
@@ -69,7 +70,7 @@ def as_classes(name: str, classes, network: Network, batch: int | None = None) -
             f"{name} must be in 0..{network.classes - 1}; got values from {int(classes.min())} "
             f"to {int(classes.max())}"
         )
-    return classes.to(network.device, torch.int64)
+    return classes.to(network.device)
 
 
 def as_box(box, x: Tensor) -> Box | None:
@@ -92,7 +93,7 @@ def as_box(box, x: Tensor) -> Box | None:
         return None
     try:
         lower, upper = (
-            torch.as_tensor(end, dtype=x.dtype, device=x.device).flatten() for end in box
+            torch.as_tensor(end, dtype=x.dtype, device=x.device).detach().flatten() for end in box
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"box must be a pair (lowest, highest); got {box!r}") from error

@@ -111,7 +111,8 @@ def split_validation(train: Split, items: int, seed: int = 0) -> tuple[Split, Sp
     """
     if not 0 < items < len(train):
         raise ValueError(f"items must be between 1 and {len(train) - 1}; got {items}")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(train), generator=generator, device="cpu")
     return train.take(order[items:]), train.take(order[:items])
 
 
@@ -140,7 +141,8 @@ def _digits() -> Dataset:
     digits = load_digits()
     split = _tensors(digits.images / 16.0, digits.target)
     # The bundled file lists writers in turn: a fixed shuffle mixes them.
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(split), generator=generator, device="cpu")
     return Dataset("digits", split.take(order[:1297]), split.take(order[1297:]))
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 from crcbook.attacks import attack, smallest_margin
 from crcbook.certificate import certify, verify
 from crcbook.checkpoints import load_model, load_tensors, read_json, save_tensors, write_json
-from crcbook.checks import as_box
+from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import Network, deepen, mlp, read_network
 from crcbook.objectives import runner_up
@@ -209,9 +210,10 @@ def reproduce(
         for name, experiment in wanted.items()
         if not _is_recorded(results / f"{name}.json", experiment)
     }
+    names = {own: name for name, own in (_quick() | _full() | wanted).items()}
     team = _Team.join()
     for name in list(missing)[team.rank :: team.size]:
-        run_training(missing[name], runs / name, device, progress=progress)
+        run_training(missing[name], runs / name, device, progress=progress, names=names)
     team.wait()
     written = []
     for name, experiment in missing.items():
@@ -283,11 +285,12 @@ def run_training(
     device: str = "cpu",
     resume: bool = True,
     progress: bool = False,
+    names: Mapping[Experiment, str] | None = None,
 ) -> tuple[nn.Sequential, dict]:
     """Train an experiment's network, or go on where its folder's checkpoint ends.
 
     Writes ``model.safetensors`` and ``run.json``. What it starts from is trained in a folder beside
-    this one, ``start-...``, for all experiments that share it.
+    this one, of its own name or ``start-...``, for all experiments that share it.
 
     Args:
         experiment: what to train.
@@ -295,6 +298,7 @@ def run_training(
         device: where to run.
         resume: go on from the folder's checkpoint, if there is one.
         progress: show a progress bar.
+        names: those of the experiments that have a folder of that name.
 
     Returns:
         The network, at its best epoch on the validation split, and the facts of ``run.json``.
@@ -307,8 +311,8 @@ def run_training(
     if start is not None:
         digest = hashlib.sha256(json.dumps(_facts(start)).encode()).hexdigest()[:8]
         about["start"] = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
-        beside = folder.with_name(about["start"])
-        start, _ = run_training(start, beside, device, resume, progress)
+        beside = folder.with_name((names or {}).get(start, about["start"]))
+        start, _ = run_training(start, beside, device, resume, progress, names)
     data = load(experiment.dataset)
     items = min(_VALIDATION_ITEMS, len(data.train) // 6)
     training, validation = split_validation(data.train, items)
@@ -442,13 +446,12 @@ def evaluate(
     Raises:
         ValueError: where the box does not hold the items.
     """
-    device = next(model.parameters()).device
-    x, y, network = test.x.to(device), test.y.to(device), read_network(model)
-    unit = (0.0, 1.0)
+    network, unit = read_network(model), (0.0, 1.0)
+    x, y = as_inputs(test.x, network), as_classes("y", test.y, network, len(test))
     if box:
-        as_box(unit, x.flatten(1))
+        as_box(unit, x)
     certificate = certify(model, x, y, progress=progress)
-    correct = smallest_margin(network, x.flatten(1).double(), y) > 0
+    correct = smallest_margin(network, x, y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
     curvature = "local" if local else "global"
 
@@ -490,7 +493,7 @@ def evaluate(
 
 def _in_runner_up(network: Network, x: Tensor, y: Tensor, points: Tensor) -> Tensor:
     """Whether points have crossed into the runner-up class of their inputs."""
-    target = runner_up(network.logits, x.flatten(1).double(), y)
+    target = runner_up(network.logits, x, y)
     margin, _ = network.margin_and_units(points, y, target)
     return margin <= 0
 

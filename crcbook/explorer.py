@@ -97,7 +97,7 @@ def radius_fields(
         model: a classifier of points in the plane, as :func:`crcbook.certify` takes it.
         xs: ``(columns,)`` increasing, finite coordinates.
         ys: ``(rows,)`` increasing, finite coordinates.
-        certificates: by name, options of :func:`crcbook.certify`.
+        certificates: by name, options of :func:`crcbook.certify` other than the box.
         box: the valid points, as in :func:`crcbook.certify`.
 
     Returns:

@@ -11,6 +11,7 @@ Evaluated in float64; nothing here is rounded outward, and no certificate uses i
 import torch
 from torch import Tensor, nn
 
+from crcbook.checks import as_classes
 from crcbook.networks import read_network
 
 
@@ -25,8 +26,12 @@ def hessian_terms(model: nn.Sequential, x: Tensor, label: int, target: int) -> l
 
     Returns:
         A tensor ``(batch, n, n)`` float64 a hidden layer, the first layer's term first.
+
+    Raises:
+        ValueError: for a class the model lacks.
     """
     network = read_network(model)
+    label, target = as_classes("label", label, network), as_classes("target", target, network)
     x = x.flatten(1).to(network.device, torch.float64)
     values = network.preactivations(x)
     hidden = list(zip(network.layers[:-1], values, strict=True))
@@ -56,7 +61,10 @@ def margin_hessian(model: nn.Sequential, x: Tensor, label: int, target: int) -> 
 
     Returns:
         ``(batch, n, n)`` float64; zero for a linear network.
+
+    Raises:
+        ValueError: for a class the model lacks.
     """
-    inputs = x.flatten(1).shape[1]
-    zero = torch.zeros(len(x), inputs, inputs, dtype=torch.float64, device=x.device)
-    return sum(hessian_terms(model, x, label, target), zero)
+    network = read_network(model)
+    zero = torch.zeros(len(x), network.inputs, network.inputs, dtype=torch.float64)
+    return sum(hessian_terms(model, x, label, target), zero.to(network.device))

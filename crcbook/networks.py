@@ -24,6 +24,12 @@ _CALLED = ("forward", "__call__", "_call_impl")  # what a module computes
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
+_ADVICE = {  # what to do about layers that are no activations
+    nn.Linear: "remove its parametrizations first",
+    (nn.Dropout, nn.AlphaDropout): "leave it out: it acts in training alone",
+    (nn.Softmax, nn.LogSoftmax): "leave it out: it does not change which class wins",
+    nn.BatchNorm1d: "fold it into the Linear layer beside it",
+}
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
 
 
@@ -141,11 +147,12 @@ class Network:
 
     Attributes:
         layers: at least one; the last one gives the logits.
-        key: a hash of every weight and activation, so that an edited model is another network.
+        key: a hash of every weight and activation, so that an edited model is another network; None
+            where nothing is to be remembered of it.
     """
 
     layers: tuple[Layer, ...]
-    key: str
+    key: str | None = None
 
     @property
     def inputs(self) -> int:
@@ -169,13 +176,13 @@ class Network:
             dtype: a floating-point dtype.
 
         Returns:
-            A network with the same key.
+            A network without a key.
         """
         layers = (
             Layer(layer.weight.to(dtype), layer.bias.to(dtype), layer.activation)
             for layer in self.layers
         )
-        return Network(tuple(layers), self.key)
+        return Network(tuple(layers))
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits.
@@ -422,13 +429,15 @@ def remembered(function: Callable) -> Callable:
         function: of a :class:`Network` alone.
 
     Returns:
-        The function, with its memory.
+        The function, with its memory. It raises ValueError for a network without a key.
     """
     memory: OrderedDict[tuple, object] = OrderedDict()
     lock = Lock()
 
     @wraps(function)
     def recall(network: Network):
+        if network.key is None:
+            raise ValueError(f"{function.__name__} needs a network that read_network has read")
         key = (network.key, network.device)
         with lock:
             known = key in memory
@@ -467,7 +476,7 @@ def read_network(model: nn.Sequential) -> Network:
         raise TypeError(f"model must be a torch.nn.Sequential; got {type(model).__name__}")
     _check_unchanged(model)
     layers: list[Layer] = []
-    for module in _flat(model):
+    for module in submodules(model):
         if type(module) is nn.Flatten:
             _check_flatten(module)
         elif type(module) is nn.Linear:
@@ -497,11 +506,22 @@ def _check_unchanged(module: nn.Module) -> None:
         )
 
 
-def _flat(model: nn.Sequential) -> Iterable[nn.Module]:
+def submodules(model: nn.Sequential) -> Iterable[nn.Module]:
+    """The modules of a Sequential, in the order data flows through them.
+
+    Args:
+        model: a Sequential, and any nested ones.
+
+    Yields:
+        Modules that are no Sequential themselves.
+
+    Raises:
+        ValueError: for a module that computes something else than its class says.
+    """
     for module in model:
         _check_unchanged(module)
         if isinstance(module, nn.Sequential):
-            yield from _flat(module)
+            yield from submodules(module)
         else:
             yield module
 
@@ -529,10 +549,11 @@ def _linear(module: nn.Linear, position: int) -> Layer:
 def _activated(layers: list[Layer], module: nn.Module) -> list[Layer]:
     activation = activation_of(module)
     if activation is None:
-        supported = ", ".join(["Flatten", "Linear", *ACTIVATIONS])
+        advice = (text for kinds, text in _ADVICE.items() if isinstance(module, kinds))
+        advice = next(advice, "a certificate by curvature needs a smooth activation")
+        supported = ", ".join(["Flatten", "Linear", "Identity", *ACTIVATIONS])
         raise ValueError(
-            f"cannot certify the layer {module}: expected one of {supported} "
-            "(a certificate by curvature needs a smooth activation)"
+            f"cannot certify the layer {module}: expected one of {supported} ({advice})"
         )
     if activation is IDENTITY:
         return layers

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from crcbook.activations import IDENTITY, activation_of
 from crcbook.curvature import Link, curvature_sum
-from crcbook.networks import Layer, Network
+from crcbook.networks import Layer, Network, submodules
 from crcbook.spectral import top_eigenvalue_estimate
 
 
@@ -38,7 +38,7 @@ def trained_layers(model: nn.Sequential, dtype: torch.dtype | None = None) -> li
         A layer a linear map.
     """
     layers: list[Layer] = []
-    for _, module in model.named_modules(remove_duplicate=False):
+    for module in submodules(model):
         if isinstance(module, nn.Linear):
             zeros = module.weight.new_zeros(len(module.weight))
             bias = zeros if module.bias is None else module.bias
@@ -107,18 +107,12 @@ def worst_points(
 
 def _loss_gradient(layers: Sequence[Layer], x: Tensor, y: Tensor) -> Tensor:
     """The gradient of the cross-entropy in x, by hand: several times faster than autograd."""
-    slopes = []
-    for layer in layers[:-1]:
-        z = torch.addmm(layer.bias, x, layer.weight.T)
-        slopes.append(layer.activation.slope(z))
-        x = layer.activation.value(z)
-    logits = torch.addmm(layers[-1].bias, x, layers[-1].weight.T)
-    wrong = logits.softmax(1)
+    network, last = Network(tuple(layers)), layers[-1]
+    active, slopes = network.forward(network.first(x))
+    wrong = torch.addmm(last.bias, active, last.weight.T).softmax(1)
     wrong[torch.arange(len(y), device=y.device), y] -= 1
-    gradient = wrong @ layers[-1].weight
-    for layer, slope in zip(layers[-2::-1], reversed(slopes), strict=True):
-        gradient = (gradient * slope) @ layer.weight
-    return gradient
+    gradient = network.backward(wrong @ last.weight, slopes)
+    return gradient @ layers[0].weight if slopes else gradient
 
 
 def runner_up(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -170,7 +164,7 @@ def runner_up_points(
     Returns:
         ``(batch, n)`` points of the ball.
     """
-    network = Network(tuple(trained_layers(model, dtype)), key="")
+    network = Network(tuple(trained_layers(model, dtype)))
     point = x
     for _ in range(steps):
         _, gradient = network.margin_and_gradient(point.to(dtype), y, target)
@@ -336,7 +330,7 @@ class PowerIteration:
         """
         if key not in self.vectors:
             shape = (len(scales), link.matrices[-1].shape[1])
-            start = torch.randn(shape, generator=self.generator).to(link.weight)
+            start = torch.randn(shape, generator=self.generator, device="cpu").to(link.weight)
             self.vectors[key] = normalize(start, dim=1)
         # Power iteration wants the largest eigenvalue in size to be the largest one.
         square, self.vectors[key] = top_eigenvalue_estimate(
@@ -423,7 +417,7 @@ class CurvatureEstimate:
 
 def _ranges(layers: Sequence[Layer], x: Tensor, radius: float, place: int, links: list[Link]):
     """The ranges of a layer's slopes and bends over a ball, as a training sees them."""
-    z = Network(tuple(layers), "").preactivations(x[None])[place][0]
+    z = Network(tuple(layers)).preactivations(x[None])[place][0]
     reach = radius * sum(link.factor * link.matrix.norm(dim=1) for link in links)
     row = layers[place].activation
     return (*row.slope_interval(z - reach, z + reach), *row.bend_interval(z - reach, z + reach))

@@ -113,10 +113,9 @@ class Sieve:
         if sketch is None or prover.quick != torch.float32:
             return None
         whole, reduced = (
-            Network(
-                (Layer(weight, torch.zeros_like(first.bias), first.activation), *rest),
-                prover.network.key,
-            ).to(torch.float32)
+            Network((Layer(weight, torch.zeros_like(first.bias), first.activation), *rest)).to(
+                torch.float32
+            )
             for weight in (first.weight, sketch.image)
         )
         return cls(prover, whole, reduced, sketch.basis.float(), sketch.norm)

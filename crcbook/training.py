@@ -271,7 +271,7 @@ class _Trainer:
 
     def epoch(self, epoch: int, bar: tqdm) -> None:
         generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + epoch)
-        order = torch.randperm(len(self.y), generator=generator).to(self.y.device)
+        order = torch.randperm(len(self.y), generator=generator, device="cpu").to(self.y.device)
         losses, curvature, started = [], 0.0, time.perf_counter()
         for step, index in enumerate(order.split(self.recipe.batch_size)):
             done = epoch + step / self.steps

@@ -44,24 +44,6 @@ _SMALL_RESIDUAL = 1e-9
 _FIXED_POINT_STEPS = 60
 
 
-def certificate_at(model: nn.Sequential, x: float, y: float, **options) -> RadiusField:
-    """The certificate at one point of the plane: what the sliders call.
-
-    Args:
-        model: a classifier of points in the plane.
-        x: the first coordinate.
-        y: the second coordinate.
-        **options: passed on to :func:`crcbook.certify`.
-
-    Returns:
-        A field of one point.
-
-    Raises:
-        ValueError: as :func:`crcbook.explorer.radius_field`.
-    """
-    return radius_field(model, [x], [y], **options)
-
-
 def describe(point: RadiusField) -> str:
     """Say what a certificate promises, the radius rounded down and the distance up.
 
@@ -73,7 +55,7 @@ def describe(point: RadiusField) -> str:
     """
     label, radius = point.predicted.item(), point.radius.item()
     if np.isinf(radius) and point.targets == "all":
-        return f"Every point of the plane is class {label}."
+        return f"Every valid point is class {label}."
     promise = f"Certified radius {np.floor(radius * 1e3) / 1e3:.3f} around a point of class {label}"
     if point.targets != "all":
         return f"{promise}, against the {point.targets} only: a third class may be nearer."
@@ -143,6 +125,23 @@ def live_explorer(
     retrain()
     chooser = [way] if len(certificates) > 1 else []
     return ipywidgets.VBox([*settings, *chooser, *sliders, text, picture])
+
+
+def _live(controls: Sequence[ipywidgets.Widget], draw: Callable[..., tuple]) -> ipywidgets.VBox:
+    """Controls over what ``draw`` makes of their values: a sentence, a picture, or both."""
+
+    def drawn() -> tuple[str, ...]:
+        return draw(*(control.value for control in controls))
+
+    parts = [ipywidgets.HTML(part) for part in drawn()]
+
+    def redraw(_) -> None:
+        for part, value in zip(parts, drawn(), strict=True):
+            part.value = value
+
+    for control in controls:
+        control.observe(redraw, "value")
+    return ipywidgets.VBox([*controls, *parts])
 
 
 def _slider(name: str, ends: Sequence[float]) -> ipywidgets.FloatSlider:
@@ -219,8 +218,9 @@ def dual_at(
     m, top = (bound.item() for bound in curvature_bounds(model, label, target))
     if not (eta >= 0 and 1 + eta * m > 0):
         raise ValueError(f"eta must be at least 0 and below 1/|m| = {-1 / m:g}; got {eta:g}")
-    network, pair = read_network(model), (torch.tensor([label]), torch.tensor([target]))
-    start = torch.as_tensor(x0, dtype=torch.float64).reshape(1, -1)
+    network = read_network(model)
+    pair = torch.tensor([[label], [target]], device=network.device)
+    start = torch.as_tensor(x0, dtype=torch.float64, device=network.device).reshape(1, -1)
     point = start.clone()
     for _ in range(_DESCENT_STEPS):
         margin, gradient = network.margin_and_gradient(point, *pair)
@@ -233,7 +233,7 @@ def dual_at(
     value = (point - start).square().sum() / 2 + eta * margin
     value = (value - residual.square().sum() / (2 * (1 + eta * m))).item()
     radius = math.sqrt(2 * max(value, 0.0))
-    return DualPoint(eta, point[0].numpy(), margin.item(), value, radius)
+    return DualPoint(eta, point[0].numpy(force=True), margin.item(), value, radius)
 
 
 def live_dual(
@@ -254,18 +254,12 @@ def live_dual(
     m, _ = curvature_bounds(model, label, target)
     share = ipywidgets.FloatSlider(0.5, min=0.0, max=0.98, step=0.02, description="η · |m|")
     sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
-    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        x0 = [slider.value for slider in sliders]
-        found = dual_at(model, x0, share.value / max(-m.item(), 1e-12), label, target)
-        picture.value = _dual_picture(model, xs, ys, x0, found, (label, target))
-        text.value = describe_dual(found)
+    def draw(share: float, *x0: float) -> tuple[str, str]:
+        found = dual_at(model, x0, share / max(-m.item(), 1e-12), label, target)
+        return describe_dual(found), _dual_picture(model, xs, ys, x0, found, (label, target))
 
-    for control in (share, *sliders):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([share, *sliders, text, picture])
+    return _live([share, *sliders], draw)
 
 
 def describe_dual(found: DualPoint) -> str:
@@ -288,7 +282,8 @@ def describe_dual(found: DualPoint) -> str:
 def _dual_picture(model: nn.Sequential, xs, ys, x0, found: DualPoint, pair) -> str:
     grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
     points = torch.from_numpy(np.stack(np.meshgrid(*grid), axis=-1).reshape(-1, 2))
-    logits = read_network(model).logits(points).numpy()
+    network = read_network(model)
+    logits = network.logits(points.to(network.device)).numpy(force=True)
     margin = (logits[:, pair[0]] - logits[:, pair[1]]).reshape(len(grid[1]), -1)
     figure, axes = plt.subplots()
     ink = plt.rcParams["text.color"]
@@ -354,18 +349,12 @@ def live_spectrum(
     others = [other for other in range(read_network(model).classes) if other != label]
     over = ipywidgets.Dropdown(options=others, value=target, description="over class")
     place = ipywidgets.FloatSlider(0.0, min=-0.5, max=1.5, step=0.01, description="place t")
-    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        x = ends[0] + place.value * (ends[1] - ends[0])
-        found = spectrum_at(model, x, label, over.value)
-        picture.value = _spectrum_picture(found)
-        text.value = describe_spectrum(found)
+    def draw(other: int, part: float) -> tuple[str, str]:
+        found = spectrum_at(model, ends[0] + part * (ends[1] - ends[0]), label, other)
+        return describe_spectrum(found), _spectrum_picture(found)
 
-    for control in (over, place):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([over, place, text, picture])
+    return _live([over, place], draw)
 
 
 def describe_spectrum(found: Spectrum) -> str:
@@ -433,16 +422,7 @@ def live_bounds(
         ipywidgets.IntSlider(32, min=4, max=128, step=4, description="width"),
         ipywidgets.Dropdown(options=list(ACTIVATIONS), description="activation"),
     ]
-    picture = ipywidgets.HTML()
-
-    def redraw(_=None) -> None:
-        found = bounds_at(build, bounds, *(control.value for control in controls))
-        picture.value = _bars_picture(found)
-
-    for control in controls:
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([*controls, picture])
+    return _live(controls, lambda *choice: (_bars_picture(bounds_at(build, bounds, *choice)),))
 
 
 def _bars_picture(values: Mapping[str, float]) -> str:
@@ -514,21 +494,17 @@ def live_guess() -> ipywidgets.VBox:
     """
     eta = ipywidgets.FloatSlider(0.54, min=0.02, max=0.98, step=0.02, description="η")
     steps = ipywidgets.IntSlider(0, min=0, max=30, description="steps")
-    text = ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        guess = radii_of_a_guess(eta.value, steps.value)
+    def draw(eta: float, steps: int) -> tuple[str]:
+        guess = radii_of_a_guess(eta, steps)
         boundary = np.log(np.e**2 - 1) / 2
         verdict = "broken" if guess.claimed > boundary else "not broken"
-        text.value = (
+        return (
             f"Claimed radius {guess.claimed:.4f}: {verdict} (the boundary is at {boundary:.4f}). "
-            f"Proved radius {np.floor(guess.proved * 1e4) / 1e4:.4f}."
+            f"Proved radius {np.floor(guess.proved * 1e4) / 1e4:.4f}.",
         )
 
-    for control in (eta, steps):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([eta, steps, text])
+    return _live([eta, steps], draw)
 
 
 def certified_regions(
@@ -553,8 +529,9 @@ def certified_regions(
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     lower, upper = (np.broadcast_to(np.asarray(end, dtype=np.float64), 2) for end in box)
     widest = float(np.linalg.norm(upper - lower))
-    point = torch.tensor([[x, y]], dtype=torch.float64)
-    label = read_network(model).logits(point).argmax(1)
+    network = read_network(model)
+    point = torch.tensor([[x, y]], dtype=torch.float64, device=network.device)
+    label = network.logits(point).argmax(1)
     regions = {}
     for suffix, limits in (("", None), (" + box", box)):
         for curvature in ("global", "local"):
@@ -591,13 +568,11 @@ def live_regions(
     ]
     background = radius_field(model, *grid)
     sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
-    picture, text = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        point = [slider.value for slider in sliders]
+    def draw(*point: float) -> tuple[str, str]:
         regions = certified_regions(model, *point, box)
         radii = (f"{name} {np.floor(r * 1e3) / 1e3:.3f}" for name, (_, r) in regions.items())
-        text.value = "Certified radii: " + ", ".join(radii) + "."
+        text = "Certified radii: " + ", ".join(radii) + "."
         figure, axes = plt.subplots()
         draw_field(axes, background)
         axes.add_patch(plt.Rectangle(lower, *(upper - lower), fill=False, ls=":"))
@@ -607,12 +582,9 @@ def live_regions(
         axes.plot(*point, "o", color=plt.rcParams["text.color"])
         axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         plt.close(figure)
-        picture.value = svg(figure, text.value)
+        return text, svg(figure, text)
 
-    for slider in sliders:
-        slider.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([*sliders, text, picture])
+    return _live(sliders, draw)
 
 
 def attack_at(model: nn.Sequential, x: Tensor, label: int, radius: float) -> tuple[Tensor, str]:
@@ -669,19 +641,11 @@ def live_attack(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0)
 
 
 def _image_and_radius(items: int, widest: float, draw) -> ipywidgets.VBox:
-    """Sliders for an image and a radius over what ``draw`` makes of them: a text and a picture."""
+    """Sliders for an image and a radius over what ``draw`` makes of them."""
     item = ipywidgets.IntSlider(0, min=0, max=items - 1, description="image")
     radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
     radius.step = widest / 50
-    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
-
-    def redraw(_=None) -> None:
-        text.value, picture.value = draw(item.value, radius.value)
-
-    for control in (item, radius):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([item, radius, text, picture])
+    return _live([item, radius], draw)
 
 
 def _images_picture(images: Mapping[str, Tensor], alt: str) -> str:
@@ -737,21 +701,16 @@ def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.V
     item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
     box = ipywidgets.Checkbox(False, description="pixels stay in [0, 1]")
     choice = ipywidgets.Dropdown(options=["global", "local", "best"], description="bound")
-    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        one, label = x[item.value : item.value + 1], y[item.value : item.value + 1]
-        options = {"box": (0.0, 1.0) if box.value else None}
-        options |= {"method": "best"} if choice.value == "best" else {"curvature": choice.value}
-        certificate = certify(model, one, label, **options)
-        text.value = describe_item(certificate, one, label.item())
+    def draw(item: int, bound: str, boxed: bool) -> tuple[str, str]:
+        one, label = x[item : item + 1], y[item : item + 1]
+        options = {"method": "best"} if bound == "best" else {"curvature": bound}
+        certificate = certify(model, one, label, box=(0.0, 1.0) if boxed else None, **options)
+        text = describe_item(certificate, one, label.item())
         near = certificate.nearest[0].reshape(one[0].shape)
-        picture.value = _images_picture({"image": one[0], "nearest": near}, text.value)
+        return text, _images_picture({"image": one[0], "nearest": near}, text)
 
-    for control in (item, box, choice):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([item, choice, box, text, picture])
+    return _live([item, choice, box], draw)
 
 
 def margins_in_balls(
@@ -774,9 +733,11 @@ def margins_in_balls(
         ``(len(radii),)`` values by name: the smallest over the other classes.
     """
     network = read_network(model)
-    prover, x = Prover.of(network), x.detach().double().reshape(1, -1)
-    others = torch.tensor([t for t in range(network.classes) if t != label])
-    rho = torch.as_tensor(radii, dtype=torch.float64).repeat_interleave(len(others))
+    prover, device = Prover.of(network), network.device
+    x = x.detach().reshape(1, -1).to(device, torch.float64)
+    others = torch.tensor([t for t in range(network.classes) if t != label], device=device)
+    rho = torch.as_tensor(radii, dtype=torch.float64, device=device)
+    rho = rho.repeat_interleave(len(others))
     target = others.repeat(len(radii))
     centre, labels = x.expand(len(rho), -1), torch.full_like(target, label)
     f, gradient = network.margin_and_gradient(centre, labels, target)
@@ -800,7 +761,9 @@ def margins_in_balls(
     dual = start - rho * (k[:, None] * away - gradient).norm(dim=1) - k / 2 * rho**2
     margins["dual"] = torch.maximum(dual, margins["closed form"])
     margins["a point inside"] = value
-    return {name: m.reshape(len(radii), -1).amin(1).numpy() for name, m in margins.items()}
+    return {
+        name: m.reshape(len(radii), -1).amin(1).numpy(force=True) for name, m in margins.items()
+    }
 
 
 def radii_where_positive(
@@ -837,14 +800,13 @@ def live_rivals(
     """
     choice = ipywidgets.Dropdown(options=list(models), description="network")
     item = ipywidgets.IntSlider(0, min=0, max=len(x) - 1, description="image")
-    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        model, label = models[choice.value], int(y[item.value])
-        margins = margins_in_balls(model, x[item.value], label, radii)
+    def draw(name: str, item: int) -> tuple[str, str]:
+        label = int(y[item])
+        margins = margins_in_balls(models[name], x[item], label, radii)
         largest = radii_where_positive(margins, radii)
         proved = [f"{name} {r:.2f}" for name, r in largest.items() if name != "a point inside"]
-        text.value = f"Label {label}. Positive up to: {', '.join(proved)}."
+        text = f"Label {label}. Positive up to: {', '.join(proved)}."
         figure, axes = plt.subplots()
         for name, values in margins.items():
             axes.plot(radii, values, ":" if name == "a point inside" else "-", label=name)
@@ -853,12 +815,9 @@ def live_rivals(
         axes.set(xlabel="radius ρ (l2)", ylabel="worst margin (logits)", ylim=(-top, 1.1 * top))
         axes.legend()
         plt.close(figure)
-        picture.value = svg(figure, text.value)
+        return text, svg(figure, text)
 
-    for control in (choice, item):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([choice, item, text, picture])
+    return _live([choice, item], draw)
 
 
 def local_margins(
@@ -919,6 +878,7 @@ def slab_radii(
     prover = Prover.of(read_network(model))
     network = prover.network
     x = x.flatten(1).to(network.device, torch.float64)
+    label, target = label.to(x.device), target.to(x.device)
     pairs = Pairs.of(network, x, label, target)
     reached = (boundary_points(network, x, label, target) - x).norm(dim=1)
     # Beyond what the attack reaches, so that nothing but the proofs can end below it.
@@ -1025,18 +985,14 @@ def live_training(
         0.002, base=10, min=-5, max=0, step=0.25, description="γ", **late
     )
     radius = ipywidgets.FloatSlider(0.2, min=0.02, max=0.6, step=0.02, description="ρ", **late)
-    text, picture = ipywidgets.HTML(), ipywidgets.HTML()
 
-    def redraw(_=None) -> None:
-        model = trained_at(data, gamma.value, radius.value, epochs)
-        text.value = describe_training(model, data)
+    def draw(gamma: float, radius: float) -> tuple[str, str]:
+        model = trained_at(data, gamma, radius, epochs)
+        text = describe_training(model, data)
         figure, axes = plt.subplots()
         draw_field(axes, radius_field(model, *grid))
         draw_data(axes, (data.x, data.y))
         plt.close(figure)
-        picture.value = svg(figure, text.value)
+        return text, svg(figure, text)
 
-    for control in (gamma, radius):
-        control.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([gamma, radius, text, picture])
+    return _live([gamma, radius], draw)

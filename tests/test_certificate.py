@@ -322,6 +322,22 @@ def test_images_in_any_shape_are_flattened(digits, digits_model):
     assert flat.nearest.shape == (5, 64) and flat.radius.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16], ids=str)
+def test_labels_are_integers_of_any_kind(dtype):
+    model = crc.mlp([4, 8, 3], seed=0)
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
+    assert torch.equal(crc.certify(model, x, y.to(dtype)).radius, crc.certify(model, x, y).radius)
+
+
+def test_no_gradient_leaves_a_certificate():
+    model, ends = crc.mlp([4, 8, 3], seed=0), (torch.full((4,), end) for end in (-9.0, 9.0))
+    x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
+    box = tuple(end.requires_grad_() for end in ends)
+    found = crc.certify(model, x.requires_grad_(), y, box=box)
+    assert not found.radius.requires_grad and not found.nearest.requires_grad
+    assert not crc.attack(model, x, y, box=box).point.requires_grad
+
+
 GOOD_X, GOOD_Y = torch.zeros(2, 4), torch.tensor([0, 1])
 
 
@@ -661,6 +677,23 @@ def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
         assert radius == radii[name][index]
 
 
+@pytest.mark.parametrize("options", [{"box": (0.0, 1.0)}, {"targets": "runner-up"}], ids=str)
+def test_the_best_says_which_it_was_in_balls_too(options):
+    model = crc.mlp([5, 10, 10, 10, 3], "sigmoid", seed=0).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6)
+    x = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = model(x).argmax(1)
+    best = crc.certify(model, x, y, method="best", curvature="local", **options)
+    crown = crc.certify(model, x, y, method="crown", targets=options.get("targets", "all"))
+    dual = crc.certify(model, x, y, curvature="local", **options)
+    assert (best.radius == torch.maximum(crown.radius, dual.radius)).all()
+    assert (crown.radius > dual.radius).any()
+    for name, ahead in zip(best.method, crown.radius > dual.radius, strict=True):
+        assert (name == "crown") == ahead
+
+
 def test_methods_say_who_they_are_and_agree_on_linear_networks():
     model = crc.mlp([6, 4], seed=0).double()
     x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0), count=5)
@@ -712,13 +745,18 @@ def test_full_steps_would_cycle_on_a_narrow_valley():
     assert distance * (1 - 1e-4) < certificate.radius.item() <= distance * (1 + 1e-9)
 
 
-def test_a_certificate_is_short_only_by_what_the_campaign_says():
+@pytest.fixture(scope="module")
+def soundness():
     path = Path(__file__).parents[1] / "benchmarks" / "soundness.py"
     specification = importlib.util.spec_from_file_location("soundness", path)
-    soundness = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(soundness)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_a_certificate_is_short_only_by_what_the_campaign_says(soundness):
     cases = [
-        *itertools.islice(soundness.random_cases(seed=1), 0, 240, 13),
+        *itertools.islice(soundness.random_cases(seed=1), 0, 336, 17),
         *itertools.islice(soundness.trained_cases(seed=1), 2),
         *itertools.islice(soundness.thin_cases(seed=1), 0, 48, 9),
     ]
@@ -727,3 +765,15 @@ def test_a_certificate_is_short_only_by_what_the_campaign_says():
             figures = soundness.challenge(model, x[:4], options, restarts=2, seed=1)
             assert figures["violations"] == 0
             assert figures["radius"] <= figures["distance"] * (1 + 1e-9)
+    for _, model, x in cases[::5]:
+        for bounds in soundness.VERDICTS.values():
+            assert soundness.judge(model, x[:2], bounds, restarts=2, seed=1)["violations"] == 0
+
+
+@pytest.mark.parametrize("box", [None, (0.0, 1.0)])
+def test_the_campaign_counts_verdicts_that_are_wrong(soundness, box, monkeypatch):
+    monkeypatch.setattr("crcbook.balls.Balls.raised", lambda balls: torch.ones_like(balls.bounds))
+    model, generator = crc.mlp([6, 12, 4], seed=2), torch.Generator().manual_seed(0)
+    x = torch.rand(8, 6, generator=generator)
+    figures = soundness.judge(model, x, box, restarts=1, seed=0)
+    assert figures["violations"] > 0

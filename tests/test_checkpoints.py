@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import crcbook as crc
-from crcbook.checkpoints import read_json, write_atomically, write_json
+from crcbook.checkpoints import read_json, save_tensors, write_atomically, write_json
 from crcbook.experiments import load_records
 
 
@@ -40,6 +40,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(RuntimeError, match="cannot read"):
         crc.load_model(path)
+
+
+def test_a_file_without_weights_is_no_model(tmp_path):
+    save_tensors(tmp_path / "empty", {}, {"sizes": [3, 2], "activation": "softplus"})
+    with pytest.raises(RuntimeError, match="holds no crcbook model"):
+        crc.load_model(tmp_path / "empty")
 
 
 def test_facts_come_back_and_a_damaged_file_is_named(tmp_path):

@@ -92,6 +92,11 @@ def test_certify_looks_at_local_curvature_where_asked(tmp_path, bent_model):
     assert gained[0] == 0 < gained[1]
 
 
+def test_a_device_that_torch_was_not_built_for_is_named(tmp_path, capsys):
+    assert main(["certify", str(tmp_path), "--device", "xpu"]) == 1
+    assert "--device xpu cannot be used" in capsys.readouterr().err
+
+
 def test_a_damaged_run_is_named(tmp_path, capsys):
     crc.save_model(tmp_path / "model.safetensors", crc.mlp([64, 8, 10]))
     (tmp_path / "run.json").write_text("{")

@@ -4,13 +4,19 @@ Tensors *elsewhere* are the CPU's own with a mark. They say that they are on a G
 mix them with others is refused, as CUDA refuses it.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import crcbook as crc
+from crcbook import networks, widgets
+from crcbook.datasets import split_validation
 from crcbook.experiments import evaluate
+from crcbook.hessian import margin_hessian
 from crcbook.training import METHODS
 
 GPU = torch.device("cuda", 0)
@@ -89,7 +95,7 @@ class Elsewhere(TorchFunctionMode):
         marks = {is_elsewhere(t) for t in tensors if t.dim() or name in STRICT or is_elsewhere(t)}
         if len(marks) > 1 and name not in FREE:
             raise RuntimeError(f"{name} mixes devices")
-        if True in marks and name in ("numpy", "__array__"):
+        if True in marks and name in ("numpy", "__array__") and not kwargs.get("force"):
             raise TypeError("only the CPU's tensors become arrays")
 
 
@@ -152,6 +158,43 @@ def test_trainings_too_and_their_checkpoints(elsewhere, digits, method, tmp_path
     for _ in range(2):  # the second one resumes
         crc.train(elsewhere, data, recipe, validation, tmp_path, resume=True)
     assert crc.load_model(tmp_path).to("cuda")[1].weight.device == GPU
+
+
+def test_helpers_of_the_chapters_too(elsewhere, digits):
+    x, y = digits.test.x[:2], digits.test.y[:2]
+    assert margin_hessian(elsewhere, x, 0, 1).device == GPU
+    found = widgets.dual_at(elsewhere, x[0].flatten(), 0.0)
+    found = [found.point, widgets.spectrum_at(elsewhere, x[0], 0, 1).eigenvalues]
+    found += widgets.margins_in_balls(elsewhere, x[0], 0, [0.1, 0.2]).values()
+    assert {type(part) for part in found} == {np.ndarray}
+    assert widgets.slab_radii(elsewhere, x, y, (y + 1) % 10, 2)[0].device == GPU
+    plane = crc.mlp([2, 8, 2], seed=0).to("cuda")
+    assert set(widgets.certified_regions(plane, 0.0, 0.0, (-1, 1))) >= {"global", "local + box"}
+    assert "<svg" in widgets.live_dual(plane, (-1, 1), (-1, 1)).children[-1].value
+
+
+def test_a_default_device_changes_nothing(elsewhere, digits):
+    x, y = digits.test.x[:4], digits.test.y[:4]
+    recipe, part = crc.Recipe(radius=0.3, epochs=1, batch_size=64), digits.train.take(slice(0, 64))
+    with torch.device("cuda"):
+        assert crc.certify(elsewhere, x, y).radius.device == GPU
+        assert crc.attack(elsewhere, x, y, restarts=2).distance.device == GPU
+        training, validation = split_validation(part, 16)
+        assert len(crc.train(elsewhere, training, recipe, validation)) == 1
+        assert torch.equal(crc.load("digits").train.x.cpu(), digits.train.x)
+
+
+def test_a_network_read_onto_the_cpu_is_evaluated_there(elsewhere, digits, monkeypatch):
+    """As one on Apple's GPUs is, which have no float64."""
+    there = networks._linear
+
+    def here(module, position):
+        layer = there(module, position)
+        return replace(layer, weight=layer.weight.cpu(), bias=layer.bias.cpu())
+
+    monkeypatch.setattr("crcbook.networks._linear", here)
+    columns = evaluate(elsewhere, digits.test.take(slice(0, 8)), 0.3, box=True, local=True)
+    assert columns["radius"].shape == (8,)
 
 
 @pytest.mark.parametrize("rival", [None, "crown", "lipschitz"])

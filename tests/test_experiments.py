@@ -218,6 +218,13 @@ def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
     assert epochs == [TINY.recipe.gamma, TINY.recipe.gamma, 0.1, 0.2]
     run_training(replace(TINY, start=replace(TINY, seed=1)), tmp_path / "other")
     assert len(list(tmp_path.glob("start-*"))) == 2
+    epochs.clear()
+    wanted = {
+        "tiny": TINY,
+        "tuned": replace(TINY, recipe=replace(TINY.recipe, gamma=0.1), start=TINY),
+    }
+    reproduce(wanted, tmp_path / "results", tmp_path / "runs")
+    assert epochs == [TINY.recipe.gamma] * TINY.recipe.epochs + [0.1] * TINY.recipe.epochs
 
 
 @pytest.mark.parametrize(("method", "rival"), [("crown-ibp", "crown"), ("lipschitz", "lipschitz")])

@@ -30,6 +30,12 @@ def test_a_linear_network_has_none():
     assert not margin_hessian(crc.mlp([3, 2]), torch.ones(2, 3), 0, 1).any()
 
 
+def test_classes_that_the_network_lacks_are_refused():
+    for pair in ((2, 0), (0, -1)):
+        with pytest.raises(ValueError, match=r"must be in 0\.\.1"):
+            margin_hessian(crc.mlp([3, 4, 2]), torch.ones(2, 3), *pair)
+
+
 def test_it_is_differentiable_in_the_points():
     model = crc.mlp([2, 4, 3, 2], activation="tanh").double()
     point = torch.randn(2, 2, generator=torch.Generator().manual_seed(0)).double()

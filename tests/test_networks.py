@@ -6,6 +6,7 @@ from conftest import SMOOTH, random_networks
 from hypothesis import given
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 
 import crcbook as crc
 from crcbook.networks import deepen, read_network
@@ -78,6 +79,10 @@ def test_nested_and_bias_free_models_are_read():
     [
         (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), "cannot certify the layer"),
         (nn.Sequential(nn.Conv2d(1, 1, 3), nn.Linear(4, 2)), "cannot certify the layer"),
+        (nn.Sequential(nn.Linear(4, 2), nn.Dropout()), "acts in training alone"),
+        (nn.Sequential(nn.Linear(4, 2), nn.LogSoftmax(1)), "does not change which class wins"),
+        (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)), "fold it into the Linear layer"),
+        (nn.Sequential(spectral_norm(nn.Linear(4, 2))), "remove its parametrizations"),
         (nn.Sequential(nn.Tanh(), nn.Linear(4, 2)), "expected a Linear layer before"),
         (nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Tanh()), "expected a Linear layer before"),
         (nn.Sequential(nn.Linear(4, 2), nn.Softplus()), "must end in a Linear layer"),

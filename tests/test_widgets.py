@@ -12,7 +12,6 @@ from crcbook.explorer import radius_field
 from crcbook.widgets import (
     attack_at,
     bounds_at,
-    certificate_at,
     certified_regions,
     describe,
     describe_item,
@@ -51,14 +50,14 @@ def model():
 
 
 def test_the_callback_certifies_the_point_it_is_given(model):
-    point = certificate_at(model, 0.75, 3.0)
+    point = radius_field(model, [0.75], [3.0])
     assert point.radius.item() == pytest.approx(0.5, rel=1e-6)
     assert point.predicted.item() == 0
     assert point.nearest[0, 0] == pytest.approx([0.25, 3.0], abs=1e-5)
 
 
 def test_the_description_rounds_to_the_safe_side(model):
-    text = describe(certificate_at(model, 0.74999, 0.0))
+    text = describe(radius_field(model, [0.74999], [0.0]))
     assert (
         text
         == "Certified radius 0.499 around a point of class 0: exactly the distance to the boundary."
@@ -71,18 +70,18 @@ def test_the_description_of_a_loose_certificate_names_both_bounds():
     model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
     model[1].bias.data.zero_()
     model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
-    text = describe(certificate_at(model, 0.0, 0.0))
+    text = describe(radius_field(model, [0.0], [0.0]))
     assert text.startswith("Certified radius 1.270 around a point of class 0.")
     assert 1.446 <= float(text.split()[-2]) < 1.46
 
 
 def test_a_margin_without_a_boundary_is_certain_everywhere(model):
     model[1].weight.data.zero_()
-    assert describe(certificate_at(model, 0.0, 0.0)) == "Every point of the plane is class 1."
+    assert describe(radius_field(model, [0.0], [0.0])) == "Every valid point is class 1."
 
 
 def test_the_description_does_not_promise_more_than_the_runner_up():
-    point = certificate_at(crc.mlp([2, 8, 3], seed=1), 0.1, 0.2, targets="runner-up")
+    point = radius_field(crc.mlp([2, 8, 3], seed=1), [0.1], [0.2], targets="runner-up")
     assert "against the runner-up only" in describe(point)
 
 
@@ -122,7 +121,7 @@ def test_the_choice_of_a_certificate_changes_the_ball():
     model = crc.mlp([2, 8, 2], seed=1)
     widget = live_explorer(lambda *_: model, ENDS, ENDS, certificates=WAYS)
     *_, way, _, _, text, picture = widget.children
-    lipschitz = certificate_at(model, 0.0, 0.0, method="lipschitz").radius.item()
+    lipschitz = radius_field(model, [0.0], [0.0], method="lipschitz").radius.item()
     before = text.value
     way.value = "Lipschitz"
     assert text.value != before
@@ -186,7 +185,7 @@ def test_a_wider_ball_lets_the_attack_through(digits, digits_model):
 def test_one_point_of_a_field_is_the_callbacks(model):
     grid = np.linspace(-1, 1, 5)
     field = radius_field(model, grid, grid)
-    assert certificate_at(model, grid[3], grid[1]).radius.item() == field.radius[1, 3]
+    assert radius_field(model, [grid[3]], [grid[1]]).radius.item() == field.radius[1, 3]
 
 
 @pytest.fixture
