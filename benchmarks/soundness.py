@@ -46,6 +46,7 @@ SETTINGS = {
 VERDICTS = {"verdicts": None, "verdicts, box": (0.0, 1.0)}
 BEYOND, WITHIN = 1 + 1e-6, 0.9  # of the distance of an adversary
 COSTLY = 12  # items for the settings that take an eigenvalue problem or a search for each
+JUDGED = 4  # items for verdicts, each of which takes several of these
 
 
 def random_model(shape, activation, scale, dtype, seed) -> torch.nn.Sequential:
@@ -205,7 +206,7 @@ def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, d
                     part = x[:COSTLY] if costly else x
                     add(f"{name}, {setting}", challenge(model, part, options, restarts, seed))
                 for setting, bounds in VERDICTS.items():
-                    add(f"{name}, {setting}", judge(model, x[:COSTLY], bounds, restarts, seed))
+                    add(f"{name}, {setting}", judge(model, x[:JUDGED], bounds, restarts, seed))
             seed += 1
     return totals
 
