@@ -324,15 +324,15 @@ def test_images_in_any_shape_are_flattened(digits, digits_model):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16], ids=str)
 def test_labels_are_integers_of_any_kind(dtype):
-    model = crc.mlp([4, 8, 3], seed=0)
+    model = crc.mlp([4, 8, 3], seed=0).double()
     x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
     assert torch.equal(crc.certify(model, x, y.to(dtype)).radius, crc.certify(model, x, y).radius)
 
 
 def test_no_gradient_leaves_a_certificate():
-    model, ends = crc.mlp([4, 8, 3], seed=0), (torch.full((4,), end) for end in (-9.0, 9.0))
+    model = crc.mlp([4, 8, 3], seed=0).double()
     x, y = inputs_and_predictions(model, torch.Generator().manual_seed(0))
-    box = tuple(end.requires_grad_() for end in ends)
+    box = tuple(torch.full((4,), end, requires_grad=True) for end in (-9.0, 9.0))
     found = crc.certify(model, x.requires_grad_(), y, box=box)
     assert not found.radius.requires_grad and not found.nearest.requires_grad
     assert not crc.attack(model, x, y, box=box).point.requires_grad
