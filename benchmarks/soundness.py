@@ -198,7 +198,7 @@ def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, d
                 row[key] += value
             bar.update(figures["certificates"])
 
-        while bar.n < certificates:
+        while sum(row["certificates"] for row in totals.values()) < certificates:
             cases = trained_cases(seed), thin_cases(seed), random_cases(seed)
             for name, model, x in itertools.chain(*cases):
                 for setting, options in SETTINGS.items():
