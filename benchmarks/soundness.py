@@ -25,9 +25,10 @@ from tqdm import tqdm
 import crcbook as crc
 from crcbook.attacks import boundary_points
 from crcbook.balls import Balls
+from crcbook.checks import as_box
 from crcbook.minorant import Pairs, Prover
 from crcbook.networks import read_network
-from crcbook.region import Box
+from crcbook.region import Box, clip
 from crcbook.rivals import RIVALS, rival_robust
 
 SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3],
@@ -107,7 +108,7 @@ def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, fl
     certificate = crc.certify(model, x, y, **options)
     bounds = options.get("box")
     attacked = crc.attack(model, x, y, box=bounds, restarts=restarts, seed=seed)
-    box = None if bounds is None else Box(*(torch.full_like(flat[0], end) for end in bounds))
+    box = as_box(bounds, flat)
     start = certificate.nearest
     start = torch.where(start.isnan(), attacked.point, start).nan_to_num()
     closer = boundary_points(network, flat, y, certificate.target, start, box=box)
@@ -115,8 +116,7 @@ def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, fl
         attacked.distance, (closer - flat).norm(dim=1).nan_to_num(nan=torch.inf)
     )
     points = [attacked.point, closer, certificate.nearest, *inside(network, flat, y, certificate)]
-    if box is not None:
-        points = [box.clip(point) for point in points]
+    points = [clip(box, point) for point in points]
     violations = sum(int(broken(network, flat, y, certificate.radius, p).sum()) for p in points)
     found = distance.isfinite() & (distance > 0)
     return {
@@ -133,10 +133,10 @@ def judge(model, x, bounds: tuple | None, restarts: int, seed: int) -> dict[str,
     flat = x.flatten(1).double()
     logits = network.logits(flat)
     y, second = logits.topk(2).indices.T
-    box = None if bounds is None else Box(*(torch.full_like(flat[0], end) for end in bounds))
+    box = as_box(bounds, flat)
     attacked = crc.attack(model, x, y, box=bounds, restarts=restarts, seed=seed)
-    point = flat + (1 + BEYOND) / 2 * (attacked.point - flat)  # well across the boundary
-    point = point if box is None else box.clip(point)
+    # Well across the boundary.
+    point = clip(box, flat + (1 + BEYOND) / 2 * (attacked.point - flat))
     held = broken(network, flat, y, BEYOND * attacked.distance, point).nonzero()
     figures = {"certificates": len(held) * (network.classes - 1), "violations": 0}
     figures |= {"radius": 0.0, "distance": attacked.distance[held].sum().item()}
