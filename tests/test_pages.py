@@ -24,15 +24,17 @@ CUT_OFF = """() => [...document.querySelectorAll("article mjx-container:not([dis
         return line?.width && formula.getBoundingClientRect().right > line.right + 2;
     }).map(formula => formula.textContent)"""
 
-# Full stops and commas that a line begins with, after a formula or as the end of one.
+# Full stops and commas that a line begins with, after a formula or as the end of one, and brackets
+# that it may end with, before a formula.
 STRAY = """() => [...document.querySelectorAll("article span.math")].filter(formula => {
     const next = formula.nextSibling, range = document.createRange();
+    const end = formula.querySelector("mjx-math > mjx-mtext:last-child");
+    if (/\\($/.test(formula.previousSibling?.data)) return true;
     if (/^[.,;:!?)]/.test(next?.data)) {
         range.setStart(next, 0);
         range.setEnd(next, 1);
-    } else if (formula.querySelector("mjx-mtext")) {
-        range.selectNode([...formula.querySelectorAll("mjx-mtext")].pop());
-    } else return false;
+    } else if (end) range.selectNode(end);
+    else return false;
     const line = formula.closest("p, li, dd")?.getBoundingClientRect();
     return line && range.getBoundingClientRect().left < line.left + 2;
 }).map(formula => formula.textContent)"""

@@ -67,11 +67,12 @@ def mend_bibliography(app, pagename, templatename, context, doctree):
         context["body"] = context.get("body", "").replace(role, "")
 
 
-def keep_punctuation(app, pagename, templatename, context, doctree):
-    """Take what follows a formula into it: a browser would break the line between them."""
-    context["body"] = re.sub(
-        r"\\\)</span>([.,;:!?)]+)", r"\\text{\1}\\)</span>", context.get("body", "")
-    )
+def keep_together(app, pagename, templatename, context, doctree):
+    """Tie what touches a formula, and percent signs: a browser would break the line."""
+    body = context.get("body", "")
+    body = re.sub(r"\((<span class=\"math[^>]*>\\\()", r"\1\\text{(}", body)
+    body = re.sub(r"\\\)</span>([.,;:!?)]+)", r"\\text{\1}\\)</span>", body)
+    context["body"] = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", body)
 
 
 def copy_assets(app, error):
@@ -90,7 +91,7 @@ def setup(app):
     app.connect("html-page-context", drop_thebe)
     app.connect("html-page-context", describe)
     app.connect("html-page-context", mend_bibliography)
-    app.connect("html-page-context", keep_punctuation)
+    app.connect("html-page-context", keep_together)
     app.connect("build-finished", copy_assets)
     app.add_css_file("pages.css")
     return {
