@@ -1,5 +1,6 @@
 """Each page of the built book in a browser whose every request beyond this machine fails a test."""
 
+import json
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlparse
@@ -130,6 +131,16 @@ def test_every_page_is_whole_without_a_network(open_page, name, theme, width):
     assert page.evaluate(CUT_OFF) == []
     assert page.evaluate(STRAY) == []
     assert page.evaluate("document.documentElement.dataset.theme") == theme
+
+
+@pytest.mark.parametrize("path", sorted(book.ROOT.glob("book/*.ipynb")), ids=lambda path: path.stem)
+def test_a_page_prints_what_its_notebook_keeps(open_page, path):
+    cells = json.loads(path.read_text())["cells"]
+    kept = [output for cell in cells for output in cell.get("outputs", [])]
+    texts = ["".join(o["text"] if "text" in o else o["data"]["text/plain"]) for o in kept]
+    page = open_page(f"book/{path.stem}")
+    shown = [text.strip() for text in page.locator(".cell_output pre").all_text_contents()]
+    assert [text for text in texts if text.strip() not in shown] == []
 
 
 # Each theme and each width once; axe takes seconds on a long page.

@@ -7,10 +7,12 @@ what it is about to search engines and to whoever previews a link to it.
 import html
 import os
 import re
+from functools import partialmethod
 from pathlib import Path
 
 import plotly
 from docutils import nodes
+from nbclient import NotebookClient
 from sphinx.util.fileutil import copy_asset
 
 HERE = Path(__file__).parent
@@ -72,7 +74,11 @@ def keep_together(app, pagename, templatename, context, doctree):
     body = context.get("body", "")
     body = re.sub(r"\((<span class=\"math[^>]*>\\\()", r"\1\\text{(}", body)
     body = re.sub(r"\\\)</span>([.,;:!?)]+)", r"\\text{\1}\\)</span>", body)
-    context["body"] = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", body)
+    printed = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
+    context["body"] = "".join(
+        part if printed.match(part) else re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", part)
+        for part in printed.split(body)
+    )
 
 
 def copy_assets(app, error):
@@ -86,6 +92,8 @@ def setup(app):
     """Register the hooks; tell ``crcbook.plots.show`` where it draws."""
     # The kernels that execute the chapters inherit it.
     os.environ["CRCBOOK_BUILD"] = "1"
+    # What a cell prints may arrive in pieces, and the builder would begin a line with each.
+    NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)
     app.connect("html-page-context", add_plotly)
     app.connect("html-page-context", drop_dead_launch_buttons, priority=900)
     app.connect("html-page-context", drop_thebe)
