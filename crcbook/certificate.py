@@ -320,7 +320,7 @@ class _Problem:
         return _Images(*(torch.cat(column) for column in columns))
 
     def _look_at(self, x: Tensor, y: Tensor) -> "_Images":
-        logits, z, units = self.prover.network.logits_and_units(x)
+        logits, z, slopes = self.prover.network.logits_and_slopes(x)
         others = logits.scatter(1, y[:, None], -torch.inf)
         others = torch.where(others.isnan(), torch.inf, others)
         order = others.argsort(dim=1, descending=True, stable=True)
@@ -330,7 +330,7 @@ class _Problem:
         order = order if self.targets == "all" else order[:, :1]
         z_error = self.prover.rounding.preactivation_errors(x.norm(dim=1))
         return _Images(
-            x, y, order, correct, *self.prover.glance(x, y, order, logits, units), z,
+            x, y, order, correct, *self.prover.glance(x, y, order, logits, slopes), z,
             z_error[0] if z_error else torch.zeros_like(x[:, 0]),
         )  # fmt: skip
 

@@ -15,7 +15,6 @@ dual of Singla & Feizi (2020), Theorem 1 (radius) and Theorem 2 (fixed radius). 
 (:mod:`crcbook.search`); nothing rests on whether it converged, nor on the precision it ran in.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +25,10 @@ from crcbook.curvature import downward_curvature
 from crcbook.networks import Network, remembered
 from crcbook.region import Box, Room
 from crcbook.rounding import RoundingModel
-from crcbook.spectral import NormSketch
+from crcbook.spectral import NormSketch, Remainder
 
+_FEW_CLASSES = 16  # whose pairs' remainders are prepared
+_ALIKE = 64  # left singular vectors
 _LEAST_SHRINK = 0.3  # near the end of the sketch, where its coordinates mean little
 # The bound is flat at the best multiplier: half the digits of the precision are enough.
 _BISECTIONS = {torch.float32: 12, torch.float64: 28}
@@ -268,6 +269,8 @@ class Prover:
         network: the float64 network.
         rounding: its error bounds.
         sketch: of the first layer's weight; None where it would save nothing.
+        remainder: what the sketch leaves out of the gradients of margins, a row a pair of classes,
+            in the precision ``quick``; None unless there is one hidden layer and few classes.
         quick: the precision of products whose digits hardly count: float32 where it is to be
             trusted.
     """
@@ -275,6 +278,7 @@ class Prover:
     network: Network
     rounding: RoundingModel
     sketch: NormSketch | None
+    remainder: Remainder | None
     quick: torch.dtype
 
     @classmethod
@@ -288,10 +292,12 @@ class Prover:
             The prover.
         """
         quick = torch.float32 if single_sums_hold(network.device) else torch.float64
-        return cls(network, RoundingModel.of(network), _sketch(network), quick)
+        remainder = _remainder(network)
+        remainder = None if remainder is None else remainder.to(quick)
+        return cls(network, RoundingModel.of(network), _sketch(network), remainder, quick)
 
     def glance(
-        self, x: Tensor, label: Tensor, target: Tensor, logits: Tensor, units: Callable[..., Tensor]
+        self, x: Tensor, label: Tensor, target: Tensor, logits: Tensor, slopes: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""The values and bounds of the slopes of the minorants at c = x_0, for little.
 
@@ -303,7 +309,7 @@ class Prover:
             label: ``(batch,)`` classes.
             target: ``(batch, count)`` classes.
             logits: ``(batch, classes)``, as computed.
-            units: gradients of margins, from :meth:`Network.logits_and_units`.
+            slopes: of every hidden layer, from :meth:`Network.logits_and_slopes`.
 
         Returns:
             ``(batch, count)`` values q, rounded down, and slopes, rounded upward, and
@@ -321,10 +327,15 @@ class Prover:
         value_error, slope_error = self.rounding.errors(x.norm(dim=1, keepdim=True), norm, size)
         lost = value_error + 8 * UNIT * (own.abs() + other.abs()) + deviation
         if self.sketch is not None:
-            way, slope = self.sketch.norms(units(label, target, self.quick))
+            rest = torch.inf
+            if self.remainder is not None:
+                rest = self.remainder.norms(slopes[0].to(self.quick))
+                rest = rest.gather(1, _place(label[:, None], target, self.network.classes))
+            units = self.network.units(slopes, label, target, self.quick)
+            way, slope = self.sketch.norms(units, rest)
             way = way.float() / self.sketch.shrink.float().clamp(min=_LEAST_SHRINK)
         else:
-            gradient = units(label, target, x.dtype)
+            gradient = self.network.units(slopes, label, target, x.dtype)
             if len(self.network.layers) > 1:
                 gradient = gradient @ self.network.layers[0].weight
             slope = gradient.norm(dim=2) * (1 + gamma(gradient.shape[2] + 4)) + TINY_NORM
@@ -432,3 +443,22 @@ class Prover:
 @remembered
 def _sketch(network: Network) -> NormSketch | None:
     return NormSketch.of(network.layers[0].weight) if len(network.layers) > 1 else None
+
+
+@remembered
+def _remainder(network: Network) -> Remainder | None:
+    sketch, (first, *rest) = _sketch(network), network.layers
+    if sketch is None or len(rest) > 1 or network.classes > _FEW_CLASSES:
+        return None
+    # Slopes follow the preactivations, which move along the left singular vectors.
+    alike = torch.ones_like(first.bias), first.activation.slope(first.bias)
+    near = torch.cat([torch.stack(alike, dim=1), sketch.image[:, -_ALIKE:]], dim=1)
+    classes = torch.arange(network.classes, device=network.device)
+    rows = network.margin_weights(*torch.combinations(classes).T)
+    return Remainder.of(first.weight, sketch, rows, near)
+
+
+def _place(label: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Where pairs of different classes are among all, in whichever order."""
+    low, high = label.minimum(target), label.maximum(target)
+    return low * (2 * classes - low - 1) // 2 + high - low - 1

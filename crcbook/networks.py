@@ -301,30 +301,39 @@ class Network:
         offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
         return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
 
-    def logits_and_units(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
-        """The logits, and what gives gradients of margins in the first layer's preactivations.
+    def logits_and_slopes(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The logits, and what gradients are made of.
 
         Args:
             x: ``(batch, n)``.
 
         Returns:
-            ``(batch, classes)`` logits, ``(batch, width)`` preactivations of the first layer, and a
-            function of ``(batch,)`` classes, of ``(batch, count)`` classes whose logits to
-            subtract, and of a dtype to round to, that returns ``(batch, count, width)`` gradients.
-            Where there is no hidden layer, inputs take the place of the preactivations.
+            ``(batch, classes)`` logits, ``(batch, width)`` preactivations of the first layer (the
+            inputs where there is no hidden layer), and every hidden layer's slopes.
         """
         z = self.first(x)
         x, slopes = self.forward(z)
-        last = self.layers[-1]
+        return torch.addmm(self.layers[-1].bias, x, self.layers[-1].weight.T), z, slopes
 
-        def units(label: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-            *pairs, place = self.distinct_pairs(label[:, None], target)
-            rows = self.margin_weights(*pairs)
-            if len(slopes) == 1:  # products only: they can as well be rounded first
-                return rows.to(dtype)[place].mul_(slopes[0].to(dtype)[:, None])
-            return self.backward(rows[place], [slope[:, None] for slope in slopes]).to(dtype)
+    def units(
+        self, slopes: list[Tensor], label: Tensor, target: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Gradients of margins in the first layer's preactivations.
 
-        return torch.addmm(last.bias, x, last.weight.T), z, units
+        Args:
+            slopes: those of :meth:`logits_and_slopes`.
+            label: ``(batch,)`` classes.
+            target: ``(batch, count)`` classes whose logits to subtract.
+            dtype: what to round to.
+
+        Returns:
+            ``(batch, count, width)``; gradients in the inputs where there is no hidden layer.
+        """
+        *pairs, place = self.distinct_pairs(label[:, None], target)
+        rows = self.margin_weights(*pairs)
+        if len(slopes) == 1:  # products only: they can as well be rounded first
+            return rows.to(dtype)[place].mul_(slopes[0].to(dtype)[:, None])
+        return self.backward(rows[place], [slope[:, None] for slope in slopes]).to(dtype)
 
     def first(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """The preactivations of the first layer; the input where there is no hidden layer.

@@ -6,7 +6,7 @@ proves: if :math:`sI - A^TA` has a factorisation, s bounds every eigenvalue of :
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class NormSketch:
         rest = float(top_eigenvalue_bound(rows, signs))
         return cls(factor, rest, basis, spectral_norm_bound(basis), image, shrink)
 
-    def norms(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def norms(self, v: Tensor, rest: Tensor | float = torch.inf) -> tuple[Tensor, Tensor]:
         r"""Rows times P, and bounds of the norms of the rows times W.
 
         With :math:`\gamma` for the precision of v, the product errs by at most
@@ -105,6 +105,8 @@ class NormSketch:
         Args:
             v: ``(..., outputs)``, float64, or float32 whose entries may each be off by a few
                 roundings.
+            rest: ``(...)`` float64 bounds of :math:`(\|vW\|^2 - \|vP\|^2)^{1/2}`, as from a
+                :class:`Remainder`, where they may be below :math:`\sqrt\tau\|v\|`.
 
         Returns:
             ``(..., rank)`` rows times P in v's precision, and ``(...)`` float64 bounds, infinite
@@ -115,9 +117,117 @@ class NormSketch:
         size, image = float(self.factor.norm()), v @ self.factor.to(v.dtype)
         main, length = (row.norm(dim=-1).double() * (1 + terms) for row in (image, v))
         main = main + (terms * size + tiny) * length
-        bound = (main.square() + self.rest * length.square()).sqrt()
+        rest = (self.rest**0.5 * length).fmin(torch.as_tensor(rest).to(length))
+        bound = (main.square() + rest.square()).sqrt()
         bound = bound + tiny_norm * (1 + size + self.rest**0.5)
         return image, (bound * OUTWARD).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+@dataclass(frozen=True)
+class Remainder:
+    r"""What a sketch leaves out of :math:`\|(w \odot s)W\|`, for a few rows w and many s.
+
+    Let :math:`-\varepsilon I \preceq M \preceq \tau I` for :math:`M = WW^T - PP^T`. Few s come
+    near the bound :math:`\sqrt\tau\|w \odot s\|`. But M is known, and where s is close to a
+    combination Uc of a few fixed vectors, the triangle inequality leaves little to that bound:
+
+    .. math:: \sqrt{(w \odot s) M (w \odot s)^T} \le
+       \sqrt{c^TKc + \varepsilon\|w \odot Uc\|^2} +
+       \sqrt{\tau+\varepsilon}\,\|w \odot (s - Uc)\|, \qquad
+       K = U^T\mathrm{diag}(w) M\,\mathrm{diag}(w)U,
+
+    with one small matrix K a row. Any c will do, such as :math:`U^Ts` with its rounding. Rows are
+    kept with a largest entry of 1, so that single precision holds their squares.
+
+    Attributes:
+        basis: ``(outputs, size)`` U, of numbers that float32 holds.
+        forms: ``(size, rows * size)`` the K, one beside the other.
+        squares: ``(rows, outputs)`` squares of the entries of w.
+        scales: ``(rows,)`` float64, what the rows were divided by.
+        sizes: ``(rows,)`` float64, the Frobenius norms of K.
+        slack: a bound of the norms of what K errs by, with what :math:`\varepsilon` adds.
+        root: :math:`\sqrt{\tau+\varepsilon}`.
+    """
+
+    basis: Tensor
+    forms: Tensor
+    squares: Tensor
+    scales: Tensor
+    sizes: Tensor
+    slack: float
+    root: float
+
+    @classmethod
+    def of(cls, weight: Tensor, sketch: NormSketch, rows: Tensor, near: Tensor) -> "Remainder":
+        r"""Prepare the matrices of some rows.
+
+        With :math:`B = (W, P)`, K errs by at most :math:`\gamma\|B\|_F^2\|U\|_F^2` in norm.
+
+        Args:
+            weight: ``(outputs, inputs)`` float64, W.
+            sketch: its sketch.
+            rows: ``(rows, outputs)`` float64, w.
+            near: ``(outputs, size)`` float64, vectors that combine to something like the s.
+
+        Returns:
+            The remainder.
+        """
+        both = torch.cat([weight, sketch.factor], dim=1)
+        signs = torch.ones_like(both[:1])
+        signs[:, weight.shape[1] :] = -1
+        below = float(top_eigenvalue_bound(both.T, -signs))
+        basis = torch.linalg.qr(near).Q.float().double()
+        scales = rows.abs().amax(1)
+        rows = rows / scales.clamp(min=torch.finfo(rows.dtype).tiny)[:, None]
+        images = ((row[:, None] * basis).T @ both for row in rows)
+        forms = torch.stack([image * signs @ image.T for image in images])
+        size, terms = float(basis.square().sum()), gamma(2 * sum(both.shape) + 32)
+        slack = (terms * float(both.square().sum()) + below) * size * OUTWARD
+        root = (sketch.rest + below) ** 0.5 * OUTWARD
+        norms, forms = forms.flatten(1).norm(dim=1), torch.cat(tuple(forms), dim=1)
+        return cls(basis, forms, rows.square(), scales, norms, slack, root)
+
+    def to(self, dtype: torch.dtype) -> "Remainder":
+        """The same remainder for vectors of another precision.
+
+        Args:
+            dtype: float64 or float32.
+
+        Returns:
+            The remainder.
+        """
+        rounded = {name: getattr(self, name).to(dtype) for name in ("basis", "forms", "squares")}
+        return replace(self, **rounded)
+
+    def norms(self, s: Tensor) -> Tensor:
+        r"""Bounds of :math:`((w \odot s)M(w \odot s)^T)^{1/2}`.
+
+        With :math:`\gamma` for the precision of s, :math:`s - Uc` errs by
+        :math:`\gamma(\|s\| + \|U\|_F\|c\|)`, the rounding of s included, the sums of its weighted
+        squares by :math:`\gamma` times themselves, and :math:`c^TKc` by
+        :math:`\gamma\|K\|_F\|c\|^2`, the rounding of K included.
+
+        Args:
+            s: ``(batch, outputs)`` of this remainder's precision, its entries rounded to it.
+
+        Returns:
+            ``(batch, rows)`` float64; infinite or NaN where something overflows.
+        """
+        unit, _, tiny_norm = _DOUBLE if s.dtype == torch.float64 else _SINGLE
+        outputs, size = self.basis.shape
+        terms, more = gamma(size + 8, unit), 1 + gamma(outputs + 16, unit)
+        c = s @ self.basis
+        left = s - c @ self.basis.T
+        form = ((c @ self.forms).unflatten(1, (-1, size)) * c[:, None]).sum(2).double()
+        form = torch.where(form.isfinite(), form.clamp(min=0), torch.inf)
+        length, total = (
+            row.norm(dim=1, keepdim=True).double() * more + tiny_norm for row in (c, s)
+        )
+        near = (form + (2 * terms * self.sizes + self.slack) * length.square()).sqrt()
+        far = (left.square() @ self.squares.T).double().sqrt() * more
+        far = far + terms * (total + float(self.basis.norm()) * length)
+        tiny = tiny_norm * (1 + length + self.root)
+        return (near + self.root * far + tiny) * self.scales * OUTWARD
 
 
 def top_eigenvalue_bound(weight: Tensor, diagonal: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """Quadratics below margins: every rounding is subtracted, judged in 60 digits where sums cancel."""
 
+from dataclasses import replace
+
 import mpmath
+import pytest
 import torch
 from conftest import evaluate_exactly
 from hypothesis import given
@@ -67,13 +70,46 @@ def test_minorants_lose_no_rounding(case):
 def test_a_glance_loses_no_rounding(case):
     prover, x0, _, _ = case
     label, target = same(4, 0), torch.tensor([[1, 2]]).expand(4, 2)
-    logits, _, units = prover.network.logits_and_units(x0)
-    value, slope, _ = (part.tolist() for part in prover.glance(x0, label, target, logits, units))
+    logits, _, slopes = prover.network.logits_and_slopes(x0)
+    value, slope, _ = (part.tolist() for part in prover.glance(x0, label, target, logits, slopes))
     with mpmath.workdps(60):
         for i in range(4):
             for column in (0, 1):
                 f, g = evaluate_exactly(prover.network, x0[i], 0, column + 1)
                 assert value[i][column] <= f and mpmath.norm(g) <= slope[i][column]
+
+
+def sketched(sizes, activation="softplus"):
+    """The prover of a network whose first layer has a few large singular values."""
+    model = crc.mlp(sizes, activation, seed=0).double()
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, generator=generator) for size in ((60, 4), (4, 40)))
+    model[1].weight.data.mul_(0.5).add_(0.2 * left @ right)
+    return Prover.of(read_network(model))
+
+
+@pytest.mark.parametrize("activation", crc.ACTIVATIONS)
+def test_a_glance_bounds_gradients_and_better_where_it_knows_the_slopes(activation):
+    prover = sketched([40, 60, 5], activation)
+    generator = torch.Generator().manual_seed(1)
+    x = 0.3 * torch.randn(30, 40, generator=generator, dtype=torch.float64)
+    label = torch.arange(30) % 5
+    target = torch.stack([(label + shift) % 5 for shift in (1, 2, 3, 4)], dim=1)
+    logits, _, slopes = prover.network.logits_and_slopes(x)
+    knowing, not_knowing = (
+        which.glance(x, label, target, logits, slopes)[1]
+        for which in (prover, replace(prover, remainder=None))
+    )
+    for column in range(4):
+        _, gradient = prover.network.margin_and_gradient(x, label, target[:, column])
+        assert (knowing[:, column] >= gradient.norm(dim=1)).all()
+    assert (knowing <= not_knowing).all() and (knowing < 0.97 * not_knowing).any()
+
+
+@pytest.mark.parametrize("sizes", [[40, 60, 50, 5], [40, 60, 17]], ids=str)
+def test_a_glance_knows_the_slopes_only_where_that_is_cheap(sizes):
+    prover = sketched(sizes)
+    assert prover.sketch is not None and prover.remainder is None
 
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.3, 5.0]), st.sampled_from([0.1, 1, 9]))
