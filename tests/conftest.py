@@ -59,6 +59,17 @@ def every_pair(classes, y):
     return item, y[item], target[target != y[:, None]]
 
 
+def thin_model(sizes, activation, scale, seed, rest=0.05):
+    """A network whose first layer has few directions that count, and its generator."""
+    model = crc.mlp(sizes, activation, seed=seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    tall, wide = (torch.randn(*shape, generator=generator, dtype=torch.float64)
+                  for shape in ((sizes[1], 2), (2, sizes[0])))  # fmt: skip
+    with torch.no_grad():
+        model[1].weight.mul_(rest).add_(tall @ wide / sizes[0] ** 0.5).mul_(scale)
+    return model, generator
+
+
 def evaluate_exactly(network, x, label, target):
     """The margin and its gradient at one point, in mpmath's precision."""
     value = EXACT[network.layers[0].activation.name]

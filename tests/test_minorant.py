@@ -5,7 +5,7 @@ from dataclasses import replace
 import mpmath
 import pytest
 import torch
-from conftest import evaluate_exactly
+from conftest import evaluate_exactly, thin_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,19 +79,10 @@ def test_a_glance_loses_no_rounding(case):
                 assert value[i][column] <= f and mpmath.norm(g) <= slope[i][column]
 
 
-def sketched(sizes, activation="softplus"):
-    """The prover of a network whose first layer has a few large singular values."""
-    model = crc.mlp(sizes, activation, seed=0).double()
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(size, generator=generator) for size in ((60, 4), (4, 40)))
-    model[1].weight.data.mul_(0.5).add_(0.2 * left @ right)
-    return Prover.of(read_network(model))
-
-
 @pytest.mark.parametrize("activation", crc.ACTIVATIONS)
 def test_a_glance_bounds_gradients_and_better_where_it_knows_the_slopes(activation):
-    prover = sketched([40, 60, 5], activation)
-    generator = torch.Generator().manual_seed(1)
+    model, generator = thin_model([40, 60, 5], activation, 1.0, 0, rest=0.5)
+    prover = Prover.of(read_network(model))
     x = 0.3 * torch.randn(30, 40, generator=generator, dtype=torch.float64)
     label = torch.arange(30) % 5
     target = torch.stack([(label + shift) % 5 for shift in (1, 2, 3, 4)], dim=1)
@@ -108,7 +99,8 @@ def test_a_glance_bounds_gradients_and_better_where_it_knows_the_slopes(activati
 
 @pytest.mark.parametrize("sizes", [[40, 60, 50, 5], [40, 60, 17]], ids=str)
 def test_a_glance_knows_the_slopes_only_where_that_is_cheap(sizes):
-    prover = sketched(sizes)
+    model, _ = thin_model(sizes, "softplus", 1.0, 0)
+    prover = Prover.of(read_network(model))
     assert prover.sketch is not None and prover.remainder is None
 
 

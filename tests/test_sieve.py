@@ -3,7 +3,7 @@
 import mpmath
 import pytest
 import torch
-from conftest import ROWS, evaluate_exactly
+from conftest import ROWS, evaluate_exactly, thin_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,17 +16,6 @@ from crcbook.networks import read_network
 from crcbook.sieve import Margins, Sieve
 
 GRID = torch.linspace(-90, 90, 60_001)
-
-
-def thin_model(sizes, activation, scale, seed):
-    """A network whose first layer has few directions that count, and its generator."""
-    model = crc.mlp(sizes, activation, seed=seed).double()
-    generator = torch.Generator().manual_seed(seed)
-    tall, wide = (torch.randn(*shape, generator=generator, dtype=torch.float64)
-                  for shape in ((sizes[1], 2), (2, sizes[0])))  # fmt: skip
-    with torch.no_grad():
-        model[1].weight.mul_(0.05).add_(tall @ wide / sizes[0] ** 0.5).mul_(scale)
-    return model, generator
 
 
 def margins_of(prover, x, label, target, curvature, limit):
