@@ -4,7 +4,7 @@ Random and trained networks of 2 to 5 layers, every activation, weights of many 
 and float64, with and without a box, with global and local curvature, by every method: each
 certified radius is attacked from the input, from random points and from the certificate's nearest
 point, and along every class's gradient. A violation is a point inside a certified ball whose
-margin, less the rounding error of its float64 evaluation, is not positive.
+margin, the rounding error of its float64 evaluation added, is not positive.
 
 Verdicts are asked for balls that just hold an adversary, and every one of them that calls the
 network robust is a violation: of ``verify``, of the rivals, and of what ``verify`` would prove
@@ -159,7 +159,7 @@ def unlooked(network, x, y, radius: float, box: Box | None) -> torch.Tensor:
     targets = torch.arange(network.classes)[None]
     targets = targets[targets != y[:, None]][None]
     nothing = torch.full(targets.shape, -1e-300, dtype=torch.float64)
-    radii, rough = torch.full_like(x[:, 0], radius), network.to(torch.float32)
+    radii, rough = torch.full_like(x[:, 0], radius), network.rough
     balls = Balls(Prover.of(network), rough, x, y, targets, radii, nothing, radius, box)
     return (balls.raised() > 0).all(1)
 

@@ -60,11 +60,12 @@ class Acceleration:
         older = self.changes[1][1]
         cross, older_square = (newest * older).sum(1), (older * older).sum(1)
         older_along = (older * self.move).sum(1)
-        volume = square * older_square - cross * cross
-        two = volume > _PARALLEL * square * older_square
-        first = (older_square * along - cross * older_along) / volume
-        second = (square * older_along - cross * along) / volume
-        return [torch.where(two, first, along / square), torch.where(two, second, 0.0)]
+        # In ratios: products of squares leave the range of float32.
+        first, second = along / square, older_along / older_square
+        over, under = cross / square, cross / older_square
+        rest = 1 - over * under
+        two, (both, more) = rest > _PARALLEL, (first - over * second, second - under * first)
+        return [torch.where(two, both / rest, first), torch.where(two, more / rest, 0.0)]
 
     def take(self, index: Tensor) -> "Acceleration":
         """Some of the iterations.

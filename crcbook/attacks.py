@@ -1,7 +1,7 @@
 """l2 attacks: the upper bounds that keep certificates honest.
 
-Each attack takes every other class as its target, in float64, and reports what it found, never
-what it did not: a failed attack proves nothing.
+Each attack takes every other class as its target and reports what it found, never what it did not:
+a failed attack proves nothing. Its steps are made in float32, and judged in float64.
 """
 
 from dataclasses import dataclass
@@ -188,9 +188,7 @@ def crossings(
     ray, far = network.margin_along(x, point, label, target, begin), torch.ones_like(x[:, 0])
     below = ray(far)
     missed = (~(below <= 0)).nonzero().squeeze(1)
-    if box is None:
-        far[missed], below[missed] = _beyond(ray.take(missed), far[missed])
-    elif len(missed):
+    if len(missed):
         few = x[missed], point[missed], label[missed], target[missed]
         point[missed] = _first_outside(network, *few, box, _REACHES)
         ray = network.margin_along(x, point, label, target, begin)
@@ -200,7 +198,7 @@ def crossings(
 
 def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
     """The nearest adversarial points of some steps, or where they ended."""
-    exact, dtype = x.dtype, network.layers[0].weight.dtype
+    exact, dtype = x.dtype, network.dtype
     room = None if box is None else box.room(x).to(dtype)
     x, point = x.to(dtype), point.to(dtype)
     best = torch.full_like(x, torch.nan)
@@ -224,25 +222,6 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
 def _finite(way: Tensor) -> Tensor:
     """No way at all where one has no length that is finite, as where a gradient vanishes."""
     return torch.where(way.norm(dim=1, keepdim=True).isfinite(), way, 0.0)
-
-
-def _beyond(ray: MarginAlong, far: Tensor) -> tuple[Tensor, Tensor]:
-    """The first adversarial fractions beyond the ends of segments, and the margins there.
-
-    NaN where there is none.
-    """
-    found, below = torch.full_like(far, torch.nan), torch.full_like(far, torch.nan)
-    todo = torch.arange(len(far), device=far.device)
-    for reach in _REACHES:
-        if not len(todo):
-            break
-        end = reach * far[todo]
-        margin = ray(end)
-        adversarial = margin <= 0
-        found[todo[adversarial]], below[todo[adversarial]] = end[adversarial], margin[adversarial]
-        left = (~adversarial).nonzero().squeeze(1)
-        todo, ray = todo[left], ray.take(left)
-    return found, below
 
 
 def _first_outside(network: Network, x, point, label, target, box: Box | None, reaches) -> Tensor:
@@ -306,7 +285,7 @@ def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
     classes = torch.arange(network.classes, device=x.device).expand(len(x), -1)
     target = classes[classes != y[:, None]]
     clean = smallest_margin(network, x, y)
-    rough = network.to(torch.float32)
+    rough = network.rough
     best, score = x, clean
     if radius is None:
         best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
@@ -356,7 +335,7 @@ def descend(
         ``(pairs, n)`` points of the balls and ``(pairs,)`` margins there.
     """
     rough = rough or network
-    dtype = rough.layers[0].weight.dtype
+    dtype = rough.dtype
     room = None if box is None else box.room(x).to(dtype)
     centre, delta = x.to(dtype), (start - x).to(dtype)
     best, lowest = torch.zeros_like(delta), torch.full_like(delta[:, 0], torch.inf)

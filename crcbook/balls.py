@@ -182,7 +182,7 @@ class Balls:
                 break
         else:
             return
-        single = x[None].to(torch.float32), label[None], self.targets[ball, column][None]
+        single = x[None].to(self.rough.dtype), label[None], self.targets[ball, column][None]
         _, gradient = self.rough.margin_and_gradient(*single)
         bend = place.curvature(label, self.targets[ball, column])
         if bend * radius > _BENT * gradient.norm():

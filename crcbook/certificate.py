@@ -189,7 +189,7 @@ class _Problem:
         y = as_classes("y", y, network, batch=len(x))
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
-        prover, rough = Prover.of(network), network.to(torch.float32)
+        prover, rough = Prover.of(network), network.rough
         sieve = Sieve.of(prover)
         if curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, single_sums_hold
 from crcbook.curvature import downward_curvature
@@ -214,7 +215,7 @@ class Minorant:
         """
         if self.room is None:
             finite = torch.where(radius.isfinite(), radius, 0.0)
-            return finite[:, None] * torch.nn.functional.normalize(self.direction, dim=1)
+            return finite[:, None] * normalize(self.direction, dim=1, eps=TINY)
         return self._displacement(self._multiplier(radius, fixed=False))
 
     def _radius_in_box(self, plain: Tensor) -> Tensor:
@@ -313,7 +314,7 @@ class Prover:
 
         Returns:
             ``(batch, count)`` values q, rounded down, and slopes, rounded upward, and
-            ``(batch, count, rank)`` float32 gradients along the sketch's basis; rank 0 where
+            ``(batch, count, rank)`` gradients along the sketch's basis, in float32; rank 0 where
             there is none.
         """
         own, other = logits.gather(1, label[:, None]), logits.gather(1, target)

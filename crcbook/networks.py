@@ -30,6 +30,7 @@ _ADVICE = {  # what to do about layers that are no activations
     (nn.Softmax, nn.LogSoftmax): "leave it out: it does not change which class wins",
     nn.BatchNorm1d: "fold it into the Linear layer beside it",
 }
+_LARGE = 1e12  # beyond it, or below its inverse, float32 would not do for a search
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
 
 
@@ -169,8 +170,20 @@ class Network:
         """Where the weights are."""
         return self.layers[0].weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.layers[0].weight.dtype
+
+    @property
+    def rough(self) -> "Network":
+        """The same network for searches that need no proof: in float32, if that holds its sizes."""
+        sizes = [float(layer.weight.abs().max()) for layer in self.layers]
+        fits = all(size == 0 or 1 / _LARGE < size < _LARGE for size in sizes)
+        return self.to(torch.float32) if fits else self
+
     def to(self, dtype: torch.dtype) -> "Network":
-        """The same network with rounded weights, for searches that need no proof.
+        """The same network with rounded weights.
 
         Args:
             dtype: a floating-point dtype.

@@ -98,7 +98,8 @@ def worst_points(
         if box:  # what the walls would stop takes no part in a step
             stopped = ((x + delta <= 0) & (gradient < 0)) | ((x + delta >= 1) & (gradient > 0))
             gradient = gradient.masked_fill(stopped, 0.0)
-        delta = delta + 2.5 * radius / steps * normalize(gradient, dim=1)
+        way = normalize(gradient, dim=1, eps=torch.finfo(x.dtype).tiny)
+        delta = delta + 2.5 * radius / steps * way
         if box:
             delta = (x + delta).clamp(0, 1) - x
         delta = delta * (radius / delta.norm(dim=1, keepdim=True)).clamp(max=1)

@@ -20,11 +20,11 @@ class RoundingModel:
     A vector of norms is carried through the layers. If :math:`\hat a` is within
     :math:`\epsilon` of :math:`a`, the computed :math:`\hat z` is within
     :math:`e_z = \|W\|\epsilon + \gamma_{n+2}(\|W\|_F\|\hat a\| + \|b\|)` of z, and the computed
-    activation within :math:`g e_z + \tau(g(\|z\| + e_z) + \sqrt{h}|\sigma(0)|)` of its own, where
-    :math:`\tau` is ``ROUNDING``. No input counts as shorter than ``TINY_NORM``, for underflow.
-    Backwards, a vector v within :math:`\eta` of its true value
-    becomes :math:`v \odot \sigma'(\hat z)` within :math:`g\eta + \|v\|(h e_z + \tau g)`, and the
-    product with :math:`W^T` adds :math:`\gamma_{h+2}\|W\|_F` times its norm.
+    activation within :math:`g e_z + \tau(g(\|z\| + e_z) + \sqrt{N}|\sigma(0)|)` of its own, where
+    :math:`\tau` is ``ROUNDING`` and N the width. No input counts as shorter than ``TINY_NORM``, for
+    underflow. Backwards, a vector v within :math:`\eta` of its true value becomes
+    :math:`v \odot \sigma'(\hat z)` within :math:`g\eta + \|v\|(h e_z + \tau g)`, and the
+    product with :math:`W^T` adds :math:`\gamma_{N+2}\|W\|_F` times its norm.
 
     Attributes:
         network: the float64 network.

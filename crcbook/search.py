@@ -46,7 +46,7 @@ def search(
     Returns:
         ``(pairs, n)`` float64 points, finite, and ``(pairs,)`` guesses of the bounds there.
     """
-    dtype = network.layers[0].weight.dtype
+    dtype = network.dtype
     least, patience = (_ROUGH_GAIN, _ROUGH_PATIENCE) if rough else (_GAIN, _PATIENCE)
     pairs, point = pairs.to(dtype), start.to(dtype)
     best, points = torch.full_like(pairs.curvature, -torch.inf), point.clone()

@@ -138,7 +138,7 @@ class _Slab:
 
     def _expansion_points(self, rough: Network, curvature: Tensor) -> Tensor:
         """Points of the slabs' middles, about the best across the axis for a curvature."""
-        dtype = rough.layers[0].weight.dtype
+        dtype = rough.dtype
         pairs, axis = self.pairs.to(dtype), self.axis.to(dtype)
         along = ((self.low.clamp(min=0) + self.high) / 2).to(dtype)
         middle = pairs.x0 + along[:, None] * axis

@@ -22,6 +22,7 @@ from crcbook.arithmetic import (
 )
 
 _SLACKS = (1e-8, 1e-5, 1e-3, 1e-1)
+_LANCZOS_STEPS = 40
 _CHUNK_ELEMENTS = 2**22
 _DOUBLE = UNIT, 0.0, TINY_NORM
 _SINGLE = SINGLE_UNIT, SINGLE_TINY, SINGLE_TINY_NORM
@@ -290,7 +291,7 @@ def _exceeds_eigenvalues(shift: Tensor, gram: Tensor) -> Tensor:
     return torch.linalg.cholesky_ex(shifted).info == 0
 
 
-def _largest_eigenvalue_estimate(gram: Tensor, steps: int = 40) -> Tensor:
+def _largest_eigenvalue_estimate(gram: Tensor) -> Tensor:
     """Lanczos with full orthogonalisation, batched: close, and from below.
 
     The vector is found in single precision, which its Rayleigh quotient squares.
@@ -300,7 +301,7 @@ def _largest_eigenvalue_estimate(gram: Tensor, steps: int = 40) -> Tensor:
     drawn = {"generator": generator, "dtype": gram.dtype, "device": "cpu"}
     vector = torch.randn(gram.shape[1], **drawn).to(gram)
     basis = (vector / vector.norm()).expand(len(gram), 1, -1)
-    for _ in range(min(steps, gram.shape[1]) - 1):
+    for _ in range(min(_LANCZOS_STEPS, gram.shape[1]) - 1):
         vector = (gram * basis[:, -1, None, :]).sum(2)  # bmm is slow with one column
         size = vector.norm(dim=1, keepdim=True)
         for _ in range(2):
@@ -334,10 +335,12 @@ def top_eigenvalue_estimate(
     """
     with torch.no_grad():
         for _ in range(steps):
-            start = _image(matrices, start) * diagonal
+            image = _image(matrices, start) * diagonal
             for matrix in matrices:
-                start = start @ matrix
-            start = torch.nn.functional.normalize(start, dim=1)
+                image = image @ matrix
+            # A matrix of zeros leaves no direction; the next one may not be of zeros.
+            length = image.norm(dim=1, keepdim=True)
+            start = torch.where(length > 0, image / length, start)
     return (diagonal * _image(matrices, start) ** 2).sum(1), start
 
 

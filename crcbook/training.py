@@ -56,6 +56,7 @@ CHOICES = {
     "attack_dtype": ("float32", "bfloat16"),
     "curvature": ("global", "local"),
 }
+_PEAK = 0.3  # of the training: when the learning rate is highest
 _WORST_MARGINS = {"ibp": ibp_margins, "crown-ibp": crown_ibp_margins}
 _ESTIMATES = {
     "crt": CurvatureEstimate,
@@ -427,11 +428,11 @@ class _Trainer:
         return {names[key]: f"{shown[key]:.1%}" for key in names if key in shown}
 
 
-def _one_cycle(progress: float, peak: float = 0.3) -> float:
+def _one_cycle(progress: float) -> float:
     """A linear rise to 1 and a cosine fall to 0, over the whole training."""
-    if progress < peak:
-        return 0.04 + 0.96 * progress / peak
-    return (1 + math.cos(math.pi * (progress - peak) / (1 - peak))) / 2
+    if progress < _PEAK:
+        return 0.04 + 0.96 * progress / _PEAK
+    return (1 + math.cos(math.pi * (progress - _PEAK) / (1 - _PEAK))) / 2
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,8 +44,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from crcbook.arithmetic import OUTWARD, TINY, UNIT, gamma
+from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.curvature import SHELLS, Ranges, bend_depths, shells
 from crcbook.minorant import Prover
 from crcbook.region import Room
@@ -217,8 +218,9 @@ class Neighbourhood:
         ):
             depth = depth.clamp(min=0).cummax(0).values
             off = stray.norm(depth)
-            size = _norm_estimate(depth[-1].sqrt()[:, None] * jacobian)
-            size = (size * (depth.amax(1) / depth.amax().clamp(min=TINY)).sqrt()).clamp(min=1e-6)
+            sizes = (depth.amax(1) / depth.amax().clamp(min=TINY)).sqrt()
+            size = sizes * _norm_estimate(depth[-1].sqrt()[:, None] * jacobian)
+            size = size.clamp(min=TINY_NORM)
             grown = shares * (1 + off / size) * OUTWARD
             diagonals.append((grown[:, None] * depth).sum(0) * OUTWARD)
             constant = constant + (shares * (off.square() + off * size)).sum() * OUTWARD
@@ -291,7 +293,7 @@ def _norm_estimate(matrix: Tensor) -> Tensor:
     """A guess of a spectral norm, by power iteration."""
     vector = matrix.abs().sum(0)
     for _ in range(_POWER_STEPS):
-        vector = torch.nn.functional.normalize(matrix.T @ (matrix @ vector), dim=0)
+        vector = normalize(matrix.T @ (matrix @ vector), dim=0, eps=TINY)
     return (matrix @ vector).norm()
 
 

@@ -657,28 +657,27 @@ def _images_picture(images: Mapping[str, Tensor], alt: str) -> str:
     return svg(figure, alt)
 
 
-def describe_item(certificate: Certificate, x: Tensor, label: int, item: int = 0) -> str:
-    """Say what a certificate promises for one of its inputs, rounded to the safe side.
+def describe_item(certificate: Certificate, x: Tensor, label: int) -> str:
+    """Say what a certificate promises for its first input, rounded to the safe side.
 
     Args:
         certificate: the certificate.
         x: ``(batch, *input_shape)`` the inputs it is for.
-        label: the input's label.
-        item: the input's position.
+        label: the first one's label.
 
     Returns:
         One sentence or two.
     """
-    radius, target = certificate.radius[item].item(), certificate.target[item].item()
-    if radius == 0 and certificate.exact[item]:
+    radius, target = certificate.radius[0].item(), certificate.target[0].item()
+    if radius == 0 and certificate.exact[0]:
         return f"Label {label}, classified as {target}: there is nothing to certify."
     if np.isinf(radius):
         return f"Every valid input is classified as {label}."
     promise = f"Label {label}, certified radius {np.floor(radius * 1e3) / 1e3:.3f} (l2)"
-    promise += f", limited by class {target} (bound: {certificate.method[item]})."
-    if certificate.exact[item]:
+    promise += f", limited by class {target} (bound: {certificate.method[0]})."
+    if certificate.exact[0]:
         return f"{promise} It is exact."
-    away = (certificate.nearest[item] - x[item].flatten().to(certificate.nearest)).norm().item()
+    away = (certificate.nearest[0] - x[0].flatten().to(certificate.nearest)).norm().item()
     if np.isnan(away):
         return f"{promise} No adversarial point was found."
     return f"{promise} The nearest adversarial point found is {np.ceil(away * 1e3) / 1e3:.3f} away."
@@ -741,8 +740,7 @@ def margins_in_balls(
     target = others.repeat(len(radii))
     centre, labels = x.expand(len(rho), -1), torch.full_like(target, label)
     f, gradient = network.margin_and_gradient(centre, labels, target)
-    k = -torch.stack([curvature_bounds(model, label, t)[0].squeeze() for t in others.tolist()])
-    k = k.repeat(len(radii))
+    k = -curvature_bounds(model, label, others)[0].repeat(len(radii))
     intervals = [ibp_margins(network.layers, x, labels[:1], float(r))[0, others] for r in radii]
     margins = {
         "intervals": torch.cat(intervals),

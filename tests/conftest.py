@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.activations import softplus
+from crcbook.hessian import margin_hessian as margin_hessians
 
 settings.register_profile("crcbook", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("crcbook")
@@ -68,6 +69,26 @@ def thin_model(sizes, activation, scale, seed, rest=0.05):
     with torch.no_grad():
         model[1].weight.mul_(rest).add_(tall @ wide / sizes[0] ** 0.5).mul_(scale)
     return model, generator
+
+
+def bent_lines(count):
+    """Sharply bent networks of one input, with inputs around which a grid sees whole balls."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(count):
+        hidden, scale = 2 + seed % 3, (4.0, 8.0, 16.0)[seed // 3 % 3]
+        model = crc.mlp([1, *[3] * hidden, 2], SMOOTH[seed % len(SMOOTH)], seed=seed).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(scale)
+            model[1].weight.mul_(2 / scale)
+        yield model, 2 * torch.randn(1, generator=generator, dtype=torch.float64)
+
+
+def worst_on_a_line(model, x, radius):
+    """The least margin of class 0 over class 1 in a ball, and the most that it bends down there."""
+    points = x + radius * torch.linspace(-1, 1, 401, dtype=torch.float64)[:, None]
+    logits = model(points).detach()
+    return (logits[:, 0] - logits[:, 1]).min(), -margin_hessians(model, points, 0, 1).min()
 
 
 def evaluate_exactly(network, x, label, target):

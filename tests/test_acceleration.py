@@ -1,5 +1,6 @@
 """The acceleration of fixed-point iterations."""
 
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,18 @@ def test_affine_maps_of_the_plane_are_solved_in_three_steps(scale, seed):
     sine = torch.linalg.det(changes).abs() / changes.norm(dim=2).prod(1)
     apart = sine > 0.05
     assert torch.allclose(c[apart], ends[apart], atol=1e-8 * (1 + scale) ** 2)
+
+
+@pytest.mark.parametrize("power", [-40, 40])
+def test_the_unit_of_the_points_does_not_matter(power):
+    full_steps, _, ends = affine_maps(8, 3, 0.5, seed=2)
+    steps = []
+    for size in (1.0, 2.0**power):
+        c, acceleration = torch.zeros_like(ends, dtype=torch.float32), Acceleration()
+        for _ in range(4):
+            c = c + acceleration.step(c, size * full_steps(c.double() / size).float())
+        steps.append(c / size)
+    assert torch.equal(*steps) and not torch.equal(steps[0], torch.zeros_like(c))
 
 
 def test_it_converges_where_repeating_the_map_diverges():

@@ -41,6 +41,22 @@ def test_the_distance_to_a_hyperplane_is_found_exactly():
     assert not crc.attack(model, x, y, radius=exact.min().item() * 0.99).success.any()
 
 
+@pytest.mark.parametrize("power", [-140, -40, 40, 140])
+def test_the_unit_of_the_inputs_does_not_matter(power):
+    model = crc.mlp([4, 9, 3], seed=3).double()
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = model(x).argmax(1)
+    distance, certificate = crc.attack(model, x, y).distance, crc.certify(model, x, y)
+    assert distance.isfinite().all() and certificate.exact.any()
+    with torch.no_grad():
+        model[1].weight.mul_(2.0**power)
+    x = x / 2.0**power
+    scaled, again = crc.attack(model, x, y).distance, crc.certify(model, x, y)
+    torch.testing.assert_close(scaled * 2.0**power, distance, rtol=1e-6, atol=0)
+    torch.testing.assert_close(again.radius * 2.0**power, certificate.radius, rtol=1e-6, atol=0)
+    assert torch.equal(again.exact, certificate.exact)
+
+
 def test_a_misclassified_input_is_its_own_adversary():
     model = crc.mlp([3, 4, 2], seed=0).double()
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import SMOOTH, margin_hessian, random_networks
+from conftest import SMOOTH, bent_lines, margin_hessian, random_networks, worst_on_a_line
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,6 +233,19 @@ def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box):
                 hessian = margin_hessian(model, point, int(label[i]), int(target[i]))
                 least = torch.linalg.eigvalsh(hessian)[0]
                 assert -least <= bounds[i] + 1e-12 * (1 + bounds[i])
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.5, 2.0])
+def test_on_a_line_nothing_bends_more_than_the_bounds(radius):
+    radii, zero = torch.tensor([radius], dtype=torch.float64), torch.tensor([0])
+    for model, x in bent_lines(84):
+        _, bend = worst_on_a_line(model, x, radius)
+        rounding = RoundingModel.of(read_network(model))
+        ball = ball_curvature(rounding, x[None], radii, zero, zero, zero + 1)[0]
+        local, _ = crc.curvature_bounds(model, 0, 1, x=x[None], radius=radius)
+        everywhere, _ = crc.curvature_bounds(model, 0, 1)
+        for bound in (ball, -local[0], -everywhere[0]):
+            assert bend <= bound * (1 + 1e-9) + 1e-12
 
 
 @pytest.mark.parametrize("activation", SMOOTH)

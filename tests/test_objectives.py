@@ -1,5 +1,7 @@
 """Training objectives: no point of a ball is below a worst margin; what is exact comes out so."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from conftest import SMOOTH, random_networks
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import crcbook as crc
+from crcbook.attacks import smallest_margin
 from crcbook.lipschitz import lipschitz_bound
 from crcbook.minorant import Prover
 from crcbook.networks import read_network
@@ -252,6 +255,19 @@ def test_objectives_have_the_gradients_of_finite_differences(name):
                 parameter += step * w
             ends.append(objective().item())
     assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope.item(), rel=1e-5)
+
+
+def test_images_that_are_safe_by_far_are_attacked_too(digits, digits_model):
+    x = digits.test.x[:50].flatten(1)
+    y = digits_model(x).argmax(1)
+    sure = deepcopy(digits_model)
+    with torch.no_grad():
+        sure[-1].weight.mul_(24)
+        sure[-1].bias.mul_(24)
+    margin = smallest_margin(read_network(sure), x.double(), y)
+    assert 30 < margin.median() < 80
+    moved = (worst_points(sure, x, y, radius=0.4, steps=5) - x).norm(dim=1)
+    assert (moved[margin < 80] > 0.35).all()
 
 
 def test_worst_points_stay_in_the_ball_and_raise_the_loss(digits, digits_model):

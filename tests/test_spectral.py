@@ -113,6 +113,17 @@ def test_estimate_converges_from_below_and_is_differentiable():
     assert gradient.abs().sum() > 0
 
 
+def test_an_estimate_of_zero_is_not_the_last_word():
+    weight, ones = torch.diag(torch.tensor([3.0, 1.0])), torch.ones(1, 2)
+    start = torch.nn.functional.normalize(ones, dim=1)
+    estimate, vector = top_eigenvalue_estimate([weight], 0 * ones, start)
+    assert estimate == 0
+    estimate, _ = top_eigenvalue_estimate([weight], ones, vector, steps=20)
+    assert estimate.item() == pytest.approx(9.0, rel=1e-5)
+    small, _ = top_eigenvalue_estimate([1e-8 * weight], ones, vector, steps=20)
+    assert small.item() == pytest.approx(9e-16, rel=1e-5)
+
+
 def test_bound_stays_tight_where_scales_switch_units_off():
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(12, 15, generator=generator, dtype=torch.float64)

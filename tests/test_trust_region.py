@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMOOTH, margin_hessian, random_networks
+from conftest import SMOOTH, bent_lines, margin_hessian, random_networks, worst_on_a_line
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +67,15 @@ def test_in_a_box_only_its_points_count(case, radius):
     assert boxed.margin(ZERO[0], ONE[0]) <= margins.min() + 1e-12 * (1 + logits.abs().max())
 
 
+@pytest.mark.parametrize("radius", [0.3, 1.0, 3.0])
+def test_on_a_line_the_worst_point_of_the_ball_is_no_worse_than_the_bounds(radius):
+    for model, x in bent_lines(108):
+        place = neighbourhood(model, x, radius)
+        margin, bend = worst_on_a_line(model, x, radius)
+        bound, curvature = place.margin(ZERO[0], ONE[0]), place.curvature(ZERO[0], ONE[0])
+        assert bound <= margin + 1e-9 * (1 + margin.abs()) and bend <= curvature * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("hidden", [[30], [30, 30], [30, 30, 30]])
 @pytest.mark.parametrize("activation", SMOOTH)
 def test_in_a_small_ball_the_bound_is_the_second_order_minimum(activation, hidden):
@@ -104,6 +113,17 @@ def test_following_the_curvature_beats_one_number_for_the_ball(digits):
         k = place.curvature(label[i], target[i])
         plain = value[i] - 0.5 * gradient[i].norm() - k * 0.5**2 / 2
         assert place.margin(label[i], target[i]) > plain + 0.1 * k * 0.5**2 / 2
+
+
+@pytest.mark.parametrize("power", [-40, 40])
+def test_the_unit_of_the_inputs_does_not_matter(power):
+    model = crc.mlp([4, 10, 9, 3], "tanh", seed=3).double()
+    x = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    bound = neighbourhood(model, x, 0.5).margin(ZERO[0], ONE[0]).item()
+    with torch.no_grad():
+        model[1].weight.mul_(2.0**power)
+    scaled = neighbourhood(model, x / 2.0**power, 0.5 / 2.0**power).margin(ZERO[0], ONE[0])
+    assert scaled.item() == pytest.approx(bound, rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3, 1e49])
