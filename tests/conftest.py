@@ -73,7 +73,6 @@ def thin_model(sizes, activation, scale, seed, rest=0.05):
 
 def bent_lines(count):
     """Sharply bent networks of one input, with inputs around which a grid sees whole balls."""
-    generator = torch.Generator().manual_seed(0)
     for seed in range(count):
         hidden, scale = 2 + seed % 3, (4.0, 8.0, 16.0)[seed // 3 % 3]
         model = crc.mlp([1, *[3] * hidden, 2], SMOOTH[seed % len(SMOOTH)], seed=seed).double()
@@ -81,6 +80,7 @@ def bent_lines(count):
             for parameter in model.parameters():
                 parameter.mul_(scale)
             model[1].weight.mul_(2 / scale)
+        generator = torch.Generator().manual_seed(seed)
         yield model, 2 * torch.randn(1, generator=generator, dtype=torch.float64)
 
 
