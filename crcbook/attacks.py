@@ -1,7 +1,7 @@
 """l2 attacks: the upper bounds that keep certificates honest.
 
 Each attack takes every other class as its target and reports what it found, never what it did not:
-a failed attack proves nothing. Its steps are made in float32, and judged in float64.
+a failed attack proves nothing. Steps are made in float32 where that will do, and judged in float64.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import crcbook as crc
+from crcbook import hessian
 from crcbook.activations import softplus
-from crcbook.hessian import margin_hessian as margin_hessians
 
 settings.register_profile("crcbook", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("crcbook")
@@ -88,7 +88,7 @@ def worst_on_a_line(model, x, radius):
     """The least margin of class 0 over class 1 in a ball, and the most that it bends down there."""
     points = x + radius * torch.linspace(-1, 1, 401, dtype=torch.float64)[:, None]
     logits = model(points).detach()
-    return (logits[:, 0] - logits[:, 1]).min(), -margin_hessians(model, points, 0, 1).min()
+    return (logits[:, 0] - logits[:, 1]).min(), -hessian.margin_hessian(model, points, 0, 1).min()
 
 
 def evaluate_exactly(network, x, label, target):

@@ -48,8 +48,8 @@ def test_no_margin_is_proved_in_a_ball_that_holds_an_adversary(hidden):
     proved = 0
     for model, x, label, targets, distance in cases(hidden):
         for item in distance.isfinite().nonzero().squeeze(1).tolist():
-            one = (part[item : item + 1] for part in (x, label, targets))
-            one, nothing = tuple(one), torch.full((1, 2), -1e-300, dtype=torch.float64)
+            one = tuple(part[item : item + 1] for part in (x, label, targets))
+            nothing = torch.full((1, 2), -1e-300, dtype=torch.float64)
             for share in (0.5, 1 + 1e-6):
                 radius = share * distance[item].item()
                 radii = torch.tensor([radius], dtype=torch.float64)

@@ -200,6 +200,11 @@ def test_a_remainder_beats_the_bound_of_any_vector_and_never_hides_an_overflow()
     assert (within >= (rows * s[:, None] @ weight).norm(dim=2)).all()
     for factor in (1e25, torch.inf, torch.nan):
         assert not remainder.norms(s * factor).isfinite().any()
+    # A form of 4e36, of terms of which the one below zero alone is beyond float32.
+    v = torch.tensor([-3.6] + 7 * [0.52])
+    form, one = 1e8 * v[:, None] * v / v.sum(), torch.ones(1, dtype=torch.float64)
+    remainder = Remainder(torch.eye(8), form, torch.ones(1, 8), one, form.norm() * one, 0.0, 1.0)
+    assert not remainder.norms(torch.full((1, 8), 1e15)).isfinite()
 
 
 def test_a_sketch_is_tight_where_the_rest_is_small_and_none_where_nothing_is():
