@@ -185,15 +185,15 @@ def crossings(
     """
     point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
     point = clip(box, point)  # a step in another precision may end a rounding error outside
-    ray, far = network.margin_along(x, point, label, target, begin), torch.ones_like(x[:, 0])
-    below = ray(far)
+    ray = network.margin_along(x, point, label, target, begin)
+    below = ray(torch.ones_like(x[:, 0]))
     missed = (~(below <= 0)).nonzero().squeeze(1)
     if len(missed):
         few = x[missed], point[missed], label[missed], target[missed]
         point[missed] = _first_outside(network, *few, box, _REACHES)
         ray = network.margin_along(x, point, label, target, begin)
-        below[missed] = ray.take(missed)(far[missed])
-    return x + _retreat(ray, far, below)[:, None] * (point - x)
+        below[missed] = ray.take(missed)(torch.ones_like(below[missed]))
+    return x + _retreat(ray, below)[:, None] * (point - x)
 
 
 def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
@@ -238,13 +238,13 @@ def _first_outside(network: Network, x, point, label, target, box: Box | None, r
     return outside
 
 
-def _retreat(margin_at: MarginAlong, outer: Tensor, below: Tensor) -> Tensor:
+def _retreat(margin_at: MarginAlong, below: Tensor) -> Tensor:
     """The fractions where segments enter, up to adversarial ones: regula falsi, with halvings.
 
     ``below`` are the margins at the outer ends.
     """
-    rows, entered = torch.arange(len(outer), device=outer.device), outer.clone()
-    inner = torch.zeros_like(entered)
+    rows = torch.arange(len(below), device=below.device)
+    inner, outer, entered = torch.zeros_like(below), torch.ones_like(below), torch.ones_like(below)
     above = margin_at(inner)
     was_beyond = torch.ones_like(rows, dtype=torch.bool)
     for step in range(_BISECTIONS):

@@ -22,11 +22,10 @@ def cases(hidden, count=6):
         yield model, x, order[:, 0], order[:, 1:], distance
 
 
-def raised(model, x, label, targets, radii, bounds, radius=None, box=None):
+def raised(model, x, label, targets, radii, bounds, radius=None):
     network = read_network(model)
-    return Balls(
-        Prover.of(network), network.rough, x, label, targets, radii, bounds, radius, box
-    ).raised()
+    searched = Prover.of(network), network.rough, x, label, targets, radii, bounds, radius
+    return Balls(*searched, box=None).raised()
 
 
 @pytest.mark.parametrize("hidden", [[8], [8, 8]], ids=str)
