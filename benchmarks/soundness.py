@@ -159,8 +159,8 @@ def unlooked(network, x, y, radius: float, box: Box | None) -> torch.Tensor:
     targets = torch.arange(network.classes)[None]
     targets = targets[targets != y[:, None]][None]
     nothing = torch.full(targets.shape, -1e-300, dtype=torch.float64)
-    radii, rough = torch.full_like(x[:, 0], radius), network.rough
-    balls = Balls(Prover.of(network), rough, x, y, targets, radii, nothing, radius, box)
+    radii = torch.full_like(x[:, 0], radius)
+    balls = Balls(Prover.of(network), x, y, targets, radii, nothing, radius, box)
     return (balls.raised() > 0).all(1)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from crcbook.attacks import into_ball
 from crcbook.curvature import ball_curvature, downward_curvature
 from crcbook.minorant import Pairs, Prover
-from crcbook.networks import Network
 from crcbook.region import Box, clip
 from crcbook.search import POLISH_STEPS, SEARCH_STEPS, search
 from crcbook.slabs import slab_margins
@@ -34,7 +33,6 @@ class Balls:
 
     Attributes:
         prover: the float64 network, with its error bounds.
-        rough: the network in the precision of searches.
         x: ``(balls, n)`` centres.
         label: ``(balls,)`` classes.
         targets: ``(balls, targets)`` other classes.
@@ -46,7 +44,6 @@ class Balls:
     """
 
     prover: Prover
-    rough: Network
     x: Tensor
     label: Tensor
     targets: Tensor
@@ -80,7 +77,7 @@ class Balls:
 
     def _near(self, most: float) -> Tensor:
         """The balls without a margin whose bound is too far below 0 to be worth a try."""
-        if self.radius is None or self.rough.inputs <= _FEW_INPUTS:
+        if self.radius is None or self.prover.network.inputs <= _FEW_INPUTS:
             return torch.ones_like(self.label, dtype=torch.bool)
         return (self.bounds > -most * self._margins).all(1)
 
@@ -89,13 +86,13 @@ class Balls:
         return Pairs.of(self.prover.network, x, label, self.targets[row, column], box)
 
     def _raise(self) -> None:
-        depth = len(self.rough.layers)
+        depth = len(self.prover.network.layers)
         if depth == 1:
             return
         flat = self._search_whole() if depth > 2 else torch.zeros_like(self._short())
         if self.box is None:  # slabs know of none
             self._cut()
-        if depth == 2 and self.rough.inputs > _FEW_INPUTS:
+        if depth == 2 and self.prover.network.inputs > _FEW_INPUTS:
             return
         curvature = torch.full_like(self.bounds, torch.inf)
         undecided = (self._short() & ~flat).any(1) & self._near(_HOPELESS[1])
@@ -122,7 +119,7 @@ class Balls:
         row, column = (self._short() & curvature.isfinite()).nonzero().T
         pairs, radii, limit = self._pairs(row, column, self.box), self.radii[row], self._limit[row]
         pairs = replace(pairs, curvature=torch.minimum(pairs.curvature, curvature[row, column]))
-        point, _ = search(self.rough, pairs, pairs.x0, SEARCH_STEPS, limit, self.radius)
+        point, _ = search(self.prover.rough, pairs, pairs.x0, SEARCH_STEPS, limit, self.radius)
         exact = self.prover.network
         if self.radius is None:
             point, _ = search(exact, pairs, point, POLISH_STEPS, limit)
@@ -156,10 +153,10 @@ class Balls:
         """
         pairs = self._pairs(row, column, None)
         ceiling = torch.full_like(self.radii[row], torch.inf)
-        point, _ = search(self.rough, pairs, pairs.x0, SEARCH_STEPS, ceiling)
+        point, _ = search(self.prover.rough, pairs, pairs.x0, SEARCH_STEPS, ceiling)
         for slabs in _SLABS if self.radius is not None else _SLABS[:1]:
             axis, radii = point - pairs.x0, self.radii[row]
-            margin = slab_margins(self.prover, self.rough, pairs, radii, axis, slabs)
+            margin = slab_margins(self.prover, pairs, radii, axis, slabs)
             self._put(row, column, self._worth(margin, radii))
             left = self._short()[row, column]
             row, column, pairs, point = row[left], column[left], pairs.take(left), point[left]
@@ -182,8 +179,9 @@ class Balls:
                 break
         else:
             return
-        single = x[None].to(self.rough.dtype), label[None], self.targets[ball, column][None]
-        _, gradient = self.rough.margin_and_gradient(*single)
+        rough = self.prover.rough
+        single = x[None].to(rough.dtype), label[None], self.targets[ball, column][None]
+        _, gradient = rough.margin_and_gradient(*single)
         bend = place.curvature(label, self.targets[ball, column])
         if bend * radius > _BENT * gradient.norm():
             return  # no radius or verdict for the image without this class

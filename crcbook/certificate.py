@@ -18,7 +18,7 @@ from crcbook.crown import crown_radius
 from crcbook.curvature import downward_curvature
 from crcbook.lipschitz import lipschitz_radius
 from crcbook.minorant import Pairs, Prover, parabola_margin, parabola_radius
-from crcbook.networks import Network, read_network
+from crcbook.networks import read_network
 from crcbook.region import Box, clip
 from crcbook.search import POLISH_STEPS, SEARCH_STEPS, search
 from crcbook.sieve import Margins, Sieve
@@ -173,7 +173,6 @@ class _Problem:
     """A checked batch and the network it belongs to."""
 
     prover: Prover
-    rough: Network  # for searches
     sieve: Sieve | None  # for what takes few digits
     x: Tensor
     y: Tensor
@@ -189,7 +188,7 @@ class _Problem:
         y = as_classes("y", y, network, batch=len(x))
         if targets not in ("all", "runner-up"):
             raise ValueError(f"targets must be 'all' or 'runner-up'; got {targets!r}")
-        prover, rough = Prover.of(network), network.rough
+        prover = Prover.of(network)
         sieve = Sieve.of(prover)
         if curvature not in ("global", "local"):
             raise ValueError(f"curvature must be 'global' or 'local'; got {curvature!r}")
@@ -198,12 +197,12 @@ class _Problem:
         if method in METHODS[1:] and (box is not None or curvature == "local"):
             raise ValueError(f"method {method!r} knows neither a box nor local curvature")
         box, local = as_box(box, x), curvature == "local"
-        return cls(prover, rough, sieve, x, y, targets, box, local, method)
+        return cls(prover, sieve, x, y, targets, box, local, method)
 
     @property
     def width(self) -> int:
         """The most values that an input has on its way through the network."""
-        return max(layer.weight.shape[1] for layer in self.rough.layers)
+        return max(layer.weight.shape[1] for layer in self.prover.network.layers)
 
     def blocks(self, index: Tensor, each: int = 1) -> tuple[Tensor, ...]:
         """Parts of some indices, ``each`` of which takes so many evaluations."""
@@ -212,7 +211,7 @@ class _Problem:
 
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
-        size = max(1, _CHUNK_VALUES // (self.width * self.rough.classes))
+        size = max(1, _CHUNK_VALUES // (self.width * self.prover.network.classes))
         starts = range(0, len(self.x), size)
         for start in tqdm(starts, desc=description, disable=not progress, unit="chunk"):
             yield slice(start, start + size)
@@ -313,9 +312,8 @@ class _Problem:
     def _look(self, x: Tensor, y: Tensor) -> "_Images":
         """What one evaluation tells of the inputs: their classes, in order, and their slopes."""
         everything = torch.arange(len(x), device=x.device)
-        parts = [
-            self._look_at(x[part], y[part]) for part in self.blocks(everything, self.rough.classes)
-        ]
+        blocks = self.blocks(everything, self.prover.network.classes)
+        parts = [self._look_at(x[part], y[part]) for part in blocks]
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return _Images(*(torch.cat(column) for column in columns))
 
@@ -382,8 +380,7 @@ class _Problem:
 
     def _in_balls(self, x, y, rows, targets, box, radii, bounds, radius: float | None = None):
         """Better bounds of the rows' pairs that are short of their ball's radius (or margin 0)."""
-        prover, rough = self.prover, self.rough
-        return Balls(prover, rough, x[rows], y[rows], targets, radii, bounds, radius, box).raised()
+        return Balls(self.prover, x[rows], y[rows], targets, radii, bounds, radius, box).raised()
 
     def _undecided(self, x, y, order, correct, margins, box, radius: float) -> Tensor:
         """The images without a proof and without an adversary in the ball."""
@@ -391,7 +388,7 @@ class _Problem:
         pairs = self._pairs(x, y, row, order[row, column], None)
         _, lowest = descend(
             self.prover.network, pairs.x0, pairs.label, pairs.target, radius, pairs.x0,
-            _ATTACK_STEPS, box, self.rough,
+            _ATTACK_STEPS, box, self.prover.rough,
         )  # fmt: skip
         open_images = torch.zeros_like(correct)
         open_images[row] = True
@@ -431,7 +428,7 @@ class _Problem:
             start, steps = pairs.x0, SEARCH_STEPS
         for part in self.blocks((best.bound <= limit).nonzero().squeeze(1)):
             few = pairs.take(part)
-            point, _ = search(self.rough, few, start[part], steps, limit[part], radius)
+            point, _ = search(self.prover.rough, few, start[part], steps, limit[part], radius)
             _improve(best, part, self._prove(few, point, radius))
         if radius is None:
             # Where the search ended at the boundary there is no gap, and digits to be gained.
@@ -511,7 +508,7 @@ class _Problem:
         reached = hit.nonzero().squeeze(1)
         hit[reached] = self.prover.is_adversarial(pairs.take(reached), point[reached])
         missed = ~hit & best.bound[rows].isfinite()
-        begin = images.z[rows[missed]] if len(self.rough.layers) > 1 else None
+        begin = images.z[rows[missed]] if len(self.prover.network.layers) > 1 else None
         point[missed] = self._adversaries(pairs.take(missed), point[missed], begin, box)
         point[best.bound[rows].isinf()] = torch.nan
         nearest[rows] = point
@@ -524,7 +521,7 @@ class _Problem:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
         found = crossings(
             self.prover.network, pairs.x0, pairs.label, pairs.target, start, _CROSSING_STEPS, box,
-            self.rough, begin,
+            self.prover.rough, begin,
         )  # fmt: skip
         # Across the boundary, beyond any doubt.
         found = clip(box, found + 0.5 * EXACT * (found - pairs.x0))

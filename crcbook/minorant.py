@@ -268,7 +268,8 @@ class Prover:
 
     Attributes:
         network: the float64 network.
-        rounding: its error bounds.
+        rough: the same for searches, in float32 if that holds its sizes.
+        rounding: the error bounds of the first.
         sketch: of the first layer's weight; None where it would save nothing.
         remainder: what the sketch leaves out of the gradients of margins, a row a pair of classes,
             in the precision ``quick``; None unless there is one hidden layer and few classes.
@@ -277,6 +278,7 @@ class Prover:
     """
 
     network: Network
+    rough: Network
     rounding: RoundingModel
     sketch: NormSketch | None
     remainder: Remainder | None
@@ -295,7 +297,8 @@ class Prover:
         quick = torch.float32 if single_sums_hold(network.device) else torch.float64
         remainder = _remainder(network)
         remainder = None if remainder is None else remainder.to(quick)
-        return cls(network, RoundingModel.of(network), _sketch(network), remainder, quick)
+        rounding = RoundingModel.of(network)
+        return cls(network, network.rough, rounding, _sketch(network), remainder, quick)
 
     def glance(
         self, x: Tensor, label: Tensor, target: Tensor, logits: Tensor, slopes: list[Tensor]

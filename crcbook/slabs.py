@@ -36,7 +36,6 @@ from crcbook.acceleration import Acceleration
 from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, gamma
 from crcbook.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
 from crcbook.minorant import Pairs, Prover
-from crcbook.networks import Network
 from crcbook.spectral import top_eigenvalue_bound, top_eigenvalue_estimate
 
 _STEPS = 12
@@ -48,7 +47,6 @@ _CHUNK_PAIRS = 32
 
 def slab_margins(
     prover: Prover,
-    rough: Network,
     pairs: Pairs,
     radius: Tensor,
     axis: Tensor,
@@ -58,7 +56,6 @@ def slab_margins(
 
     Args:
         prover: the float64 network, which has a hidden layer, with its error bounds.
-        rough: the network in the precision of the search.
         pairs: the margins, with curvatures that hold in the balls; a box is left aside.
         radius: ``(pairs,)`` the balls' l2 radii.
         axis: ``(pairs, n)`` directions to cut across, of any length, such as those in which the
@@ -75,7 +72,7 @@ def slab_margins(
     for place in range(slabs):
         ends = place / slabs, (place + 1) / slabs
         slab = _Slab.of(prover, pairs.take(left), radius[left], axis[left], *ends)
-        margin = slab.margins(rough)
+        margin = slab.margins()
         proved = (margin > 0) & margin.isfinite()
         least[left] = torch.where(proved, torch.minimum(least[left], margin), -torch.inf)
         left = left[proved]
@@ -115,14 +112,14 @@ class _Slab:
         columns = self.radius, self.axis, self.low, self.high, self.width
         return _Slab(self.prover, self.pairs.take(index), *(column[index] for column in columns))
 
-    def margins(self, rough: Network) -> Tensor:
+    def margins(self) -> Tensor:
         """Lower bounds in the slabs: with the ball's curvature, or where that fails their own."""
         curvature = self.pairs.curvature
-        bound = self._minorants(self._expansion_points(rough, curvature), curvature)
+        bound = self._minorants(self._expansion_points(curvature), curvature)
         short = (bound <= 0).nonzero().squeeze(1)
         for part in short.split(_CHUNK_PAIRS) if len(short) else ():
             slab = self.take(part)
-            point = slab._expansion_points(rough, _LIKELY * curvature[part])
+            point = slab._expansion_points(_LIKELY * curvature[part])
             bound[part] = bound[part].fmax(slab._with_own_curvature(point))
         return bound
 
@@ -136,9 +133,9 @@ class _Slab:
             bound[likely] = slab._minorants(point[likely], slab._curvature(*bends))
         return bound
 
-    def _expansion_points(self, rough: Network, curvature: Tensor) -> Tensor:
+    def _expansion_points(self, curvature: Tensor) -> Tensor:
         """Points of the slabs' middles, about the best across the axis for a curvature."""
-        dtype = rough.dtype
+        rough, dtype = self.prover.rough, self.prover.rough.dtype
         pairs, axis = self.pairs.to(dtype), self.axis.to(dtype)
         along = ((self.low.clamp(min=0) + self.high) / 2).to(dtype)
         middle = pairs.x0 + along[:, None] * axis

@@ -885,7 +885,7 @@ def slab_radii(
     towards = search(network, pairs, x, 100, everywhere)[0] - x
     for _ in range(10):
         middle = (low + high) / 2
-        proved = slab_margins(prover, network, pairs, middle, towards, slabs) > 0
+        proved = slab_margins(prover, pairs, middle, towards, slabs) > 0
         low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
     return low, reached
 

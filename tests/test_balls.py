@@ -24,7 +24,7 @@ def cases(hidden, count=6):
 
 def raised(model, x, label, targets, radii, bounds, radius=None):
     network = read_network(model)
-    searched = Prover.of(network), network.rough, x, label, targets, radii, bounds, radius
+    searched = Prover.of(network), x, label, targets, radii, bounds, radius
     return Balls(*searched, box=None).raised()
 
 

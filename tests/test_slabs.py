@@ -45,7 +45,7 @@ def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient)
         axis = -network.margin_and_gradient(x, pairs.label, pairs.target)[1]
     axis = axis * torch.tensor([[0.0], [1e-200], [1e200]], dtype=torch.float64)
     radii = torch.full((3,), radius, dtype=torch.float64)
-    bound = slab_margins(Prover.of(network), network.to(torch.float32), pairs, radii, axis)
+    bound = slab_margins(Prover.of(network), pairs, radii, axis)
     axis = torch.nn.functional.normalize(axis.clamp(-1, 1), dim=1)
     for start in (x, x + axis, x - axis):
         _, least = descend(network, x, pairs.label, pairs.target, radius, start)
@@ -66,13 +66,12 @@ def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place
     every = pairs.label.expand(len(points)), pairs.target.expand(len(points))
     margins, _ = network.margin_and_gradient(points, *every)
     least = margins.min()
-    rough = network.to(torch.float32)
-    assert slab.margins(rough)[0] <= least + 1e-12 * (1 + least.abs())
+    assert slab.margins()[0] <= least + 1e-12 * (1 + least.abs())
     units = network.preactivations(points)[0]
     low, high = slab._first_preactivations()
     assert (units >= low - 1e-12).all() and (units <= high + 1e-12).all()
     # From the point of expansion c, the margin stays above c's parabola with the slab's curvature.
-    c = slab._expansion_points(rough, 0.9 * pairs.curvature)
+    c = slab._expansion_points(0.9 * pairs.curvature)
     bends = slab._bends(c)
     curvature = slab._curvature(*bends)
     assert slab._least_curvature(c, *bends) <= curvature <= pairs.curvature
@@ -99,7 +98,7 @@ def test_slabs_prove_what_one_minorant_cannot():
     assert len(gap) >= 10
     pairs, trial = pairs.take(gap), (plain + reached)[gap] / 2
     point, _ = search(network, pairs, pairs.x0, 50, torch.full_like(trial, torch.inf))
-    bound = slab_margins(Prover.of(network), network, pairs, trial, point - pairs.x0)
+    bound = slab_margins(Prover.of(network), pairs, trial, point - pairs.x0)
     assert (bound > 0).double().mean() > 0.5
 
 
@@ -114,11 +113,11 @@ def test_slabs_keep_their_word_at_any_scale(scale):
     pairs = margins_to_bound(network, x)
     reached = crc.attack(model, x, pairs.label, restarts=3).distance
     point, _ = search(network, pairs, x, 50, torch.full_like(reached, torch.inf))
-    bound = slab_margins(Prover.of(network), network, pairs, 0.9 * reached, point - x)
+    bound = slab_margins(Prover.of(network), pairs, 0.9 * reached, point - x)
     assert (bound > 0).sum() >= 4
     attacked = boundary_points(network, x, pairs.label, pairs.target)
     beyond = (attacked - x).norm(dim=1) * (1 + 1e-6)
-    bound = slab_margins(Prover.of(network), network, pairs, beyond, point - x)
+    bound = slab_margins(Prover.of(network), pairs, beyond, point - x)
     assert not (bound > 0).any()
 
 
@@ -130,9 +129,8 @@ def test_a_flat_margin_and_an_overflow_are_no_proof():
     network = read_network(model)
     pairs = margins_to_bound(network, torch.zeros(1, 3, dtype=torch.float64))
     axis, radii = torch.ones(1, 3, dtype=torch.float64), torch.tensor([5.0, 1e200]).double()
-    rough = network.to(torch.float32)
     prover = Prover.of(network)
-    assert slab_margins(prover, rough, pairs, radii[:1], axis)[0] == pytest.approx(1.0)
-    assert slab_margins(prover, rough, pairs, radii[1:], axis)[0] <= 1.0
+    assert slab_margins(prover, pairs, radii[:1], axis)[0] == pytest.approx(1.0)
+    assert slab_margins(prover, pairs, radii[1:], axis)[0] <= 1.0
     huge = Pairs(pairs.x0 + 1e300, pairs.label, pairs.target, pairs.curvature + 1e200)
-    assert slab_margins(prover, rough, huge, radii[:1], axis)[0] <= 0
+    assert slab_margins(prover, huge, radii[:1], axis)[0] <= 0
