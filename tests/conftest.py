@@ -124,6 +124,26 @@ def digits_model(digits):
     return model
 
 
+@pytest.fixture
+def line_model():
+    """A network whose boundary is the line x1 = 1/4."""
+    model = crc.mlp([2, 2])
+    model[1].weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    model[1].bias.data = torch.tensor([-0.25, 0.25])
+    return model
+
+
+@pytest.fixture
+def unit_model():
+    """A margin of curvature |m| = 1 in one direction, 1.3 at the origin: 2 - softplus(2 x1)."""
+    model = crc.mlp([2, 1, 2]).double()
+    model[1].weight.data = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    model[1].bias.data.zero_()
+    model[3].weight.data = torch.tensor([[-1.0], [0.0]], dtype=torch.float64)
+    model[3].bias.data = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    return model
+
+
 @pytest.fixture(scope="session")
 def bent_model(digits):
     """A deep one, trained for nothing: local curvature certifies what global one does not."""

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import crcbook as crc
-from crcbook import networks, widgets
+from crcbook import demos, networks, widgets
 from crcbook.datasets import split_validation
 from crcbook.experiments import evaluate
 from crcbook.hessian import margin_hessian
@@ -163,13 +163,16 @@ def test_trainings_too_and_their_checkpoints(elsewhere, digits, method, tmp_path
 def test_helpers_of_the_chapters_too(elsewhere, digits):
     x, y = digits.test.x[:2], digits.test.y[:2]
     assert margin_hessian(elsewhere, x, 0, 1).device == GPU
-    found = widgets.dual_at(elsewhere, x[0].flatten(), 0.0)
-    found = [found.point, widgets.spectrum_at(elsewhere, x[0], 0, 1).eigenvalues]
-    found += widgets.margins_in_balls(elsewhere, x[0], 0, [0.1, 0.2]).values()
+    found = demos.dual_at(elsewhere, x[0].flatten(), 0.0)
+    found = [found.point, demos.spectrum_at(elsewhere, x[0], 0, 1).eigenvalues]
+    found += demos.margins_in_balls(elsewhere, x[0], 0, [0.1, 0.2]).values()
     assert {type(part) for part in found} == {np.ndarray}
-    assert widgets.slab_radii(elsewhere, x, y, (y + 1) % 10, 2)[0].device == GPU
+    assert demos.slab_radii(elsewhere, x, y, (y + 1) % 10, 2)[0].device == GPU
     plane = crc.mlp([2, 8, 2], seed=0).to("cuda")
-    assert set(widgets.certified_regions(plane, 0.0, 0.0, (-1, 1))) >= {"global", "local + box"}
+    assert set(demos.certified_regions(plane, 0.0, 0.0, (-1, 1))) >= {
+        "global",
+        "local + box",
+    }
     assert "<svg" in widgets.live_dual(plane, (-1, 1), (-1, 1)).children[-1].value
 
 

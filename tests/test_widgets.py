@@ -12,11 +12,9 @@ from crcbook.explorer import radius_field
 from crcbook.widgets import (
     attack_at,
     bounds_at,
-    certified_regions,
     describe,
     describe_item,
     describe_training,
-    dual_at,
     live_attack,
     live_ball,
     live_bounds,
@@ -28,36 +26,20 @@ from crcbook.widgets import (
     live_rivals,
     live_spectrum,
     live_training,
-    local_margins,
-    margins_in_balls,
-    radii_of_a_guess,
-    radii_where_positive,
-    slab_radii,
-    spectrum_at,
-    trained_at,
 )
 
 ENDS = (-1.0, 1.0)
 
 
-@pytest.fixture
-def model():
-    """A network whose boundary is the line x1 = 1/4."""
-    model = crc.mlp([2, 2])
-    model[1].weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    model[1].bias.data = torch.tensor([-0.25, 0.25])
-    return model
-
-
-def test_the_callback_certifies_the_point_it_is_given(model):
-    point = radius_field(model, [0.75], [3.0])
+def test_the_callback_certifies_the_point_it_is_given(line_model):
+    point = radius_field(line_model, [0.75], [3.0])
     assert point.radius.item() == pytest.approx(0.5, rel=1e-6)
     assert point.predicted.item() == 0
     assert point.nearest[0, 0] == pytest.approx([0.25, 3.0], abs=1e-5)
 
 
-def test_the_description_rounds_to_the_safe_side(model):
-    text = describe(radius_field(model, [0.74999], [0.0]))
+def test_the_description_rounds_to_the_safe_side(line_model):
+    text = describe(radius_field(line_model, [0.74999], [0.0]))
     assert (
         text
         == "Certified radius 0.499 around a point of class 0: exactly the distance to the boundary."
@@ -75,9 +57,9 @@ def test_the_description_of_a_loose_certificate_names_both_bounds():
     assert 1.446 <= float(text.split()[-2]) < 1.46
 
 
-def test_a_margin_without_a_boundary_is_certain_everywhere(model):
-    model[1].weight.data.zero_()
-    assert describe(radius_field(model, [0.0], [0.0])) == "Every valid point is class 1."
+def test_a_margin_without_a_boundary_is_certain_everywhere(line_model):
+    line_model[1].weight.data.zero_()
+    assert describe(radius_field(line_model, [0.0], [0.0])) == "Every valid point is class 1."
 
 
 def test_the_description_does_not_promise_more_than_the_runner_up():
@@ -88,8 +70,8 @@ def test_the_description_does_not_promise_more_than_the_runner_up():
 WAYS = {"curvature": {}, "Lipschitz": {"method": "lipschitz"}}
 
 
-def test_a_slider_computes_a_new_certificate(model):
-    *_, x_slider, _, text, picture = live_explorer(lambda *_: model, ENDS, ENDS).children
+def test_a_slider_computes_a_new_certificate(line_model):
+    *_, x_slider, _, text, picture = live_explorer(lambda *_: line_model, ENDS, ENDS).children
     before = text.value, picture.value
     x_slider.value = 0.75
     assert text.value.startswith("Certified radius 0.499")
@@ -97,16 +79,16 @@ def test_a_slider_computes_a_new_certificate(model):
     assert "<svg" in picture.value
 
 
-def test_a_setting_trains_a_new_network(model):
+def test_a_setting_trains_a_new_network(line_model):
     """The one trained with an attack radius of 0.5 or more has its boundary further off."""
     far = crc.mlp([2, 2])
-    far.load_state_dict(model.state_dict())
+    far.load_state_dict(line_model.state_dict())
     far[1].bias.data = torch.tensor([-0.875, 0.875])
     asked = []
 
     def model_at(*settings):
         asked.append(settings)
-        return far if settings[-1] >= 0.5 else model
+        return far if settings[-1] >= 0.5 else line_model
 
     activation, method, gamma, radius, *_, text, _ = live_explorer(model_at, ENDS, ENDS).children
     assert "Certified radius 0.249" in text.value
@@ -136,10 +118,10 @@ def test_options_reach_certify():
     assert "against the runner-up only" in text.value
 
 
-def test_the_widget_leaves_no_figures_open(model):
+def test_the_widget_leaves_no_figures_open(line_model):
     plt.close("all")
     data = (torch.zeros(2, 2), torch.tensor([0, 1]))
-    live_explorer(lambda *_: model, ENDS, ENDS, data=data, certificates=WAYS)
+    live_explorer(lambda *_: line_model, ENDS, ENDS, data=data, certificates=WAYS)
     assert plt.get_fignums() == []
 
 
@@ -151,9 +133,9 @@ def test_the_widget_leaves_no_figures_open(model):
         (0.75, 1, 0.4, "Label 1, but classified as 0 already"),
     ],
 )
-def test_an_attack_is_told_from_a_proof(model, place, label, radius, said):
+def test_an_attack_is_told_from_a_proof(line_model, place, label, radius, said):
     x = torch.tensor([place, 0.0], dtype=torch.float64)
-    point, text = attack_at(model, x, label, radius)
+    point, text = attack_at(line_model, x, label, radius)
     assert said in text
     assert (point - x).norm() <= radius * (1 + 1e-6)
 
@@ -182,43 +164,15 @@ def test_a_wider_ball_lets_the_attack_through(digits, digits_model):
     assert picture.value != before
 
 
-def test_one_point_of_a_field_is_the_callbacks(model):
+def test_one_point_of_a_field_is_the_callbacks(line_model):
     grid = np.linspace(-1, 1, 5)
-    field = radius_field(model, grid, grid)
-    assert radius_field(model, [grid[3]], [grid[1]]).radius.item() == field.radius[1, 3]
+    field = radius_field(line_model, grid, grid)
+    assert radius_field(line_model, [grid[3]], [grid[1]]).radius.item() == field.radius[1, 3]
 
 
-@pytest.fixture
-def bent():
-    """A margin of curvature |m| = 1 in one direction, 1.3 at the origin: 2 - softplus(2 x1)."""
-    model = crc.mlp([2, 1, 2]).double()
-    model[1].weight.data = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
-    model[1].bias.data.zero_()
-    model[3].weight.data = torch.tensor([[-1.0], [0.0]], dtype=torch.float64)
-    model[3].bias.data = torch.tensor([2.0, 0.0], dtype=torch.float64)
-    return model
-
-
-def test_the_dual_is_the_minimum_over_a_grid_and_never_beyond_the_boundary(bent):
-    x = np.linspace(-1, 3, 400_001)
-    boundary = np.log(np.e**2 - 1) / 2
-    for eta in (0.0, 0.3, 0.536, 0.9):
-        found = dual_at(bent, [0.0, 0.7], eta)
-        lowest = (x**2 / 2 + eta * (2 - np.logaddexp(0, 2 * x))).min()
-        assert found.value == pytest.approx(lowest, abs=1e-9)
-        assert found.radius <= boundary + 1e-12
-    assert dual_at(bent, [0.0, 0.7], 0.536).radius == pytest.approx(boundary, abs=1e-4)
-
-
-@pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_the_dual_refuses_a_multiplier_out_of_range(bent, eta):
-    with pytest.raises(ValueError, match="eta must be"):
-        dual_at(bent, [0.0, 0.0], eta)
-
-
-def test_the_duals_sliders_compute_a_new_value(bent):
+def test_the_duals_sliders_compute_a_new_value(unit_model):
     plt.close("all")
-    share, *_, text, picture = live_dual(bent, ENDS, ENDS).children
+    share, *_, text, picture = live_dual(unit_model, ENDS, ENDS).children
     before = picture.value
     assert "raise η" in text.value
     share.value = 0.9
@@ -227,18 +181,10 @@ def test_the_duals_sliders_compute_a_new_value(bent):
     assert plt.get_fignums() == []
 
 
-def test_the_spectrum_of_one_unit_is_one_eigenvalue(bent):
-    found = spectrum_at(bent, torch.tensor([0.0, 5.0]), 0, 1)
-    assert found.eigenvalues == pytest.approx([-1.0, 0.0], abs=1e-12)
-    assert found.lowest == pytest.approx(-1.0) and found.lowest <= -1.0
-    assert found.highest == pytest.approx(0.0, abs=1e-9)
-    assert spectrum_at(bent, torch.tensor([1.0, 0.0]), 0, 1).eigenvalues[0] > -1.0
-
-
-def test_the_spectrums_slider_moves_the_point(bent):
+def test_the_spectrums_slider_moves_the_point(unit_model):
     plt.close("all")
     ends = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
-    target, place, text, picture = live_spectrum(bent, ends, 0, 1).children
+    target, place, text, picture = live_spectrum(unit_model, ends, 0, 1).children
     assert list(target.options) == [1]
     before = picture.value
     assert "from -1.000" in text.value
@@ -280,18 +226,6 @@ def test_a_bound_of_zero_is_drawn():
     assert "<svg" in widget.children[-1].value
 
 
-@pytest.mark.parametrize("eta", [0.1, 0.54, 0.95])
-def test_a_guess_never_proves_more_than_the_dual_and_claims_no_less(eta):
-    xs = np.linspace(-3, 3, 60_001)
-    dual = (xs**2 / 2 + eta * (2 - np.logaddexp(0, 2 * xs))).min()
-    for steps in (0, 1, 5, 200):
-        guess = radii_of_a_guess(eta, steps)
-        assert (
-            guess.proved <= np.sqrt(2 * dual) + 1e-8 and guess.claimed >= np.sqrt(2 * dual) - 1e-8
-        )
-    assert guess.proved == pytest.approx(guess.claimed, abs=1e-9)
-
-
 def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
     _, steps, text = live_guess().children
     assert ": broken" in text.value
@@ -302,49 +236,26 @@ def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
 BOX = (torch.tensor([-1.0, -0.5]), torch.tensor([2.0, 0.5]))
 
 
-def test_the_four_regions_grow_and_stay_in_the_box():
-    model = crc.mlp([2, 16, 2], seed=0)
-    with torch.no_grad():
-        model[1].weight.mul_(4)
-    regions = certified_regions(model, 0.3, 0.2, BOX)
-    radius = {name: r for name, (_, r) in regions.items()}
-    assert 0 < radius["global"] <= min(radius["local"], radius["global + box"])
-    assert max(radius["local"], radius["global + box"]) <= radius["local + box"]
-    for name, (outline, r) in regions.items():
-        assert (np.linalg.norm(outline - [0.3, 0.2], axis=1) <= r * (1 + 1e-12)).all()
-        inside = (outline >= BOX[0].numpy()).all() and (outline <= BOX[1].numpy()).all()
-        assert inside or "box" not in name
-
-
-def test_a_box_without_a_boundary_is_certified_whole(model):
-    away = torch.tensor([0.5, -1.0]), torch.tensor([1.5, 1.0])  # the boundary is at 0.25
-    outline, radius = certified_regions(model, 0.75, 0.0, away)["global + box"]
-    assert radius == np.inf
-    assert outline.min(0) == pytest.approx([0.5, -1.0]) and outline.max(0) == pytest.approx(
-        [1.5, 1]
-    )
-
-
-def test_a_slider_moves_the_four_regions(model):
-    slider, _, text, picture = live_regions(model, (0.4, 1.9), (-0.4, 0.4), BOX).children
+def test_a_slider_moves_the_four_regions(line_model):
+    slider, _, text, picture = live_regions(line_model, (0.4, 1.9), (-0.4, 0.4), BOX).children
     before = text.value, picture.value
     slider.value = 0.75
     assert "global 0.499" in text.value and (text.value, picture.value) != before
 
 
-def test_the_description_of_an_item_says_what_is_known_of_it(model):
+def test_the_description_of_an_item_says_what_is_known_of_it(line_model):
     far, wrong = torch.tensor([[0.74999, 3.0]]), torch.tensor([[0.0, 0.0]])
-    certificate = crc.certify(model, far, torch.tensor([0]))
+    certificate = crc.certify(line_model, far, torch.tensor([0]))
     text = "Label 0, certified radius 0.499 (l2), limited by class 1 (bound: dual)."
     assert describe_item(certificate, far, 0) == f"{text} It is exact."
     certificate = replace(certificate, exact=torch.tensor([False]))
     away = f"{text} The nearest adversarial point found is 0.500 away."
     assert describe_item(certificate, far, 0) == away
-    certificate = crc.certify(model, wrong, torch.tensor([0]))
+    certificate = crc.certify(line_model, wrong, torch.tensor([0]))
     text = "Label 0, classified as 1: there is nothing to certify."
     assert describe_item(certificate, wrong, 0) == text
-    model[1].weight.data.zero_()
-    certificate = crc.certify(model, wrong, torch.tensor([1]))
+    line_model[1].weight.data.zero_()
+    certificate = crc.certify(line_model, wrong, torch.tensor([1]))
     assert describe_item(certificate, wrong, 1) == "Every valid input is classified as 1."
 
 
@@ -364,34 +275,6 @@ def test_choosing_an_image_or_a_bound_certifies_anew(digits):
 RADII = np.linspace(0.1, 1.5, 8)
 
 
-def test_no_method_claims_more_than_the_margin_at_a_point_inside(digits, digits_model):
-    margins = margins_in_balls(digits_model, digits.test.x[3], int(digits.test.y[3]), RADII)
-    found = margins.pop("a point inside")
-    assert len(margins) == 5
-    assert all((values <= found + 1e-9).all() for values in margins.values())
-    assert (margins["closed form"] <= margins["dual"]).all()
-
-
-def test_the_margins_in_balls_are_below_those_at_random_points():
-    model = crc.mlp([4, 8, 6, 3], "tanh", seed=3).double()
-    x = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    label = int(model(x[None]).argmax())
-    steps = torch.randn(4000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for i, values in enumerate(
-        zip(*margins_in_balls(model, x, label, RADII).values(), strict=True)
-    ):
-        logits = model(x + RADII[i] * torch.nn.functional.normalize(steps, dim=1)).detach()
-        margin = (logits[:, [label]] - logits).scatter(1, torch.full((4000, 1), label), torch.inf)
-        assert max(values[:-1]) <= margin.min().item()
-
-
-def test_a_linear_margin_falls_to_zero_at_its_distance(model):
-    margins = margins_in_balls(model, torch.tensor([0.75, 3.0]), 0, [0.25, 0.49, 0.51])
-    assert set(radii_where_positive(margins, [0.25, 0.49, 0.51]).values()) == {0.49}
-    nowhere = {"none": np.array([-1.0, -2.0])}
-    assert radii_where_positive(nowhere, [0.1, 0.2]) == {"none": 0.0}
-
-
 def test_the_rivals_answer_to_another_image_and_another_network(digits, digits_model):
     plt.close("all")
     x, y = digits.test.x[:4], digits.test.y[:4]
@@ -406,26 +289,6 @@ def test_the_rivals_answer_to_another_image_and_another_network(digits, digits_m
     assert plt.get_fignums() == []
 
 
-def test_the_margins_in_a_ball_come_closer_to_the_attack(digits, digits_model):
-    x, y = digits.test.x[0], int(digits.test.y[0])
-    margins = local_margins(digits_model, x, y, (y + 1) % 10, 0.3)
-    whole, ball, followed, attack = margins.values()
-    assert whole <= ball <= followed <= attack + 1e-9
-    assert local_margins(digits_model, x, y, (y + 1) % 10, 0.1)["attack"] > attack
-
-
-def test_radii_of_slabs_stay_below_the_attack_and_gain_from_more(digits, digits_model):
-    x, y = digits.test.x[:10], digits.test.y[:10]
-    sure = digits_model(x).argmax(1) == y
-    x, y = x[sure], y[sure]
-    radii = []
-    for slabs in (1, 8):
-        radius, reached = slab_radii(digits_model, x, y, (y + 1) % 10, slabs)
-        assert (radius > 0).all() and not (radius > reached).any()
-        radii.append(radius)
-    assert radii[1].mean() > radii[0].mean()
-
-
 def test_a_slider_moves_the_ball(digits, digits_model):
     widget = live_ball(digits_model, digits.test.x[:4], digits.test.y[:4])
     _, radius, text, picture = widget.children
@@ -434,18 +297,9 @@ def test_a_slider_moves_the_ball(digits, digits_model):
     assert "stays positive" in text.value and picture.value != before
 
 
-def test_a_larger_price_trains_a_network_of_less_curvature():
-    data = crc.load("moons").train
-    bends = [
-        -crc.curvature_bounds(trained_at(data, gamma, 0.2, epochs=10), 0, 1)[0].item()
-        for gamma in (0.0, 0.1)
-    ]
-    assert bends[1] < bends[0]
-
-
-def test_the_description_of_a_training_counts_what_is_correct(model):
+def test_the_description_of_a_training_counts_what_is_correct(line_model):
     x = torch.tensor([[0.75, 0.0], [1.25, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    text = describe_training(model, crc.Split(x, torch.tensor([0, 0, 0, 0])))
+    text = describe_training(line_model, crc.Split(x, torch.tensor([0, 0, 0, 0])))
     assert text == "Accuracy 50%; mean certified radius 0.75 where correct."
 
 
