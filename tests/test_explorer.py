@@ -39,13 +39,10 @@ def field(model):
     return radius_field(model, XS, YS)
 
 
-@pytest.fixture(scope="module")
-def line():
+@pytest.fixture
+def line(line_model):
     """The field of a network whose boundary is the line x1 = 1/4."""
-    model = crc.mlp([2, 2])
-    model[1].weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    model[1].bias.data = torch.tensor([-0.25, 0.25])
-    return radius_field(model, XS, YS)
+    return radius_field(line_model, XS, YS)
 
 
 def payload(html):

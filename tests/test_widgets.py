@@ -46,13 +46,19 @@ def test_the_description_rounds_to_the_safe_side(line_model):
     )
 
 
-def test_the_description_of_a_loose_certificate_names_both_bounds():
+@pytest.fixture
+def dome_model():
+    """A margin certified to 1.27 at the origin, with its boundary 1.446 away."""
     model = crc.mlp([2, 2, 2]).double()
     model[1].weight.data = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
     model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
     model[1].bias.data.zero_()
     model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
-    text = describe(radius_field(model, [0.0], [0.0]))
+    return model
+
+
+def test_the_description_of_a_loose_certificate_names_both_bounds(dome_model):
+    text = describe(radius_field(dome_model, [0.0], [0.0]))
     assert text.startswith("Certified radius 1.270 around a point of class 0.")
     assert 1.446 <= float(text.split()[-2]) < 1.46
 
@@ -140,14 +146,9 @@ def test_an_attack_is_told_from_a_proof(line_model, place, label, radius, said):
     assert (point - x).norm() <= radius * (1 + 1e-6)
 
 
-def test_a_failed_attack_between_the_two_radii_proves_nothing():
+def test_a_failed_attack_between_the_two_radii_proves_nothing(dome_model):
     """A dome certified to 1.27 and attacked at 1.44: between them, nobody knows."""
-    model = crc.mlp([2, 2, 2]).double()
-    model[1].weight.data = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
-    model[3].weight.data = torch.tensor([[-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
-    model[1].bias.data.zero_()
-    model[3].bias.data = torch.tensor([3.0, 0.0], dtype=torch.float64)
-    _, text = attack_at(model, torch.zeros(2, dtype=torch.float64), 0, 1.35)
+    _, text = attack_at(dome_model, torch.zeros(2, dtype=torch.float64), 0, 1.35)
     assert "failed, which proves nothing" in text
 
 
