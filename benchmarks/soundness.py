@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 import crcbook as crc
 from crcbook.attacks import boundary_points
-from crcbook.balls import Balls
+from crcbook.certificate.rivals import RIVALS, rival_robust
 from crcbook.checks import as_box
-from crcbook.minorant import Pairs, Prover
 from crcbook.networks import read_network
-from crcbook.region import Box, clip
-from crcbook.rivals import RIVALS, rival_robust
+from crcbook.proof.box import Box, clip
+from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.stages.balls import Balls
 
 SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3],
           [150, 20, 5], [150, 16, 12, 4])  # fmt: skip

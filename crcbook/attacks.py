@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from crcbook.acceleration import Acceleration
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import MarginAlong, Network, read_network
-from crcbook.region import Box, clip, step_to_boundary, step_to_sphere
+from crcbook.proof.box import Box, clip, step_to_boundary, step_to_sphere
 
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crcbook.networks import Network
-from crcbook.region import Box
+from crcbook.proof.box import Box
 
 SMALLEST_RADIUS, LARGEST = 1e-100, 1e100  # their squares are float64 numbers
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.balls import Balls
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
+from crcbook.proof.quadratic import Prover
+from crcbook.stages.balls import Balls
 
 
 def cases(hidden, count=6):

@@ -772,7 +772,9 @@ def test_a_certificate_is_short_only_by_what_the_campaign_says(soundness):
 
 @pytest.mark.parametrize("box", [None, (0.0, 1.0)])
 def test_the_campaign_counts_verdicts_that_are_wrong(soundness, box, monkeypatch):
-    monkeypatch.setattr("crcbook.balls.Balls.raised", lambda balls: torch.ones_like(balls.bounds))
+    monkeypatch.setattr(
+        "crcbook.stages.balls.Balls.raised", lambda balls: torch.ones_like(balls.bounds)
+    )
     model, generator = crc.mlp([6, 12, 4], seed=2), torch.Generator().manual_seed(0)
     x = torch.rand(8, 6, generator=generator)
     figures = soundness.judge(model, x, box, restarts=1, seed=0)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook import crown
 from crcbook.activations import IDENTITY
-from crcbook.crown import crown_margin, crown_radius, enclosing_lines
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
+from crcbook.proof import lines as crown
+from crcbook.proof.lines import crown_margin, crown_radius, enclosing_lines
+from crcbook.proof.quadratic import Prover
 
 CENTRES = st.one_of(st.floats(-6, 6), st.floats(-1e3, 1e3), st.sampled_from([-1e6, 0.0, 1e6]))
 WIDTHS = st.one_of(

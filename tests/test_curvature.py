@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.checks import as_box
-from crcbook.curvature import Link, ball_curvature
 from crcbook.networks import deepen, read_network
-from crcbook.rounding import RoundingModel
+from crcbook.proof.curvature import Link, ball_curvature
+from crcbook.proof.rounding import RoundingModel
 
 
 @given(random_networks(), st.sampled_from([0.1, 1.0, 5.0]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.demos import (
+from crcbook.book.demos import (
     certified_regions,
     dual_at,
     local_margins,

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import crcbook as crc
-from crcbook import demos, networks, widgets
+from crcbook import networks
+from crcbook.book import demos, widgets
 from crcbook.datasets import split_validation
 from crcbook.experiments import evaluate
 from crcbook.hessian import margin_hessian

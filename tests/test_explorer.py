@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.explorer import (
+from crcbook.book.explorer import (
     _towards,
     draw_ball,
     draw_data,

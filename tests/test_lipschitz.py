@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.attacks import boundary_points
-from crcbook.lipschitz import lipschitz_bound, lipschitz_radius
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
+from crcbook.proof.lipschitz import lipschitz_bound, lipschitz_radius
+from crcbook.proof.quadratic import Prover
 
 
 def product_of_norms(model, label, target):

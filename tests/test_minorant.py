@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.checks import as_box
-from crcbook.minorant import Minorant, Pairs, Prover
 from crcbook.networks import read_network
-from crcbook.region import Room
-from crcbook.search import search
+from crcbook.proof.box import Room
+from crcbook.proof.quadratic import Minorant, Pairs, Prover
+from crcbook.stages.search import search
 
 
 @st.composite

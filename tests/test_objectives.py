@@ -11,10 +11,10 @@ from torch import nn
 
 import crcbook as crc
 from crcbook.attacks import smallest_margin
-from crcbook.lipschitz import lipschitz_bound
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
-from crcbook.objectives import (
+from crcbook.proof.lipschitz import lipschitz_bound
+from crcbook.proof.quadratic import Prover
+from crcbook.training.losses import (
     CurvatureEstimate,
     LipschitzEstimate,
     clean_margins,
@@ -217,7 +217,7 @@ def test_converged_lipschitz_constants_are_the_product_of_norms(activation):
 
 
 def test_one_hidden_layer_has_the_proved_product_bound():
-    # One hidden unit: the sharper bound of crcbook.lipschitz is then the product itself.
+    # One hidden unit: the sharper bound of crcbook.proof.lipschitz is then the product itself.
     model = crc.mlp([9, 1, 4], "tanh", seed=3).double()
     label, target = (1 - torch.eye(4)).nonzero().T
     proved = lipschitz_bound(Prover.of(read_network(model)), label, target)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import plotly.graph_objects as go
 import pytest
 
-from crcbook import plots
+from crcbook.book import plots
 
 
 @pytest.fixture

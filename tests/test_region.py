@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crcbook.region import Box, Room, step_to_boundary, step_to_sphere
+from crcbook.proof.box import Box, Room, step_to_boundary, step_to_sphere
 
 SEEDS = st.integers(0, 2**31 - 1)
 

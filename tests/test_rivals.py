@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.rivals import RIVALS, rival_robust
+from crcbook.certificate.rivals import RIVALS, rival_robust
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from conftest import evaluate_exactly
 
 import crcbook as crc
 from crcbook.networks import read_network
-from crcbook.rounding import RoundingModel
+from crcbook.proof.rounding import RoundingModel
 
 
 @pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu"])

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook import sieve as module
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import SINGLE_UNIT, UNIT, single_sums_hold
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
-from crcbook.sieve import Margins, Sieve
+from crcbook.proof.arithmetic import SINGLE_UNIT, UNIT, single_sums_hold
+from crcbook.proof.quadratic import Prover
+from crcbook.stages import single as module
+from crcbook.stages.single import Margins, Sieve
 
 GRID = torch.linspace(-90, 90, 60_001)
 

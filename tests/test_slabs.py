@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook import slabs
 from crcbook.attacks import boundary_points, descend
 from crcbook.hessian import margin_hessian
-from crcbook.minorant import Pairs, Prover
 from crcbook.networks import read_network
-from crcbook.search import search
-from crcbook.slabs import slab_margins
+from crcbook.proof import slabs
+from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.proof.slabs import slab_margins
+from crcbook.stages.search import search
 
 
 def margins_to_bound(network, x):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from crcbook.spectral import (
+from crcbook.proof.eigenvalues import (
     NormSketch,
     Remainder,
     spectral_norm_bound,

@@ -11,8 +11,8 @@ import crcbook as crc
 from crcbook import training as module
 from crcbook.checkpoints import save_tensors
 from crcbook.networks import read_network
-from crcbook.objectives import trained_layers
 from crcbook.training import METHODS, best_epoch
+from crcbook.training.losses import trained_layers
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.attacks import descend
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
-from crcbook.region import Box
-from crcbook.trust_region import Neighbourhood
+from crcbook.proof.box import Box
+from crcbook.proof.paths import Neighbourhood
+from crcbook.proof.quadratic import Prover
 
 ZERO, ONE = torch.tensor([0]), torch.tensor([1])
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook.explorer import radius_field
-from crcbook.widgets import (
+from crcbook.book.explorer import radius_field
+from crcbook.book.widgets import (
     attack_at,
     bounds_at,
     describe,

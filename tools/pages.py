@@ -89,7 +89,7 @@ def copy_assets(app, error):
 
 
 def setup(app):
-    """Register the hooks; tell ``crcbook.plots.show`` where it draws."""
+    """Register the hooks; tell ``crcbook.book.plots.show`` where it draws."""
     # The kernels that execute the chapters inherit it.
     os.environ["CRCBOOK_BUILD"] = "1"
     # What a cell prints may arrive in pieces, and the builder would begin a line with each.

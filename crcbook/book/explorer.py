@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from crcbook.attacks import attack
+from crcbook.book.plots import PALETTE
 from crcbook.certificate import certify
 from crcbook.networks import read_network
-from crcbook.plots import PALETTE
 
 _BOUNDARY_POINTS = 161
 _RESTARTS = 4
@@ -168,7 +168,7 @@ def explorer(
     _check_choices(fields, choices)
     payload = _payload(fields, data, start, classes, names) | {"rivals": rivals}
     selects = (f"<label>{html.escape(name)} <select></select></label>" for name in choices)
-    template = Template(files("crcbook").joinpath("explorer.html").read_text("utf-8"))
+    template = Template(files("crcbook.book").joinpath("explorer.html").read_text("utf-8"))
     return HTML(
         template.substitute(
             alt=html.escape(alt),
@@ -179,7 +179,7 @@ def explorer(
             data=json.dumps(payload, separators=(",", ":"), allow_nan=False).replace(
                 "<", "\\u003c"
             ),
-            script=files("crcbook").joinpath("explorer.js").read_text("utf-8"),
+            script=files("crcbook.book").joinpath("explorer.js").read_text("utf-8"),
         )
     )
 

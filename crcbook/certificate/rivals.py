@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from crcbook.checks import as_classes, as_inputs, as_radius
-from crcbook.crown import crown_margin
-from crcbook.lipschitz import lipschitz_radius
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
+from crcbook.proof.lines import crown_margin
+from crcbook.proof.lipschitz import lipschitz_radius
+from crcbook.proof.quadratic import Prover
 
 RIVALS = ("crown", "lipschitz")
 _ITEMS = 200  # at a time

@@ -1,6 +1,6 @@
 """Certified l2 radii and verdicts, against every class.
 
-The mathematics is in :mod:`crcbook.minorant`; here inputs are checked, classes compared and
+The mathematics is in :mod:`crcbook.proof.quadratic`; here inputs are checked, classes compared and
 batches cut to size.
 """
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crcbook.arithmetic import OUTWARD
 from crcbook.attacks import crossings, descend
-from crcbook.balls import Balls
 from crcbook.checks import LARGEST, SMALLEST_RADIUS, as_box, as_classes, as_inputs, as_radius
-from crcbook.crown import crown_radius
-from crcbook.curvature import downward_curvature
-from crcbook.lipschitz import lipschitz_radius
-from crcbook.minorant import Pairs, Prover, parabola_margin, parabola_radius
 from crcbook.networks import read_network
-from crcbook.region import Box, clip
-from crcbook.search import POLISH_STEPS, SEARCH_STEPS, search
-from crcbook.sieve import Margins, Sieve
+from crcbook.proof.arithmetic import OUTWARD
+from crcbook.proof.box import Box, clip
+from crcbook.proof.curvature import downward_curvature
+from crcbook.proof.lines import crown_radius
+from crcbook.proof.lipschitz import lipschitz_radius
+from crcbook.proof.quadratic import Pairs, Prover, parabola_margin, parabola_radius
+from crcbook.stages.balls import Balls
+from crcbook.stages.search import POLISH_STEPS, SEARCH_STEPS, search
+from crcbook.stages.single import Margins, Sieve
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 EXACT = 1e-6
@@ -92,9 +92,9 @@ def certify(
     r"""Certified l2 radii: how far each input can move before its label can change.
 
     Proved for the network in real arithmetic with its stored weights; every evaluation has its
-    rounding error subtracted (see :mod:`crcbook.rounding`, and :mod:`crcbook.sieve` for classes far
-    away, where it is in float32). The radius is the largest one found for each class, and the
-    smallest of these over the classes.
+    rounding error subtracted (see :mod:`crcbook.proof.rounding`, and :mod:`crcbook.stages.single`
+    for classes far away, where it is in float32). The radius is the largest one found for each
+    class, and the smallest of these over the classes.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts.

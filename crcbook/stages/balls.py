@@ -1,8 +1,8 @@
 """Bounds in balls, raised by the curvature that a network has there.
 
 In the order of their price: a search with the curvature of the whole ball, slabs across the way in
-which the margin falls (:mod:`crcbook.slabs`), and the curvature followed along the paths from the
-centre (:mod:`crcbook.trust_region`).
+which the margin falls (:mod:`crcbook.proof.slabs`), and the curvature followed along the paths from
+the centre (:mod:`crcbook.proof.paths`).
 """
 
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from crcbook.attacks import into_ball
-from crcbook.curvature import ball_curvature, downward_curvature
-from crcbook.minorant import Pairs, Prover
-from crcbook.region import Box, clip
-from crcbook.search import POLISH_STEPS, SEARCH_STEPS, search
-from crcbook.slabs import slab_margins
-from crcbook.trust_region import Neighbourhood
+from crcbook.proof.box import Box, clip
+from crcbook.proof.curvature import ball_curvature, downward_curvature
+from crcbook.proof.paths import Neighbourhood
+from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.proof.slabs import slab_margins
+from crcbook.stages.search import POLISH_STEPS, SEARCH_STEPS, search
 
 _SLABS = (8, 32)  # of a ball; the second number where the first one decides nothing
 _BENT = 4.0  # times the gradient's norm: a ball's curvature above that leaves too wide a gap

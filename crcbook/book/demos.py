@@ -1,6 +1,6 @@
 """What the chapters show of the proofs' inner workings, without a picture.
 
-A chapter prints or plots what these return; :mod:`crcbook.widgets` puts sliders to them.
+A chapter prints or plots what these return; :mod:`crcbook.book.widgets` puts sliders to them.
 """
 
 import math
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from crcbook.attacks import boundary_points, descend
 from crcbook.certificate import certify
-from crcbook.crown import crown_margin
-from crcbook.curvature import curvature_bounds
 from crcbook.datasets import Split
 from crcbook.hessian import margin_hessian
-from crcbook.lipschitz import lipschitz_bound
-from crcbook.minorant import Pairs, Prover
 from crcbook.networks import mlp, read_network
-from crcbook.objectives import ibp_margins
-from crcbook.search import search
-from crcbook.slabs import slab_margins
+from crcbook.proof.curvature import curvature_bounds
+from crcbook.proof.lines import crown_margin
+from crcbook.proof.lipschitz import lipschitz_bound
+from crcbook.proof.paths import Neighbourhood
+from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.proof.slabs import slab_margins
+from crcbook.stages.search import search
 from crcbook.training import Recipe, train
-from crcbook.trust_region import Neighbourhood
+from crcbook.training.losses import ibp_margins
 
 _DESCENT_STEPS = 2000
 _SMALL_RESIDUAL = 1e-9

@@ -3,8 +3,8 @@ r"""Proofs in single precision, for margins that are far from deciding anything.
 Most classes lie well beyond the nearest one, and to say so needs few digits. Here a margin and its
 gradient are evaluated in float32 at :math:`c = x_0 + d`: all but the first layer's preactivations
 at the input, :math:`z_0`, which stay as float64 found them. What rounding can have done is bounded
-as in :mod:`crcbook.rounding`, with the unit roundoff :math:`u = 2^{-24}`, and subtracted: a bound
-found here is as sound as any other, only less tight.
+as in :mod:`crcbook.proof.rounding`, with the unit roundoff :math:`u = 2^{-24}`, and subtracted: a
+bound found here is as sound as any other, only less tight.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from crcbook.acceleration import Acceleration
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import (
+from crcbook.networks import Layer, Network
+from crcbook.proof.arithmetic import (
     OUTWARD,
     SINGLE_TINY,
     SINGLE_TINY_NORM,
@@ -22,9 +23,8 @@ from crcbook.arithmetic import (
     UNIT,
     gamma,
 )
-from crcbook.minorant import Pairs, Prover, parabola_margin, parabola_radius
-from crcbook.networks import Layer, Network
-from crcbook.search import SEARCH_STEPS, search
+from crcbook.proof.quadratic import Pairs, Prover, parabola_margin, parabola_radius
+from crcbook.stages.search import SEARCH_STEPS, search
 
 _STEPS = 3
 _ROUNDING = ROUNDING * SINGLE_UNIT / UNIT  # of an activation evaluated in float32
@@ -121,7 +121,7 @@ class Sieve:
         return cls(prover, whole, reduced, sketch.basis.float(), sketch.norm)
 
     def search(self, margins: Margins, way: Tensor) -> Tensor:
-        r"""Points with large radii, from the steps of :func:`crcbook.search.search` in u.
+        r"""Points with large radii, from the steps of :func:`crcbook.stages.search.search` in u.
 
         Args:
             margins: the margins.

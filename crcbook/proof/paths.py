@@ -21,7 +21,7 @@ the ball is a trust-region problem, bounded by its dual. Write :math:`\bar A = A
 so that neither :math:`\lambda` nor the solution y of :math:`Hy = g` has to be exact: put
 :math:`\delta = e - y`. What rounding leaves open of H's factorisation is :math:`\epsilon`.
 
-**The matrices.** With the notation of :mod:`crcbook.curvature`, the Hessian is a sum of
+**The matrices.** With the notation of :mod:`crcbook.proof.curvature`, the Hessian is a sum of
 :math:`B_I^T \mathrm{diag}(F_I \odot \sigma'') B_I`. Let :math:`-d_I(t)` be the smallest value of
 the diagonal in the ball. :math:`B_1 = W_1` is constant, so the first term is at least
 :math:`-W_1^T\mathrm{diag}(d_1)W_1`, negative entries included. For the others let :math:`M_I` be
@@ -46,11 +46,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
-from crcbook.curvature import SHELLS, Ranges, bend_depths, shells
-from crcbook.minorant import Prover
-from crcbook.region import Room
-from crcbook.spectral import spectral_norm_bound, top_eigenvalue_bound
+from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
+from crcbook.proof.box import Room
+from crcbook.proof.curvature import SHELLS, Ranges, bend_depths, shells
+from crcbook.proof.eigenvalues import spectral_norm_bound, top_eigenvalue_bound
+from crcbook.proof.quadratic import Prover
 
 _POWER_STEPS = 8
 _BISECTIONS = 60

@@ -8,8 +8,8 @@ product of norms (Tsuzuku, Sato & Sugiyama 2018, "Lipschitz-Margin Training")
 .. math:: L \le \|w\| \prod_{I=1}^{L-1} g \|W_I\|, \qquad w = W_L^T (e_y - e_t).
 
 The slopes between the layers vary, :math:`\sigma' = c + r \odot e` with :math:`|e| \le 1`, and with
-the links (matrices M with factors :math:`\kappa`) of :mod:`crcbook.curvature` for the Jacobian of
-the last hidden layer,
+the links (matrices M with factors :math:`\kappa`) of :mod:`crcbook.proof.curvature` for the
+Jacobian of the last hidden layer,
 
 .. math:: L \le \sum \kappa \|w\,\mathrm{diag}(c)\,M\| + \|w\,\mathrm{diag}(\sqrt r)\| \sup_x
    \|\mathrm{diag}(\sqrt r) B_{L-1}(x)\|.
@@ -21,10 +21,10 @@ B_I\|` do, once a network. The smaller of the two bounds is taken.
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
-from crcbook.curvature import Link, jacobian_chains, proved
-from crcbook.minorant import Prover
 from crcbook.networks import Network, remembered
+from crcbook.proof.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
+from crcbook.proof.curvature import Link, jacobian_chains, proved
+from crcbook.proof.quadratic import Prover
 
 
 def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -> Tensor:

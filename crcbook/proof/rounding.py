@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, matrix_interval
 from crcbook.networks import Layer, Network, remembered
-from crcbook.region import Room
-from crcbook.spectral import spectral_norm_bound
+from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, matrix_interval
+from crcbook.proof.box import Room
+from crcbook.proof.eigenvalues import spectral_norm_bound
 
 
 @dataclass(frozen=True)

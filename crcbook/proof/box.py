@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import OUTWARD, TINY_NORM
+from crcbook.proof.arithmetic import OUTWARD, TINY_NORM
 
 _PASSES = 4
 

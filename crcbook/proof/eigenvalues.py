@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crcbook.arithmetic import (
+from crcbook.proof.arithmetic import (
     OUTWARD,
     SINGLE_TINY,
     SINGLE_TINY_NORM,

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
 from crcbook.attacks import attack
-from crcbook.certificate import Certificate, certify
-from crcbook.curvature import curvature_bounds
-from crcbook.datasets import Split
-from crcbook.demos import (
+from crcbook.book.demos import (
     DualPoint,
     Spectrum,
     certified_regions,
@@ -26,7 +23,7 @@ from crcbook.demos import (
     spectrum_at,
     trained_at,
 )
-from crcbook.explorer import (
+from crcbook.book.explorer import (
     RadiusField,
     draw_ball,
     draw_data,
@@ -35,8 +32,11 @@ from crcbook.explorer import (
     radius_field,
     radius_fields,
 )
+from crcbook.book.plots import PALETTE, svg
+from crcbook.certificate import Certificate, certify
+from crcbook.datasets import Split
 from crcbook.networks import read_network
-from crcbook.plots import PALETTE, svg
+from crcbook.proof.curvature import curvature_bounds
 
 _BACKGROUND_POINTS = 61
 _RINGS = ("--", ":", "-.", (0, (1, 4)))
@@ -88,7 +88,7 @@ def live_explorer(
         The widget; a live notebook displays it.
 
     Raises:
-        ValueError: as :func:`crcbook.explorer.radius_field`.
+        ValueError: as :func:`crcbook.book.explorer.radius_field`.
     """
     certificates = {"dual": {}} if certificates is None else certificates
     grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]

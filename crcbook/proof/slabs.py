@@ -15,8 +15,8 @@ gives on the slab
    w_i = (1 - t_{i-1}/T)^2 - (1 - t_i/T)^2,
 
 for radii :math:`0 = t_0 < \dots < t_m = T`: what lies near c counts most, and there the bends of
-the units are nearly those at c. With :math:`q` and :math:`s` as in :mod:`crcbook.minorant` the
-right-hand side is :math:`q - s\cdot\delta - \tfrac k2\|\delta\|^2`, and on the slab that is at
+the units are nearly those at c. With :math:`q` and :math:`s` as in :mod:`crcbook.proof.quadratic`
+the right-hand side is :math:`q - s\cdot\delta - \tfrac k2\|\delta\|^2`, and on the slab that is at
 least
 
 .. math:: q - \max(a\beta, b\beta) - l\,\|s - \beta u\| - \tfrac k2 \rho^2, \qquad
@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from crcbook.acceleration import Acceleration
-from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, gamma
-from crcbook.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
-from crcbook.minorant import Pairs, Prover
-from crcbook.spectral import top_eigenvalue_bound, top_eigenvalue_estimate
+from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, gamma
+from crcbook.proof.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
+from crcbook.proof.eigenvalues import top_eigenvalue_bound, top_eigenvalue_estimate
+from crcbook.proof.quadratic import Pairs, Prover
 
 _STEPS = 12
 _POWER_STEPS = 6

@@ -1,16 +1,16 @@
 r"""The search for the best minorant: a fixed-point iteration, accelerated.
 
 Nothing rests on whether it converged: a point that it returns is proved at, by
-:mod:`crcbook.minorant`, like any other.
+:mod:`crcbook.proof.quadratic`, like any other.
 """
 
 import torch
 from torch import Tensor
 
 from crcbook.acceleration import Acceleration
-from crcbook.minorant import Minorant, Pairs
 from crcbook.networks import Network
-from crcbook.region import step_to_boundary, step_to_sphere
+from crcbook.proof.box import step_to_boundary, step_to_sphere
+from crcbook.proof.quadratic import Minorant, Pairs
 
 SEARCH_STEPS, POLISH_STEPS = 100, 3  # at most; in single precision, then in double precision
 _GAIN, _PATIENCE = 1e-5, 10  # a smaller relative gain counts as none; steps without one

@@ -12,7 +12,7 @@ So in the ball of radius :math:`\rho` the margin is at least :math:`q - \rho\|s\
 positive while :math:`\rho` is below :math:`2q/(\|s\| + \sqrt{\|s\|^2 + 2kq})`. Any c is proof
 enough; c = x_0 gives the closed form of Entesari et al. (2024), and the best c gives the convex
 dual of Singla & Feizi (2020), Theorem 1 (radius) and Theorem 2 (fixed radius). A search chooses c
-(:mod:`crcbook.search`); nothing rests on whether it converged, nor on the precision it ran in.
+(:mod:`crcbook.stages.search`); nothing rests on whether it converged, nor on its precision.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, single_sums_hold
-from crcbook.curvature import downward_curvature
 from crcbook.networks import Network, remembered
-from crcbook.region import Box, Room
-from crcbook.rounding import RoundingModel
-from crcbook.spectral import NormSketch, Remainder
+from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, single_sums_hold
+from crcbook.proof.box import Box, Room
+from crcbook.proof.curvature import downward_curvature
+from crcbook.proof.eigenvalues import NormSketch, Remainder
+from crcbook.proof.rounding import RoundingModel
 
 _FEW_CLASSES = 16  # whose pairs' remainders are prepared
 _ALIKE = 64  # left singular vectors
@@ -46,7 +46,7 @@ class Pairs:
         curvature: ``(pairs,)`` proved bounds k.
         room: where the adversary may go; None for everywhere.
         shift: ``(pairs, width)`` what the first layer adds where points have other coordinates, as
-            in :mod:`crcbook.sieve`; None for nothing.
+            in :mod:`crcbook.stages.single`; None for nothing.
     """
 
     x0: Tensor

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from crcbook.activations import IDENTITY, activation_of
-from crcbook.curvature import Link, curvature_sum
 from crcbook.networks import Layer, Network, submodules
-from crcbook.spectral import top_eigenvalue_estimate
+from crcbook.proof.curvature import Link, curvature_sum
+from crcbook.proof.eigenvalues import top_eigenvalue_estimate
 
 
 def trained_layers(model: nn.Sequential, dtype: torch.dtype | None = None) -> list[Layer]:
@@ -360,8 +360,8 @@ class PowerIteration:
 class CurvatureEstimate:
     r"""The curvatures :math:`|m|` of all pairs of classes, as differentiable estimates.
 
-    The formula is that of the proved bound, :func:`crcbook.curvature.curvature_sum`. One power
-    iteration a call follows each norm's singular vectors while the weights move.
+    The formula is that of the proved bound, :func:`crcbook.proof.curvature.curvature_sum`. One
+    power iteration a call follows each norm's singular vectors while the weights move.
     """
 
     def __init__(self, model: nn.Sequential, seed: int = 0) -> None:

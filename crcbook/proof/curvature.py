@@ -28,12 +28,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from crcbook.arithmetic import OUTWARD, UNIT, gamma, matrix_interval
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import Layer, Network, read_network, remembered
-from crcbook.region import Room
-from crcbook.rounding import RoundingModel
-from crcbook.spectral import top_eigenvalue_bound
+from crcbook.proof.arithmetic import OUTWARD, UNIT, gamma, matrix_interval
+from crcbook.proof.box import Room
+from crcbook.proof.eigenvalues import top_eigenvalue_bound
+from crcbook.proof.rounding import RoundingModel
 
 SHELLS = 16
 _CHUNK_PAIRS = 1024

@@ -52,9 +52,9 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import Activation
-from crcbook.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
-from crcbook.minorant import Prover
 from crcbook.networks import Layer
+from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
+from crcbook.proof.quadratic import Prover
 
 _PIECES = 16  # of an interval, between the points of its grid
 _CHUNK_VALUES = 2**21

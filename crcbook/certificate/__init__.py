@@ -1,0 +1,5 @@
+"""The questions one can ask: how far an input can move, and whether a ball is safe."""
+
+from crcbook.certificate.certify import Certificate, Verdict, certify, verify
+
+__all__ = ["Certificate", "Verdict", "certify", "verify"]

@@ -1,0 +1,30 @@
+"""Named, recorded experiments: every network of the book's tables comes from one of these.
+
+``python -m crcbook reproduce`` runs what is missing.
+"""
+
+from crcbook.experiments.catalogue import PROFILES, Experiment, experiments
+from crcbook.experiments.evaluation import evaluate, summary
+from crcbook.experiments.records import (
+    RADIUS_UNIT,
+    decode_radii,
+    encode_radii,
+    environment,
+    load_records,
+)
+from crcbook.experiments.reproduce import reproduce, run_training
+
+__all__ = [
+    "PROFILES",
+    "RADIUS_UNIT",
+    "Experiment",
+    "decode_radii",
+    "encode_radii",
+    "environment",
+    "evaluate",
+    "experiments",
+    "load_records",
+    "reproduce",
+    "run_training",
+    "summary",
+]

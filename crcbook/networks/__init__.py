@@ -1,0 +1,17 @@
+"""Networks: what a certificate is about, how one is read out of a model, and how one is built."""
+
+from crcbook.networks.building import architecture, deepen, mlp
+from crcbook.networks.network import Layer, MarginAlong, Network, remembered
+from crcbook.networks.reading import read_network, submodules
+
+__all__ = [
+    "Layer",
+    "MarginAlong",
+    "Network",
+    "architecture",
+    "deepen",
+    "mlp",
+    "read_network",
+    "remembered",
+    "submodules",
+]

@@ -1,0 +1,105 @@
+"""Building networks: fresh ones, and deeper ones that go on from a trained one."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from crcbook.activations import ACTIVATIONS, activation_module
+from crcbook.networks.reading import read_network
+
+_FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
+
+
+def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn.Sequential:
+    """A fully connected classifier with torch's default initialisation.
+
+    Args:
+        sizes: the widths, from the number of inputs to the number of classes.
+        activation: a name from the table of activations.
+        seed: the seed of the initialisation; the global generator is left untouched.
+
+    Returns:
+        ``Flatten, Linear, activation, ..., Linear``; it takes ``(batch, *input_shape)``.
+
+    Raises:
+        ValueError: for fewer than two widths, a width below 1, fewer than two classes, or an
+            unknown activation.
+    """
+    sizes = list(sizes)
+    if len(sizes) < 2 or min(sizes) < 1 or sizes[-1] < 2:
+        raise ValueError(
+            f"sizes must be at least two positive widths, the last one at least 2; got {sizes}"
+        )
+    activation_module(activation)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linears = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
+    modules: list[nn.Module] = [nn.Flatten()]
+    for linear in linears[:-1]:
+        modules += [linear, activation_module(activation)]
+    return nn.Sequential(*modules, linears[-1])
+
+
+def architecture(model: nn.Sequential) -> dict:
+    """The widths and the activation of an :func:`crcbook.mlp`.
+
+    Args:
+        model: the network.
+
+    Returns:
+        ``{"sizes": [...], "activation": name}``.
+
+    Raises:
+        ValueError: for a model ``mlp`` would not build.
+    """
+    layers = read_network(model).layers
+    sizes = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
+    rows = {layer.activation.name: layer.activation for layer in layers[:-1]}
+    name = next(iter(rows), "softplus")
+    twin = mlp(sizes, name) if name in ACTIVATIONS else None
+    if len(rows) > 1 or twin is None or repr(twin) != repr(model):
+        raise ValueError(f"expected a network that crcbook.mlp builds; got {model}")
+    return {"sizes": sizes, "activation": name}
+
+
+def deepen(model: nn.Sequential, layers: int) -> nn.Sequential:
+    """A deeper network that computes almost the same, to train on from there.
+
+    Hidden layers that copy their input are put before the last one ("Net2Net", Chen, Goodfellow &
+    Shlens 2016). A smooth activation has no identity, so they work where it is nearly a line: far
+    to the right for those that grow, close to 0 for those that saturate.
+
+    Args:
+        model: an :func:`mlp` with a hidden layer.
+        layers: how many linear layers the deeper one has.
+
+    Returns:
+        The network, in the model's dtype, on its device.
+
+    Raises:
+        ValueError: for a model that ``mlp`` would not build, without a hidden layer, or with more
+            layers.
+    """
+    facts = architecture(model)
+    *hidden, last = read_network(model).layers
+    if not 1 <= len(hidden) < layers:
+        raise ValueError(f"cannot make {layers} layers of a network with {len(hidden) + 1}")
+    row = hidden[-1].activation
+    centre, scale = (_FAR_RIGHT, 1.0) if row.slope_limits[1] == 1 else (0.0, _CLOSE_TO_ZERO)
+    value, slope = (end(last.bias.new_tensor(centre)) for end in (row.value, row.slope))
+    weights = [(layer.weight, layer.bias) for layer in hidden]
+    units = len(hidden[-1].bias)
+    shrink, shift = torch.ones_like(slope), torch.zeros_like(slope)  # what undoes the last copy
+    for _ in range(layers - len(hidden) - 1):
+        identity = torch.eye(units).to(last.weight)
+        weights.append((scale * shrink * identity, (centre + scale * shift).expand(units)))
+        shrink = 1 / (scale * slope)
+        shift = -value * shrink
+    weights.append((shrink * last.weight, last.bias + shift * last.weight.sum(1)))
+    sizes = facts["sizes"][:-1] + [units] * (layers - len(hidden) - 1) + facts["sizes"][-1:]
+    deeper = mlp(sizes, facts["activation"]).to(next(model.parameters()))
+    values = [value for pair in weights for value in pair]
+    deeper.load_state_dict(dict(zip(deeper.state_dict(), values, strict=True)))
+    return deeper

@@ -1,0 +1,1 @@
+"""What need not be trusted: searches for points at which a bound is proved."""
