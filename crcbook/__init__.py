@@ -2,11 +2,10 @@
 
 from crcbook.activations import ACTIVATIONS, Arctan
 from crcbook.attacks import Attack, attack
-from crcbook.certificate import Certificate, Verdict, certify, verify
+from crcbook.certificate import Certificate, Verdict, certify, curvature_bounds, verify
 from crcbook.checkpoints import load_model, save_model
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import mlp
-from crcbook.proof.curvature import curvature_bounds
 from crcbook.training import Recipe, train
 
 __all__ = [

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from crcbook.acceleration import Acceleration
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import MarginAlong, Network, read_network
-from crcbook.proof.box import Box, clip, step_to_boundary, step_to_sphere
+from crcbook.proof.box import Box, clip
+from crcbook.steps import step_to_boundary, step_to_sphere
 
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
@@ -199,7 +200,7 @@ def crossings(
 def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
     """The nearest adversarial points of some steps, or where they ended."""
     exact, dtype = x.dtype, network.dtype
-    room = None if box is None else box.room(x).to(dtype)
+    allowed = None if box is None else box.around(x).to(dtype)
     x, point = x.to(dtype), point.to(dtype)
     best = torch.full_like(x, torch.nan)
     shortest = torch.full_like(x[:, 0], torch.inf)
@@ -209,13 +210,13 @@ def _steps(network: Network, x, label, target, point, steps: int, box: Box | Non
         distance = (point - x).norm(dim=1)
         hit = (margin <= 0) & (distance < shortest)
         best[hit], shortest[hit] = point[hit], distance[hit]
-        eta = step_to_boundary(margin + (gradient * (x - point)).sum(1), gradient, room)
+        eta = step_to_boundary(margin + (gradient * (x - point)).sum(1), gradient, allowed)
         step = -eta[:, None] * gradient
-        move = _finite(x + (step if room is None else room.clip(step)) - point)
+        move = _finite(x + (step if allowed is None else allowed.clip(step)) - point)
         step = _finite(acceleration.step(point, move))
         # Where margins are all cliffs, accelerated steps can settle far from any boundary.
         point = point + (move if turn % _FULL_EACH == _FULL_EACH - 1 else step)
-        point = point if room is None else x + room.clip(point - x)
+        point = point if allowed is None else x + allowed.clip(point - x)
     return torch.where(shortest.isinf()[:, None], point, best).to(exact)
 
 
@@ -312,7 +313,7 @@ def descend(
     x: Tensor,
     label: Tensor,
     target: Tensor,
-    radius: float,
+    radius: float | Tensor,
     start: Tensor,
     steps: int = 20,
     box: Box | None = None,
@@ -325,7 +326,7 @@ def descend(
         x: ``(pairs, n)`` the balls' centres.
         label: ``(pairs,)`` classes.
         target: ``(pairs,)`` classes.
-        radius: the balls' radius.
+        radius: the balls' radius, a number or ``(pairs,)`` of them.
         start: ``(pairs, n)`` points to start from.
         steps: the number of gradients.
         box: where the points must stay; None for everywhere.
@@ -335,8 +336,8 @@ def descend(
         ``(pairs, n)`` points of the balls and ``(pairs,)`` margins there.
     """
     rough = rough or network
-    dtype = rough.dtype
-    room = None if box is None else box.room(x).to(dtype)
+    dtype, radius = rough.dtype, torch.as_tensor(radius, dtype=x.dtype, device=x.device)
+    allowed = None if box is None else box.around(x).to(dtype)
     centre, delta = x.to(dtype), (start - x).to(dtype)
     best, lowest = torch.zeros_like(delta), torch.full_like(delta[:, 0], torch.inf)
     damping = torch.ones_like(lowest)
@@ -347,11 +348,13 @@ def descend(
         damping = torch.where(improved, damping, damping / 2)
         lowest = torch.minimum(lowest, margin)
         # Where the gradient vanishes a step would be infinite.
-        eta = step_to_sphere(gradient, radius, room).clamp(max=torch.finfo(dtype).max ** 0.5)
+        eta = step_to_sphere(gradient, radius.to(dtype), allowed).clamp(
+            max=torch.finfo(dtype).max ** 0.5
+        )
         goal = -eta[:, None] * gradient
-        goal = goal if room is None else room.clip(goal)
+        goal = goal if allowed is None else allowed.clip(goal)
         delta = delta + damping[:, None] * (goal - delta)
-        delta = delta * (radius / delta.norm(dim=1, keepdim=True)).clamp(max=1)
+        delta = delta * (radius.to(dtype) / delta.norm(dim=1)).clamp(max=1)[:, None]
     last = _margin(rough, centre + delta, label, target)
     best = torch.where((last < lowest)[:, None], delta, best)
     point = into_ball(x, clip(box, x + best.to(x.dtype)), radius)

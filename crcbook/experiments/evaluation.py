@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from crcbook.attacks import attack, smallest_margin
 from crcbook.certificate import certify, verify
-from crcbook.certificate.rivals import rival_robust
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
 from crcbook.networks import Network, read_network
@@ -67,7 +66,7 @@ def evaluate(
     if rival:
         rows, found = columns["survived"], torch.zeros_like(correct)
         if rows.any():
-            found[rows] = rival_robust(model, x[rows], y[rows], radius, rival)
+            found[rows] = verify(model, x[rows], y[rows], radius, method=rival).robust
         columns["certified_rival"], certified = found, certified | found
     if local:
         certified = certified | verified(~certified & columns["survived"], curvature="local")

@@ -159,8 +159,8 @@ class Network:
         Returns:
             ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
         """
-        margin, gradient = self.margin_and_units(x, label, target, shift)
-        return margin, gradient if len(self.layers) == 1 else gradient @ self.layers[0].weight
+        margin, units = self.margin_and_units(x, label, target, shift)
+        return margin, self.input_gradient(units)
 
     def margin_along(
         self,
@@ -255,6 +255,28 @@ class Network:
             return x
         z = torch.addmm(self.layers[0].bias, x, self.layers[0].weight.T)
         return z if shift is None else z + shift
+
+    def change(self, d: Tensor) -> Tensor:
+        """How displacements of the input change the first layer's preactivations.
+
+        Args:
+            d: ``(batch, n)``.
+
+        Returns:
+            ``(batch, width)``; d itself where there is no hidden layer.
+        """
+        return d if len(self.layers) == 1 else d @ self.layers[0].weight.T
+
+    def input_gradient(self, units: Tensor) -> Tensor:
+        """Gradients in the inputs, of those in the first layer's preactivations.
+
+        Args:
+            units: ``(..., width)``.
+
+        Returns:
+            ``(..., n)``; the same where there is no hidden layer.
+        """
+        return units if len(self.layers) == 1 else units @ self.layers[0].weight
 
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What follows the first layer's preactivations.

@@ -1,31 +1,27 @@
-r"""Float64 arithmetic as the proofs see it.
+r"""Floating-point arithmetic as the proofs see it.
 
-With unit roundoff :math:`u = 2^{-53}`, a computed sum or inner product of k rounded terms errs by
-at most :math:`\gamma_k = ku/(1-ku)` times the sum of the terms' magnitudes, in any order of
-summation, plus what underflow takes (Higham, *Accuracy and Stability of Numerical Algorithms*,
-section 3.1).
+With unit roundoff u, a computed sum or inner product of k rounded terms errs by at most
+:math:`\gamma_k = ku/(1-ku)` times the sum of the terms' magnitudes, in any order of summation and
+with or without fused operations, plus what underflow takes (Higham, *Accuracy and Stability of
+Numerical Algorithms*, section 3.1).
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, maximum
 
+from crcbook.activations import ROUNDING
+
 UNIT = 2.0**-53
-SINGLE_UNIT = 2.0**-24
 
 # Bounds are themselves computed in float64, each from a few dozen positive terms and from norms of
 # at most 200,000 entries, whose relative error is below 0.8 of this one.
 OUTWARD = 1 + 2.0**-36
 
-# More than underflow can take from the last sum or product of a bound, and from a norm. What later
-# layers would magnify is covered where it arises: no point counts as shorter than TINY_NORM, and
-# the rounding of that is more than underflow takes where weights have the sizes that are accepted.
+# More than underflow can take in float64: from a sum of products, and from an l2 norm.
 TINY = 1e-290
 TINY_NORM = 1e-140
-
-# More than underflow, gradual or not, can take from vectors of float32 sums of products in the l2
-# norm, and from a norm computed in float32.
-SINGLE_TINY = 1e-28
-SINGLE_TINY_NORM = 1e-16
 
 
 def gamma(terms: int, unit: float = UNIT) -> float:
@@ -41,16 +37,64 @@ def gamma(terms: int, unit: float = UNIT) -> float:
     return terms * unit / (1 - terms * unit)
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """A floating-point format, with what its operations can lose.
+
+    Attributes:
+        dtype: the format.
+        unit: its unit roundoff u.
+        tiny: more than underflow, gradual or not, can take from a vector of sums of products, in
+            the l2 norm.
+        tiny_norm: more than underflow can take from an l2 norm.
+        activation: the relative error of a row of the table of activations.
+        largest: where every product of sizes stays below, nothing overflows.
+    """
+
+    dtype: torch.dtype
+    unit: float
+    tiny: float
+    tiny_norm: float
+    activation: float
+    largest: float
+
+    def gamma(self, terms: int) -> float:
+        r""":math:`\gamma_k` of this format.
+
+        Args:
+            terms: the number of roundings k.
+
+        Returns:
+            The relative error of a sum of that many rounded terms.
+        """
+        return gamma(terms, self.unit)
+
+    def norm(self, rows: Tensor) -> Tensor:
+        """The l2 norms of computed vectors, rounded upward.
+
+        Args:
+            rows: ``(..., n)`` in this format.
+
+        Returns:
+            ``(...)`` float64.
+        """
+        return rows.norm(dim=-1).double() * (1 + self.gamma(rows.shape[-1] + 8)) + self.tiny_norm
+
+
+DOUBLE = Arithmetic(torch.float64, UNIT, TINY, TINY_NORM, ROUNDING, 1e280)
+SINGLE = Arithmetic(torch.float32, 2.0**-24, 1e-28, 1e-16, ROUNDING * 2.0**29, 1e30)
+
+
 def matrix_interval(low: Tensor, high: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The range of ``v @ weight`` for v in [low, high], rounded outward.
 
     Args:
-        low: ``(pairs, outputs)`` lower ends.
-        high: ``(pairs, outputs)`` upper ends.
-        weight: ``(outputs, inputs)``.
+        low: ``(batch, outputs)`` float64 lower ends.
+        high: ``(batch, outputs)`` float64 upper ends.
+        weight: ``(outputs, inputs)`` float64.
 
     Returns:
-        ``(pairs, inputs)`` lower and upper ends.
+        ``(batch, inputs)`` lower and upper ends.
     """
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
     size = maximum(low.abs(), high.abs()).detach() @ weight.detach().abs()
@@ -82,6 +126,5 @@ def single_sums_hold(device: torch.device) -> bool:
     entry = matrix[0, 0].double()
     products = (matrix @ matrix).double().diagonal() / (entry * entry) - 1
     return bool(
-        (sums.abs().max() <= gamma(size + 2, SINGLE_UNIT))
-        & (products.abs().max() <= gamma(2, SINGLE_UNIT))
+        (sums.abs().max() <= SINGLE.gamma(size + 2)) & (products.abs().max() <= SINGLE.gamma(2))
     )

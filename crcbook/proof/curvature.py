@@ -26,77 +26,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius
-from crcbook.networks import Layer, Network, read_network, remembered
+from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, UNIT, gamma, matrix_interval
-from crcbook.proof.box import Room
+from crcbook.proof.box import Allowed
 from crcbook.proof.eigenvalues import top_eigenvalue_bound
+from crcbook.proof.intervals import (
+    Interval,
+    Ranges,
+    activation_ranges,
+    line_ranges,
+    preactivation_intervals,
+    ranges_of,
+    widened,
+)
 from crcbook.proof.rounding import RoundingModel
 
-SHELLS = 16
-_CHUNK_PAIRS = 1024
-
-
-def curvature_bounds(
-    model: nn.Sequential,
-    label: int | Tensor,
-    target: int | Tensor,
-    x: Tensor | None = None,
-    radius: float | None = None,
-    box: tuple | None = None,
-) -> tuple[Tensor, Tensor]:
-    r"""Proved bounds m and M of the Hessian's eigenvalues of a margin :math:`f = z_y - z_t`.
-
-    Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
-        label: a class y, or ``(pairs,)`` of them.
-        target: a class t, or ``(pairs,)`` of them.
-        x: ``(pairs, *input_shape)`` centres of balls to bound the eigenvalues in; None for all of
-            R^n. A single input, label or target serves all pairs.
-        radius: the balls' l2 radius; needed with ``x``.
-        box: the valid inputs, as in :func:`crcbook.certify`; only with ``x``.
-
-    Returns:
-        ``m <= 0 <= M``, each ``(pairs,)`` float64.
-
-    Raises:
-        TypeError: where the model is no Sequential or a class is no integer.
-        ValueError: for a class out of range or a wrong shape, a network that cannot be certified,
-            or one of ``x`` and ``radius`` without the other.
-    """
-    network = read_network(model)
-    label, target = as_classes("label", label, network), as_classes("target", target, network)
-    if label.ndim > 1 or target.ndim > 1:
-        raise ValueError(
-            f"label and target must be a class or (pairs,) of them; got {tuple(label.shape)} and "
-            f"{tuple(target.shape)}"
-        )
-    label, target = label.reshape(-1), target.reshape(-1)
-    if (x is None) != (radius is None) or (x is None and box is not None):
-        raise ValueError("a region needs both x and radius; a box needs them too")
-    lengths = {len(label), len(target), 1 if x is None else len(x)} - {1}
-    if len(lengths) > 1:
-        raise ValueError(
-            f"label, target and x must have one length, or 1; got {len(label)}, {len(target)}"
-            + ("" if x is None else f" and {len(x)}")
-        )
-    if x is None:
-        label, target = torch.broadcast_tensors(label, target)
-        up = downward_curvature(network, target, label)
-        return -downward_curvature(network, label, target), up
-    x0, radius = as_inputs(x, network), as_radius(radius)
-    pairs = max(len(x0), len(label), len(target))
-    x0, label, target = x0.expand(pairs, -1), label.expand(pairs), target.expand(pairs)
-    room = None if box is None else as_box(box, x0).room(x0)
-    radii = torch.full_like(x0[:, 0], radius)
-    rounding = RoundingModel.of(network)
-    down, up = (
-        local_downward_curvature(rounding, x0, *pair, radii, room)
-        for pair in ((label, target), (target, label))
-    )
-    return -down, up
+_CHUNK_ENTRIES = 1024  # whose ranges are formed at a time, 8 KB a layer of 1024 units each
 
 
 def downward_curvature(network: Network, label: Tensor, target: Tensor) -> Tensor:
@@ -177,7 +124,6 @@ class Link:
 
 
 TopEigenvalue = Callable[[str, Link, Tensor], Tensor]
-Ranges = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def curvature_sum(
@@ -225,18 +171,13 @@ def jacobian_chains(
     Returns:
         A list of links and a tuple of ranges a layer.
     """
-    ranges_of = ranges_of or (lambda place, _: _line_ranges(layers[place]))
+    ranges_of = ranges_of or (lambda place, _: line_ranges(layers[place]))
     chains: list[list[Link]] = []
     ranges: list[Ranges] = []
     for place, layer in enumerate(layers):
         chains.append(_links(layer.weight, place, chains, ranges, top))
         ranges.append(ranges_of(place, chains[-1]))
     return chains, ranges
-
-
-def _line_ranges(layer: Layer) -> Ranges:
-    ends = (*layer.activation.slope_range, *layer.activation.bend_range)
-    return tuple(torch.full_like(layer.bias, end) for end in ends)
 
 
 def _links(weight: Tensor, place: int, chains, ranges, top: TopEigenvalue) -> list[Link]:
@@ -309,62 +250,21 @@ def proved(_: str, link: Link, diagonal: Tensor) -> Tensor:
     return (bound.sqrt() + link.error * largest.sqrt()) ** 2 * OUTWARD
 
 
-def local_downward_curvature(
+def local_curvature(
     rounding: RoundingModel,
-    x0: Tensor,
-    label: Tensor,
-    target: Tensor,
-    radius: Tensor,
-    room: Room | None = None,
-) -> Tensor:
-    r"""Proved bounds of :math:`|m|` over the l2 ball around each input, never above the global one.
-
-    An eigenvalue problem a pair: ask only for those that need it. Pairs of one input and radius
-    share their Jacobians where they follow each other.
-
-    Args:
-        rounding: the float64 network with its error bounds.
-        x0: ``(pairs, n)`` inputs.
-        label: ``(pairs,)`` classes.
-        target: ``(pairs,)`` classes.
-        radius: ``(pairs,)`` l2 radii of the balls.
-        room: the box, as the displacements it leaves; None for none.
-
-    Returns:
-        ``(pairs,)`` float64, at least 0.
-    """
-    network = rounding.network
-    bound = downward_curvature(network, label, target)
-    weights = network.margin_weights(label, target)
-    errors = rounding.preactivation_errors(x0.norm(dim=1))
-    values = network.preactivations(x0)
-    intervals = rounding.preactivation_intervals(x0, radius, room)
-    for i in range(len(bound)):
-        place = _Place(
-            network,
-            [z[i] for z in values],
-            [error[i] for error in errors],
-            radius[i],
-            [(low[i], high[i]) for low, high in intervals],
-        )
-        local = curvature_sum(network.layers, weights[i : i + 1], proved, place.ranges)
-        bound[i] = torch.fmin(bound[i], local[0])
-    return bound
-
-
-def ball_curvature(
-    rounding: RoundingModel,
-    x0: Tensor,
+    x: Tensor,
     radius: Tensor,
     item: Tensor,
     label: Tensor,
     target: Tensor,
-    room: Room | None = None,
+    allowed: Allowed | None = None,
+    sharp: bool = False,
 ) -> Tensor:
-    r"""Proved bounds of :math:`|m|` over balls, without an eigenvalue problem an input.
+    r"""Proved bounds of :math:`|m|` over l2 balls around inputs, never above those over R^n.
 
-    The intervals of :meth:`RoundingModel.preactivation_intervals` give the depths d of the bends.
-    Let :math:`d^*` be those of the first layer if every layer above had its largest slope: then
+    The intervals of :func:`crcbook.proof.intervals.preactivation_intervals` give the depths d of
+    the bends. Let :math:`d^*` be those of the first layer if every layer above had its largest
+    slope: then
 
     .. math:: \lambda_{\max}(W_1^T \mathrm{diag}(d) W_1) \le
        \lambda_{\max}(W_1^T \mathrm{diag}(d^*) W_1) + \tau(d - d^*), \qquad
@@ -372,88 +272,69 @@ def ball_curvature(
 
     whose first term belongs to the network alone, and a layer above adds at most
     :math:`\tau(d)` of its own weight times the square of the Lipschitz constant below it. That is
-    tight where the layers above are nearly linear in the balls, and no better than the bound over
-    all of R^n elsewhere.
+    tight where the layers above are nearly linear in the balls. A ``sharp`` bound is the formula of
+    this module with the balls' own ranges: a few eigenvalue problems an entry.
 
     Args:
         rounding: the float64 network with its error bounds.
-        x0: ``(batch, n)`` inputs.
+        x: ``(batch, n)`` inputs.
         radius: ``(batch,)`` l2 radii of the balls.
-        item: ``(pairs,)`` positions in ``x0``.
-        label: ``(pairs,)`` classes.
-        target: ``(pairs,)`` classes.
-        room: the box, as the displacements it leaves the inputs; None for none.
+        item: ``(entries,)`` positions in ``x``.
+        label: ``(entries,)`` classes.
+        target: ``(entries,)`` classes.
+        allowed: the displacements that the box leaves the inputs; None for all.
+        sharp: also solve the eigenvalue problems of each entry.
 
     Returns:
-        ``(pairs,)`` float64, never above the bound over all of R^n.
+        ``(entries,)`` float64, at least 0.
     """
     network = rounding.network
     bound = downward_curvature(network, label, target)
-    if len(network.layers) < 3 or not len(bound):
+    if len(network.layers) < 2 or not len(bound):
         return bound
-    intervals = rounding.preactivation_intervals(x0, radius, room)
-    ranges = activation_ranges(network, intervals)
-    *distinct, place = network.distinct_pairs(label, target)
-    depths, steep = (part[place] for part in _steepest(network, *distinct))
-    for part in torch.arange(len(bound), device=bound.device).split(_CHUNK_PAIRS):
-        own = [tuple(end[item[part]] for end in row) for row in ranges]
-        weights = network.margin_weights(label[part], target[part])
-        first, *inner = bend_depths(network.layers, weights, own)
-        total = steep[part] + _most(rounding, 0, first - depths[part])
-        total = total + upper_terms(rounding, inner, own, len(part))
-        bound[part] = torch.fmin(bound[part], total * OUTWARD)
+    intervals = preactivation_intervals(rounding, x, radius, allowed)
+    if len(network.layers) > 2:  # with one hidden layer the first term is that over R^n
+        bound = torch.fmin(bound, _by_majorant(rounding, intervals, item, label, target))
+    if sharp:
+        places = [_Place.of(rounding, x, radius, intervals, i) for i in range(len(x))]
+        weights = network.margin_weights(label, target)
+        for entry, i in enumerate(item.tolist()):
+            row = weights[entry : entry + 1]
+            found = curvature_sum(network.layers, row, proved, places[i].ranges)
+            bound[entry] = torch.fmin(bound[entry], found[0])
     return bound
 
 
-def shells(like: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Where nested shells of equal thickness end, and what their curvatures weigh.
-
-    The remainder of Taylor's theorem over a way of length 1 gives the part of it from
-    :math:`t_{i-1}` to :math:`t_i` the weight :math:`(1-t_{i-1})^2 - (1-t_i)^2`.
-
-    Args:
-        like: a float64 tensor, for its device.
-
-    Returns:
-        ``(SHELLS,)`` ends, the last of them 1, and ``(SHELLS,)`` weights, rounded upward.
-    """
-    ends = torch.linspace(0, 1, SHELLS + 1, dtype=like.dtype, device=like.device)
-    ahead = (1 - ends).square()
-    return ends[1:], (ahead[:-1] - ahead[1:]) * OUTWARD
-
-
-def activation_ranges(network: Network, intervals: list[tuple[Tensor, Tensor]]) -> list[Ranges]:
-    """The ranges of the slopes and bends where preactivations stay in intervals.
-
-    Args:
-        network: the float64 network.
-        intervals: ``(batch, width)`` lower and upper ends a hidden layer.
-
-    Returns:
-        Ranges ``(batch, width)`` a hidden layer.
-    """
-    return [
-        (*layer.activation.slope_interval(*ends), *layer.activation.bend_interval(*ends))
-        for layer, ends in zip(network.layers[:-1], intervals, strict=True)
-    ]
+def _by_majorant(rounding: RoundingModel, intervals: list[Interval], item, label, target) -> Tensor:
+    """The bound of :func:`local_curvature` that needs no eigenvalue problem an entry."""
+    network = rounding.network
+    ranges = activation_ranges(network, intervals)
+    *distinct, place = network.distinct_pairs(label, target)
+    majorant, top = (part[place] for part in _majorants(network, *distinct))
+    bound = torch.empty_like(top)
+    for part in torch.arange(len(item), device=item.device).split(_CHUNK_ENTRIES):
+        own = [tuple(end[item[part]] for end in row) for row in ranges]
+        weights = network.margin_weights(label[part], target[part])
+        first, *inner = bend_depths(network.layers, weights, own)
+        total = top[part] + _most(rounding, 0, first - majorant[part])
+        bound[part] = (total + upper_terms(rounding, inner, own)) * OUTWARD
+    return bound
 
 
 def upper_terms(
-    rounding: RoundingModel, depths: list[Tensor], ranges: list[Ranges], pairs: int
-) -> Tensor:
+    rounding: RoundingModel, depths: list[Tensor], ranges: list[Ranges]
+) -> Tensor | float:
     r"""What the layers above the first add to a curvature: norms times Lipschitz constants.
 
     Args:
         rounding: the float64 network with its error bounds.
         depths: ``(pairs, width)`` depths d of the hidden layers above the first.
         ranges: of every hidden layer's slopes and bends, ``(pairs, width)`` each.
-        pairs: how many.
 
     Returns:
-        ``(pairs,)``, at least 0.
+        ``(pairs,)``, at least 0; the number 0 where there are no such layers.
     """
-    total = rounding.network.layers[0].weight.new_zeros(pairs)
-    lipschitz = torch.ones_like(total)
+    total, lipschitz = 0.0, 1.0
     for place, depth in enumerate(depths, start=1):
         least, most, _, _ = ranges[place - 1]
         slope = torch.maximum(least.abs(), most.abs()).amax(1)
@@ -471,23 +352,17 @@ def _most(rounding: RoundingModel, place: int, depth: Tensor) -> Tensor:
     return torch.minimum(depth.amax(1) * norm * norm, depth @ squares * terms) * OUTWARD
 
 
-def _steepest(network: Network, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _majorants(network: Network, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The first layer's depths with the largest slopes above it, and the eigenvalue bounds.
 
-    Args:
-        network: the float64 network.
-        label: ``(pairs,)`` classes.
-        target: ``(pairs,)`` classes.
-
-    Returns:
-        ``(pairs, width)`` and ``(pairs,)``.
+    ``(pairs, width)`` and ``(pairs,)``.
     """
     hidden = network.layers[:-1]
-    ranges = [_line_ranges(layer) for layer in hidden]
+    ranges = [line_ranges(layer) for layer in hidden]
     ranges[1:] = [(most, most, low, high) for _, most, low, high in ranges[1:]]
-    weights = network.margin_weights(label, target)
-    depths = bend_depths(network.layers, weights, ranges)[0]
-    known, pairs = _known_steepest(network), list(zip(label.tolist(), target.tolist(), strict=True))
+    depths = bend_depths(network.layers, network.margin_weights(label, target), ranges)[0]
+    pairs = list(zip(label.tolist(), target.tolist(), strict=True))
+    known = _known_majorants(network)
     missing = [i for i, pair in enumerate(pairs) if pair not in known]
     if missing:
         bounds = top_eigenvalue_bound(hidden[0].weight, depths[missing])
@@ -499,29 +374,32 @@ def _steepest(network: Network, label: Tensor, target: Tensor) -> tuple[Tensor, 
 
 
 @remembered
-def _known_steepest(network: Network) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """The depths and eigenvalue bounds of :func:`_steepest` so far."""
+def _known_majorants(network: Network) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """The depths and eigenvalue bounds of :func:`_majorants` so far."""
     return {}
 
 
 @dataclass(frozen=True)
 class _Place:
-    """An input's neighbourhood: how far each preactivation can move in it."""
+    """An input's ball: how far each preactivation can move in it, by the rows of Jacobians."""
 
     network: Network
     values: list[Tensor]
     errors: list[Tensor]
     radius: Tensor
-    intervals: list[tuple[Tensor, Tensor]]
+    intervals: list[Interval]
+
+    @classmethod
+    def of(cls, rounding: RoundingModel, x: Tensor, radius: Tensor, intervals, i: int) -> "_Place":
+        values = [z[0] for z in rounding.network.preactivations(x[i : i + 1])]
+        errors = [error[0] for error in rounding.preactivation_errors(x[i : i + 1].norm(dim=1))]
+        own = [(low[i], high[i]) for low, high in intervals]
+        return cls(rounding.network, values, errors, radius[i], own)
 
     def ranges(self, place: int, links: list[Link]) -> Ranges:
         """The ranges of a layer's slopes and bends."""
-        layer, z = self.network.layers[place], self.values[place]
+        z, (least, most) = self.values[place], self.intervals[place]
         rows = [link.factor * (link.matrix.norm(dim=1) + link.error) for link in links]
         reach = self.radius * sum(rows) * OUTWARD + self.errors[place]
-        low, high = z - reach, z + reach
-        # One more rounding of the sums themselves.
-        low, high = low - low.abs() * 4 * UNIT, high + high.abs() * 4 * UNIT
-        low, high = low.maximum(self.intervals[place][0]), high.minimum(self.intervals[place][1])
-        row = layer.activation
-        return (*row.slope_interval(low, high), *row.bend_interval(low, high))
+        low, high = widened(z - reach, z + reach)
+        return ranges_of(self.network.layers[place], low.maximum(least), high.minimum(most))

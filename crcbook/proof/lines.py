@@ -54,7 +54,8 @@ from torch import Tensor
 from crcbook.activations import Activation
 from crcbook.networks import Layer
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
-from crcbook.proof.quadratic import Prover
+from crcbook.proof.prover import Prover
+from crcbook.proof.sketches import Glance
 
 _PIECES = 16  # of an interval, between the points of its grid
 _CHUNK_VALUES = 2**21
@@ -386,7 +387,7 @@ def _radii(prover: Prover, x, label, target, item, limit) -> Tensor:
     """:func:`crown_radius` for a chunk: inputs, and pairs that name their input."""
     clean = _margins(prover, x, torch.zeros_like(x[:, 0]), label, target, item)
     _, gradient = prover.network.margin_and_gradient(x[item], label, target)
-    everywhere = (clean > 0) & (prover.floor(label, target) > 0)
+    everywhere = (clean > 0) & (Glance.of(prover).lowest(label, target) > 0)
     bracket = _Bracket.start(clean, gradient.norm(dim=1), limit, everywhere)
     while (searched := bracket.unsettled(limit)).any():
         pairs = searched.nonzero().squeeze(1)

@@ -24,35 +24,7 @@ from torch import Tensor
 from crcbook.networks import Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, TINY_NORM, UNIT, gamma
 from crcbook.proof.curvature import Link, jacobian_chains, proved
-from crcbook.proof.quadratic import Prover
-
-
-def lipschitz_radius(prover: Prover, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
-    r"""Proved radii :math:`f(x)/L`: the margin is positive at every closer point.
-
-    The margin is evaluated in float64; the bound of its rounding error, and how far a softplus
-    jumps at its threshold, are subtracted.
-
-    Args:
-        prover: the float64 network with its error bounds.
-        x: ``(pairs, n)`` float64 inputs.
-        label: ``(pairs,)`` classes.
-        target: ``(pairs,)`` classes.
-
-    Returns:
-        ``(pairs,)`` float64 l2 radii, rounded down; 0 where the margin is not proved positive at
-        the input, infinity where it is and L = 0.
-    """
-    network, rounding = prover.network, prover.rounding
-    weights = network.margin_weights(label, target)
-    offset = network.layers[-1].bias[label] - network.layers[-1].bias[target]
-    margin, _ = network.margin_and_units(x, label, target)
-    error, _ = rounding.errors(x.norm(dim=1), weights.norm(dim=1), offset.abs())
-    margin = margin - (error + rounding.deviation(weights)) * OUTWARD
-    bound = lipschitz_bound(prover, label, target)
-    radius = (margin / bound / OUTWARD).nan_to_num(nan=0.0)
-    radius = radius.masked_fill(bound == 0, torch.inf)
-    return torch.where((margin > 0) & margin.isfinite(), radius, 0.0)
+from crcbook.proof.prover import Prover
 
 
 def lipschitz_bound(prover: Prover, label: Tensor, target: Tensor) -> Tensor:

@@ -40,17 +40,19 @@ integral of its row's norm along the way. Norms are proved at the outermost shel
 :math:`r(t_i) \le \alpha_i r(\rho)`, they shrink with :math:`\alpha_i`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
-from crcbook.proof.box import Room
-from crcbook.proof.curvature import SHELLS, Ranges, bend_depths, shells
-from crcbook.proof.eigenvalues import spectral_norm_bound, top_eigenvalue_bound
-from crcbook.proof.quadratic import Prover
+from crcbook.proof.box import Allowed
+from crcbook.proof.curvature import bend_depths
+from crcbook.proof.eigenvalues import spectral_norm_bound
+from crcbook.proof.intervals import Ranges, preactivation_intervals, ranges_of, widened
+from crcbook.proof.prover import Entries, Prover
+from crcbook.proof.shells import SHELLS, shells
 
 _POWER_STEPS = 8
 _BISECTIONS = 60
@@ -102,7 +104,7 @@ class Neighbourhood:
 
     @classmethod
     def of(
-        cls, prover: Prover, x: Tensor, radius: float, room: Room | None = None
+        cls, prover: Prover, x: Tensor, radius: float, allowed: Allowed | None = None
     ) -> "Neighbourhood":
         """Follow the ranges and the Jacobians outward, layer by layer.
 
@@ -110,7 +112,7 @@ class Neighbourhood:
             prover: the float64 network with its error bounds.
             x: ``(n,)`` float64, the input.
             radius: the ball's l2 radius.
-            room: the box, as the displacements it leaves, ``(1, n)``; None for none.
+            allowed: the displacements that the box leaves, ``(1, n)``; None for all.
 
         Returns:
             The neighbourhood.
@@ -121,19 +123,17 @@ class Neighbourhood:
         values = network.preactivations(x[None])
         errors = rounding.preactivation_errors(x[None].norm(dim=1))
         steps = found.radii.diff(prepend=found.radii.new_zeros(1))[:, None]
-        bounds = rounding.preactivation_intervals(x.expand(SHELLS, -1), found.radii, room)
+        shared = x.expand(SHELLS, -1)
+        bounds = preactivation_intervals(rounding, shared, found.radii, allowed)
         rows = found._first_rows()
         for place, layer in enumerate(network.layers[:-1]):
             z = values[place][0]
             reach = (steps * rows).cumsum(0) * OUTWARD + errors[place]
-            low, high = z - reach, z + reach
-            low, high = low - low.abs() * 4 * UNIT, high + high.abs() * 4 * UNIT
+            low, high = widened(z - reach, z + reach)
             low, high = low.maximum(bounds[place][0]), high.minimum(bounds[place][1])
-            row = layer.activation
-            slopes = row.slope_interval(low, high)
-            found.ranges.append((*slopes, *row.bend_interval(low, high)))
+            found.ranges.append(ranges_of(layer, low, high))
             if place + 2 < len(network.layers):
-                rows = found._carry(place, row.slope(z), *slopes)
+                rows = found._carry(place, layer.activation.slope(z), *found.ranges[-1][:2])
         return found
 
     def _first_rows(self) -> Tensor:
@@ -166,43 +166,25 @@ class Neighbourhood:
         self.strays.append(_Stray(outer, inner, shrink, rest * OUTWARD))
         return (_row_norms(self.jacobians[-1]) + rows + error) * OUTWARD
 
-    def margin(self, label: Tensor, target: Tensor) -> Tensor:
+    def margin(self, entry: Entries) -> Tensor:
         """A proved lower bound of a margin in the outermost ball.
 
         Args:
-            label: a class, a scalar tensor.
-            target: a class, a scalar tensor.
+            entry: a single margin at this input; its curvature is left aside.
 
         Returns:
             A scalar; minus infinity where something overflowed.
         """
-        pair = label[None], target[None]
-        diagonal, constant = self._quadratic(*pair, shells(self.x)[1])
-        value, gradient = self.prover.network.margin_and_gradient(self.x[None], *pair)
-        value_error, slope_error, deviation = self.prover.errors(*pair, self.x[None].norm(dim=1))
+        diagonal, constant = self._quadratic(entry.label, entry.target, shells(self.x)[1])
+        flat = replace(entry, curvature=torch.zeros_like(entry.curvature), allowed=None)
+        tangent, _ = self.prover.prove(flat, torch.zeros_like(entry.x))
         radius = float(self.radii[-1])
         least = _trust_region_bound(
-            torch.cat(self.jacobians), diagonal, constant, gradient[0], radius
+            torch.cat(self.jacobians), diagonal, constant, -tangent.direction[0], radius
         )
-        lost = value_error + deviation + slope_error * radius
-        margin = value + least - (lost + 8 * UNIT * value.abs()) * OUTWARD - TINY
-        return torch.where(margin.isnan(), -torch.inf, margin)[0]
-
-    def curvature(self, label: Tensor, target: Tensor) -> Tensor:
-        """A proved bound of a margin's :math:`|m|` in the outermost ball.
-
-        Args:
-            label: a class, a scalar tensor.
-            target: a class, a scalar tensor.
-
-        Returns:
-            A scalar, at least 0.
-        """
-        shares = torch.zeros_like(self.radii)
-        shares[-1] = 1
-        diagonal, constant = self._quadratic(label[None], target[None], shares)
-        bound = top_eigenvalue_bound(torch.cat(self.jacobians), diagonal[None])[0]
-        return (bound + constant) * OUTWARD
+        value, lost = tangent.value[0], tangent.error[0] * radius
+        margin = value + least - (lost + 8 * UNIT * (value.abs() + least.abs())) * OUTWARD - TINY
+        return torch.where(margin.isnan(), -torch.inf, margin)
 
     def _quadratic(self, label, target, shares: Tensor) -> tuple[Tensor, Tensor]:
         """The diagonal and the constant of the matrix that bounds the Hessian along the way."""

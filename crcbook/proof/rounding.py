@@ -1,4 +1,20 @@
-"""How far a float64 evaluation of a network can be from its value in real arithmetic."""
+r"""How far an evaluation of a network can be from its value in real arithmetic.
+
+One derivation serves float64 and float32: the formats differ in their constants alone
+(:class:`crcbook.proof.arithmetic.Arithmetic`). Norms are carried through the layers. Let the
+computed :math:`\hat z` be within :math:`e_z` of z. With the width N of a layer,
+:math:`g = \sup|\sigma'|` and :math:`h = \sup|\sigma''|`, and :math:`\tau` for the error of the
+table of activations:
+
+- the computed activation is within :math:`e_a = g(1+\tau)e_z + \tau(g\|\hat z\| + \sqrt N
+  |\sigma(0)|)` of its own, and the next :math:`\hat z` within :math:`\|W\|e_a +
+  \gamma_{n+4}(\|W\|_F\|\hat a\| + \|b\|)`;
+- backwards, a vector v within :math:`\eta` of its true value becomes :math:`v \odot
+  \sigma'(\hat z)` within :math:`g\eta + \|v\|_\infty h e_z + 2(\tau+u) g\|v\|`, and the product
+  with :math:`W^T` adds :math:`\gamma_{N+4}\|W\|_F` times its norm.
+
+What underflow can take is added in every step.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,35 +22,62 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crcbook.activations import ROUNDING
 from crcbook.networks import Layer, Network, remembered
-from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma, matrix_interval
-from crcbook.proof.box import Room
+from crcbook.proof.arithmetic import DOUBLE, OUTWARD, Arithmetic, gamma
 from crcbook.proof.eigenvalues import spectral_norm_bound
 
 
 @dataclass(frozen=True)
-class RoundingModel:
-    r"""Error bounds of :meth:`Network.margin_and_gradient` in float64.
+class MarginFacts:
+    """Of the two classes of each margin, what its rounding depends on; ``(entries,)`` each.
 
-    A vector of norms is carried through the layers. If :math:`\hat a` is within
-    :math:`\epsilon` of :math:`a`, the computed :math:`\hat z` is within
-    :math:`e_z = \|W\|\epsilon + \gamma_{n+2}(\|W\|_F\|\hat a\| + \|b\|)` of z, and the computed
-    activation within :math:`g e_z + \tau(g(\|z\| + e_z) + \sqrt{N}|\sigma(0)|)` of its own, where
-    :math:`\tau` is ``ROUNDING`` and N the width. No input counts as shorter than ``TINY_NORM``, for
-    underflow. Backwards, a vector v within :math:`\eta` of its true value becomes
-    :math:`v \odot \sigma'(\hat z)` within :math:`g\eta + \|v\|(h e_z + \tau g)`, and the
-    product with :math:`W^T` adds :math:`\gamma_{N+2}\|W\|_F` times its norm.
+    Attributes:
+        offset: the difference of the last layer's biases.
+        deviation: how far the margin torch evaluates can be from that of the table, anywhere.
+        norm: the l2 norm of the difference w of the last layer's rows.
+        largest: its largest entry, in size.
+        rows: the sum of the norms of the two rows.
+    """
+
+    offset: Tensor
+    deviation: Tensor
+    norm: Tensor
+    largest: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What rounding can have done on the way to the last hidden activation; ``(entries,)`` each.
+
+    Attributes:
+        steps: bounds of the error of each hidden layer's preactivations, in the l2 norm.
+        size: a bound of the norm of the last activation.
+        error: a bound of its error.
+        largest: no smaller than any product of sizes on the way.
+    """
+
+    steps: list[Tensor]
+    size: Tensor
+    error: Tensor
+    largest: Tensor
+
+
+@dataclass(frozen=True)
+class RoundingModel:
+    """Error bounds of a network's evaluations.
 
     Attributes:
         network: the float64 network.
-        norms: a proved bound of each weight's spectral norm.
-        frobenius: each weight's Frobenius norm, rounded upward.
+        norms: a proved bound of each hidden layer's spectral norm.
+        frobenius: each hidden weight's Frobenius norm, rounded upward.
+        biases: the norm of each hidden layer's bias.
     """
 
     network: Network
     norms: tuple[float, ...]
     frobenius: tuple[float, ...]
+    biases: tuple[float, ...]
 
     @classmethod
     def of(cls, network: Network) -> "RoundingModel":
@@ -46,44 +89,158 @@ class RoundingModel:
         Returns:
             The model.
         """
-        weights = [layer.weight for layer in network.layers[:-1]]
-        frobenius = (float(weight.norm()) * (1 + gamma(weight.numel() + 2)) for weight in weights)
-        return cls(network, _spectral_norms(network), tuple(frobenius))
+        hidden = network.layers[:-1]
+        frobenius = tuple(_size(layer.weight) for layer in hidden)
+        biases = tuple(_size(layer.bias) for layer in hidden)
+        return cls(network, _spectral_norms(network), frobenius, biases)
+
+    def hidden(self) -> Iterator[tuple[Layer, float, float, float]]:
+        """The hidden layers with the sizes of their weights.
+
+        Returns:
+            Layers, spectral norms, Frobenius norms and norms of biases.
+        """
+        layers = self.network.layers[:-1]
+        return zip(layers, self.norms, self.frobenius, self.biases, strict=True)
 
     def deviation(self, weights: Tensor) -> Tensor:
         r"""How far the margin torch evaluates can be from the one of the table, anywhere.
 
         Args:
-            weights: ``(pairs, width)`` rows of the last layer's differences.
+            weights: ``(pairs, width)`` differences of the last layer's rows.
 
         Returns:
             ``(pairs,)`` float64: 0 unless a softplus jumps to the identity above its threshold.
         """
         error = 0.0
-        for layer, norm in zip(self.network.layers[:-1], self.norms, strict=True):
+        for layer, norm, _, _ in self.hidden():
             row = layer.activation
             error = row.max_slope * norm * error + len(layer.bias) ** 0.5 * row.deviation
         return weights.norm(dim=1) * error * OUTWARD
 
-    def errors(self, x_norm: Tensor, weight_norm: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of the errors of a margin and of its gradient.
+    def facts(self, label: Tensor, target: Tensor) -> MarginFacts:
+        """What rounding does to margins of these classes, evaluated once for each two of them.
 
         Args:
-            x_norm: ``(pairs,)`` norms of the points evaluated.
-            weight_norm: ``(pairs,)`` norms of the last layer's differences of rows.
-            offset: ``(pairs,)`` sizes of the differences of the last layer's biases.
+            label: ``(entries,)`` classes.
+            target: ``(entries,)`` classes.
 
         Returns:
-            ``(pairs,)`` bounds of ``|f - computed f|`` and of the gradient error's l2 norm.
+            The facts.
         """
-        steps, size, error = self._forward(x_norm)
-        terms = gamma(self.network.layers[-1].weight.shape[1] + 4)
-        value = weight_norm * error + terms * (weight_norm * (size + error) + 2 * offset.abs())
-        gradient = self._gradient_error(weight_norm, steps)
-        return value * OUTWARD + TINY, gradient * OUTWARD + TINY
+        label, target, place = self.network.distinct_pairs(label, target)
+        weights, last = self.network.margin_weights(label, target), self.network.layers[-1]
+        rows = last.weight.norm(dim=1)
+        columns = (
+            last.bias[label] - last.bias[target],
+            self.deviation(weights),
+            weights.norm(dim=1),
+            weights.abs().amax(1),
+            rows[label] + rows[target],
+        )
+        return MarginFacts(*(column[place] for column in columns))
+
+    def first(self, x_norm: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer's preactivations, as float64 evaluates them at a point.
+
+        Args:
+            x_norm: ``(batch,)`` norms of the points.
+
+        Returns:
+            ``(batch,)`` bounds of their norm and of their error's; the point itself, without any
+            error, where there is no hidden layer.
+        """
+        if not self.norms:
+            return x_norm, torch.zeros_like(x_norm)
+        norm, frobenius, bias = self.norms[0], self.frobenius[0], self.biases[0]
+        terms = gamma(self.network.inputs + 4)
+        error = terms * (frobenius * x_norm + bias) + DOUBLE.tiny
+        return (norm * x_norm + bias + error) * OUTWARD, error * OUTWARD
+
+    def forward(self, size: Tensor, error: Tensor, arithmetic: Arithmetic = DOUBLE) -> Forward:
+        """Carry the errors from the first layer's preactivations to the last activation.
+
+        Args:
+            size: ``(entries,)`` the norms of the computed first preactivations.
+            error: ``(entries,)`` bounds of their error's.
+            arithmetic: the format of the evaluation.
+
+        Returns:
+            The errors.
+        """
+        steps, largest, tiny = [], 1 + size, arithmetic.tiny
+        for layer, norm, frobenius, bias in self.hidden():
+            row = layer.activation
+            if steps:
+                terms = arithmetic.gamma(layer.weight.shape[1] + 4)
+                rounded = (terms * frobenius + tiny) * (size + error) + terms * bias
+                error = norm * error + rounded + tiny
+                size = norm * size + bias
+            steps.append(error)
+            at_zero = abs(float(row.value(layer.bias.new_zeros(1)))) * len(layer.bias) ** 0.5
+            size = row.max_slope * size + at_zero
+            rounded = arithmetic.activation * size + tiny
+            error = row.max_slope * (1 + arithmetic.activation) * error + rounded
+            largest = largest * (1 + frobenius + bias) * (1 + row.max_slope + at_zero)
+        return Forward(steps, size, error, largest)
+
+    def value_error(
+        self, facts: MarginFacts, forward: Forward, active: Tensor, arithmetic: Arithmetic = DOUBLE
+    ) -> Tensor:
+        """A bound of the error of margins.
+
+        Args:
+            facts: those of the margins.
+            forward: the errors so far.
+            active: ``(entries,)`` the norms of the computed last activations.
+            arithmetic: the format of the evaluation.
+
+        Returns:
+            ``(entries,)``, without the facts' deviation.
+        """
+        terms = arithmetic.gamma(self.network.layers[-1].weight.shape[1] + 4)
+        rows = terms * facts.norm + 4 * arithmetic.unit * facts.rows + arithmetic.tiny
+        return facts.norm * forward.error + rows * active + arithmetic.tiny
+
+    def gradient_errors(
+        self,
+        facts: MarginFacts,
+        forward: Forward,
+        units: Tensor | None = None,
+        arithmetic: Arithmetic = DOUBLE,
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of the errors of a margin's gradients, in the l2 norm.
+
+        Args:
+            facts: those of the margins.
+            forward: the errors so far.
+            units: ``(entries,)`` the norms of the computed gradients in the first layer's
+                preactivations; None for a bound of them.
+            arithmetic: the format of the evaluation.
+
+        Returns:
+            ``(entries,)`` that in the first layer's preactivations, and that in the inputs.
+        """
+        slack, size, largest = 2 * arithmetic.unit * facts.rows, facts.norm, facts.largest
+        unit_slack, tiny = slack, arithmetic.tiny
+        for (layer, norm, frobenius, _), step in zip(
+            reversed(list(self.hidden())), reversed(forward.steps), strict=True
+        ):
+            row, terms = layer.activation, arithmetic.gamma(len(layer.bias) + 4)
+            rounded = 2 * (arithmetic.activation + arithmetic.unit) * (size + slack)
+            bent = largest * row.max_bend * step
+            slack = row.max_slope * (slack + rounded) + bent + tiny
+            size, unit_slack = row.max_slope * size, slack
+            computed = size + slack
+            if units is not None and step is forward.steps[0]:
+                computed = units
+            slack = norm * slack + (terms * frobenius + tiny) * computed + tiny
+            size = norm * size
+            largest = size + slack
+        return unit_slack, slack
 
     def preactivation_errors(self, x_norm: Tensor) -> list[Tensor]:
-        """Bounds of the errors of :meth:`Network.preactivations`.
+        """Bounds of the errors of :meth:`Network.preactivations` in float64.
 
         Args:
             x_norm: ``(batch,)`` norms of the points evaluated.
@@ -91,92 +248,12 @@ class RoundingModel:
         Returns:
             A tensor ``(batch,)`` a hidden layer, in the l2 norm.
         """
-        return [step * OUTWARD for step in self._forward(x_norm)[0]]
+        return [step * OUTWARD for step in self.forward(*self.first(x_norm)).steps]
 
-    def preactivation_intervals(
-        self,
-        x: Tensor,
-        radius: Tensor,
-        room: Room | None = None,
-        first: tuple[Tensor, Tensor] | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        r"""Where each hidden layer's preactivations stay in balls around the inputs.
 
-        The first layer moves by at most :math:`\rho` times the norms of its rows, and no further
-        than the box lets it. For the layers above, two bounds meet: interval arithmetic on the
-        activations, and the Lipschitz constant :math:`\|w\| \prod g\|W_J\|` of a row.
-
-        Args:
-            x: ``(batch, n)`` inputs.
-            radius: ``(batch,)`` l2 radii of the balls.
-            room: the box, as the displacements it leaves; None for none.
-            first: ``(batch, width)`` ends that the first layer's are known to keep; None for none.
-
-        Returns:
-            ``(batch, width)`` lower and upper ends a hidden layer.
-        """
-        values = self.network.preactivations(x)
-        errors = self.preactivation_errors(x.norm(dim=1))
-        steepness, intervals, ends = 1.0, [], None
-        for layer, z, error, norm in zip(
-            self.network.layers, values, errors, self.norms, strict=False
-        ):
-            rows = layer.weight.norm(dim=1) * OUTWARD
-            reach = steepness * radius[:, None] * rows * OUTWARD + error[:, None]
-            low, high = z - reach, z + reach
-            if ends is None and first is not None:
-                low, high = low.maximum(first[0]), high.minimum(first[1])
-            if ends is None and room is not None:
-                down, up = matrix_interval(room.low, room.high, layer.weight.T)
-                low = low.maximum(z + down - error[:, None])
-                high = high.minimum(z + up + error[:, None])
-            if ends is not None:
-                down, up = matrix_interval(*ends, layer.weight.T)
-                low, high = low.fmax(down + layer.bias), high.fmin(up + layer.bias)
-            # One more rounding of the sums themselves.
-            low = low - (low.abs() + error[:, None]) * 8 * UNIT
-            high = high + (high.abs() + error[:, None]) * 8 * UNIT
-            intervals.append((low, high))
-            ends = layer.activation.value_interval(low, high)
-            steepness = steepness * norm * layer.activation.max_slope * OUTWARD
-        return intervals
-
-    def _forward(self, x_norm: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Each layer's preactivation error, and the size and error of the last activation."""
-        size, error, steps = x_norm + TINY_NORM, torch.zeros_like(x_norm), []
-        for layer, norm, frobenius in self.hidden():
-            row, width = layer.activation, len(layer.bias) ** 0.5
-            bias = float(layer.bias.norm())
-            at_zero = abs(float(row.value(layer.bias.new_zeros(1))))
-            computed = size + error
-            error = norm * error + gamma(layer.weight.shape[1] + 2) * (frobenius * computed + bias)
-            steps.append(error)
-            size = row.max_slope * (norm * size + bias) + width * at_zero
-            error = row.max_slope * (1 + ROUNDING) * error + ROUNDING * size
-        return steps, size, error
-
-    def hidden(self) -> Iterator[tuple[Layer, float, float]]:
-        """The hidden layers, each with its weight's norms.
-
-        Returns:
-            Layers, spectral norms and Frobenius norms.
-        """
-        return zip(self.network.layers[:-1], self.norms, self.frobenius, strict=True)
-
-    def _gradient_error(self, weight_norm: Tensor, steps: list[Tensor]) -> Tensor:
-        size, error = weight_norm, 2 * UNIT * weight_norm
-        for (layer, norm, frobenius), z_error in zip(
-            reversed(list(self.hidden())), reversed(steps), strict=True
-        ):
-            row = layer.activation
-            error = row.max_slope * error + (size + error) * (
-                row.max_bend * z_error + 2 * ROUNDING * row.max_slope
-            )
-            size = row.max_slope * size
-            terms = gamma(layer.weight.shape[0] + 2)
-            error = norm * error + terms * frobenius * (size + error)
-            size = norm * size
-        return error
+def _size(values: Tensor) -> float:
+    """The l2 norm of all entries, rounded upward."""
+    return float(DOUBLE.norm(values.flatten()))
 
 
 @remembered

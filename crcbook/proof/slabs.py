@@ -33,46 +33,42 @@ import torch
 from torch import Tensor
 
 from crcbook.acceleration import Acceleration
-from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, gamma
-from crcbook.proof.curvature import SHELLS, activation_ranges, bend_depths, shells, upper_terms
-from crcbook.proof.eigenvalues import top_eigenvalue_bound, top_eigenvalue_estimate
-from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.power_iteration import top_eigenvalue_estimate
+from crcbook.proof.arithmetic import DOUBLE, OUTWARD, TINY, UNIT, gamma
+from crcbook.proof.curvature import bend_depths, upper_terms
+from crcbook.proof.eigenvalues import top_eigenvalue_bound
+from crcbook.proof.intervals import activation_ranges, preactivation_intervals
+from crcbook.proof.prover import Entries, Prover, evaluate
+from crcbook.proof.shells import SHELLS, shells
 
 _STEPS = 12
 _POWER_STEPS = 6
 _INSIDE = 1 - 1e-9  # of the ball's radius: where points of expansion stay
 _LIKELY = 0.9  # of the ball's curvature: a slab's, before it is known
-_CHUNK_PAIRS = 32
+_CHUNK_ENTRIES = 32
 
 
-def slab_margins(
-    prover: Prover,
-    pairs: Pairs,
-    radius: Tensor,
-    axis: Tensor,
-    slabs: int = 8,
-) -> Tensor:
+def slab_margins(prover: Prover, entries: Entries, axis: Tensor, slabs: int = 8) -> Tensor:
     """Proved lower bounds of margins over l2 balls.
 
     Args:
-        prover: the float64 network, which has a hidden layer, with its error bounds.
-        pairs: the margins, with curvatures that hold in the balls; a box is left aside.
-        radius: ``(pairs,)`` the balls' l2 radii.
-        axis: ``(pairs, n)`` directions to cut across, of any length, such as those in which the
+        prover: the network, which has a hidden layer, prepared for proofs.
+        entries: the margins, with the balls' radii as what their curvatures are valid for; a box is
+            left aside.
+        axis: ``(entries, n)`` directions to cut across, of any length, such as those in which the
             margins fall.
         slabs: how many, of equal width; the first one goes on to the other end of the ball.
 
     Returns:
-        ``(pairs,)`` positive bounds; minus infinity where a slab is not proved positive, for the
+        ``(entries,)`` positive bounds; minus infinity where a slab is not proved positive, for the
         others are not looked at then.
     """
-    pairs, axis = replace(pairs, room=None), _unit(axis)
-    least = torch.full_like(radius, torch.inf)
-    left = torch.arange(len(radius), device=radius.device)
+    entries, axis = replace(entries, allowed=None), _unit(axis)
+    least = torch.full_like(entries.valid, torch.inf)
+    left = torch.arange(len(least), device=least.device)
     for place in range(slabs):
         ends = place / slabs, (place + 1) / slabs
-        slab = _Slab.of(prover, pairs.take(left), radius[left], axis[left], *ends)
-        margin = slab.margins()
+        margin = _Slab.of(prover, entries.take(left), axis[left], *ends).margins()
         proved = (margin > 0) & margin.isfinite()
         least[left] = torch.where(proved, torch.minimum(least[left], margin), -torch.inf)
         left = left[proved]
@@ -92,7 +88,7 @@ class _Slab:
     """One slab of each ball."""
 
     prover: Prover
-    pairs: Pairs
+    entries: Entries
     radius: Tensor
     axis: Tensor  # of about unit length
     low: Tensor
@@ -100,49 +96,49 @@ class _Slab:
     width: Tensor  # l, across the axis
 
     @classmethod
-    def of(cls, prover: Prover, pairs: Pairs, radius: Tensor, axis: Tensor, low, high) -> "_Slab":
+    def of(cls, prover: Prover, entries: Entries, axis: Tensor, low, high) -> "_Slab":
+        radius = entries.valid
         whole, low, high = low == 0, radius * low, radius * high
         # An axis that is not quite of unit length counts as one in a slightly larger ball.
         square = radius.square() * (1 + 8 * gamma(axis.shape[1] + 16))
         width = (square - low.square()).sqrt() * OUTWARD
         low = -radius * OUTWARD if whole else low
-        return cls(prover, pairs, radius, axis, low, high * OUTWARD, width)
+        return cls(prover, entries, radius, axis, low, high * OUTWARD, width)
 
     def take(self, index: Tensor) -> "_Slab":
         columns = self.radius, self.axis, self.low, self.high, self.width
-        return _Slab(self.prover, self.pairs.take(index), *(column[index] for column in columns))
+        return _Slab(self.prover, self.entries.take(index), *(column[index] for column in columns))
 
     def margins(self) -> Tensor:
         """Lower bounds in the slabs: with the ball's curvature, or where that fails their own."""
-        curvature = self.pairs.curvature
-        bound = self._minorants(self._expansion_points(curvature), curvature)
+        curvature = self.entries.curvature
+        bound = self._quadratics(self._expansion_points(curvature), curvature)
         short = (bound <= 0).nonzero().squeeze(1)
-        for part in short.split(_CHUNK_PAIRS) if len(short) else ():
+        for part in short.split(_CHUNK_ENTRIES) if len(short) else ():
             slab = self.take(part)
-            point = slab._expansion_points(_LIKELY * curvature[part])
-            bound[part] = bound[part].fmax(slab._with_own_curvature(point))
+            d = slab._expansion_points(_LIKELY * curvature[part])
+            bound[part] = bound[part].fmax(slab._with_own_curvature(d))
         return bound
 
-    def _with_own_curvature(self, point: Tensor) -> Tensor:
+    def _with_own_curvature(self, d: Tensor) -> Tensor:
         """Lower bounds with the slabs' curvatures; minus infinity where none can be positive."""
-        bends = self._bends(point)
-        likely = self._minorants(point, self._least_curvature(point, *bends)) > 0
+        bends = self._bends(d)
+        likely = self._quadratics(d, self._least_curvature(d, *bends)) > 0
         bound = torch.full_like(self.radius, -torch.inf)
         if likely.any():
             slab, bends = self.take(likely), (part[likely] for part in bends)
-            bound[likely] = slab._minorants(point[likely], slab._curvature(*bends))
+            bound[likely] = slab._quadratics(d[likely], slab._curvature(*bends))
         return bound
 
     def _expansion_points(self, curvature: Tensor) -> Tensor:
-        """Points of the slabs' middles, about the best across the axis for a curvature."""
+        """Displacements to the slabs' middles, about the best across the axis for a curvature."""
         rough, dtype = self.prover.rough, self.prover.rough.dtype
-        pairs, axis = self.pairs.to(dtype), self.axis.to(dtype)
+        entries, axis = self.entries, self.axis.to(dtype)
         along = ((self.low.clamp(min=0) + self.high) / 2).to(dtype)
-        middle = pairs.x0 + along[:, None] * axis
+        middle = along[:, None] * axis
         across, acceleration = torch.zeros_like(axis), Acceleration()
         for _ in range(_STEPS):
-            point = middle + across
-            _, gradient = rough.margin_and_gradient(point, pairs.label, pairs.target)
+            gradient = evaluate(rough, entries, middle + across).gradient
             gradient = gradient - (gradient * axis).sum(1, keepdim=True) * axis
             move = -gradient / curvature[:, None].to(dtype) - across
             across = across + acceleration.step(across, move)
@@ -150,68 +146,71 @@ class _Slab:
         across = across - (across * self.axis).sum(1, keepdim=True) * self.axis
         room = (self.radius.square() - along.square()).clamp(min=0).sqrt() * _INSIDE
         across = across * (room / across.norm(dim=1).clamp(min=TINY)).clamp(max=1)[:, None]
-        return self.pairs.x0 + _INSIDE * (along[:, None] * self.axis + across)
+        return _INSIDE * (along[:, None] * self.axis + across)
 
-    def _minorants(self, point: Tensor, curvature: Tensor) -> Tensor:
-        pairs = replace(self.pairs, curvature=curvature)
-        values = self.prover.network.margin_and_gradient(point, pairs.label, pairs.target)
-        minorant = self.prover.minorant(pairs, point, *values)
-        direction, terms = minorant.direction, gamma(8 * point.shape[1] + 128)
+    def _quadratics(self, d: Tensor, curvature: Tensor) -> Tensor:
+        entries = replace(self.entries, curvature=curvature)
+        quadratic, _ = self.prover.prove(entries, d)
+        direction, terms = quadratic.direction, gamma(8 * d.shape[1] + 128)
         slope = (direction * self.axis).sum(1)
         along = torch.maximum(self.low * slope, self.high * slope)
         across = (direction - slope[:, None] * self.axis).norm(dim=1) * self.width
         fall = along + across + curvature / 2 * self.radius.square()
-        size = minorant.value.abs() + (
+        size = quadratic.value.abs() + (
             direction.norm(dim=1) * self.radius + curvature * self.radius.square()
         )
-        lost = (minorant.error + TINY_NORM) * self.radius * OUTWARD + terms * size + TINY
-        return minorant.value - fall - lost * OUTWARD
+        lost = (quadratic.error + DOUBLE.tiny_norm) * self.radius * OUTWARD + terms * size + TINY
+        return quadratic.value - fall - lost * OUTWARD
 
-    def _bends(self, point: Tensor) -> tuple[Tensor, Tensor]:
+    def _bends(self, away: Tensor) -> tuple[Tensor, Tensor]:
         """The curvature of the slabs as seen from the points.
 
         Returns ``(pairs, width)`` the diagonal of the first layer's term, and ``(pairs,)`` what the
         layers above add.
         """
         prover, network = self.prover, self.prover.network
-        away = point - self.pairs.x0
+        point = self.entries.x + away
         along = (away * self.axis).sum(1)
         across = (away - along[:, None] * self.axis).norm(dim=1)
         reach = torch.maximum(self.high - along, along - self.low).square()
         reach = (reach + (self.width + across).square()).sqrt()
-        reach = reach * (OUTWARD + 16 * gamma(point.shape[1] + 16))
+        # The point of expansion is not quite where the network is evaluated.
+        rounded = 4 * UNIT * (self.entries.x.norm(dim=1) + point.norm(dim=1)) + DOUBLE.tiny_norm
+        reach = reach * (OUTWARD + 16 * gamma(point.shape[1] + 16)) + rounded
         ends, share = shells(reach)
         item = torch.arange(len(point), device=point.device).repeat_interleave(SHELLS)
         radii = (reach[:, None] * ends).reshape(-1)
         limits = tuple(end[item] for end in self._first_preactivations())
-        intervals = prover.rounding.preactivation_intervals(point[item], radii, first=limits)
+        intervals = preactivation_intervals(prover.rounding, point[item], radii, first=limits)
         ranges = activation_ranges(network, intervals)
-        weights = network.margin_weights(self.pairs.label, self.pairs.target)[item]
+        weights = network.margin_weights(self.entries.label, self.entries.target)[item]
         first, *inner = bend_depths(network.layers, weights, ranges)
         first = first.reshape(len(point), SHELLS, -1).cummax(1).values
         # The shares add up to 1 with an error that a negative entry must not gain from.
         slack = 4 * (OUTWARD - 1) * first.abs().amax(1)
         diagonal = (share[:, None] * first).sum(1) + slack
-        upper = upper_terms(prover.rounding, inner, ranges, len(item))
+        upper = radii.new_zeros(len(item)) + upper_terms(prover.rounding, inner, ranges)
         upper = (share * upper.reshape(-1, SHELLS).cummax(1).values).sum(1)
         return diagonal, upper
 
     def _curvature(self, diagonal: Tensor, upper: Tensor) -> Tensor:
         """The bound k of what :meth:`_bends` found, never above the balls'."""
         weight = self.prover.network.layers[0].weight
-        return self.pairs.curvature.fmin((top_eigenvalue_bound(weight, diagonal) + upper) * OUTWARD)
+        return self.entries.curvature.fmin(
+            (top_eigenvalue_bound(weight, diagonal) + upper) * OUTWARD
+        )
 
-    def _least_curvature(self, point: Tensor, diagonal: Tensor, upper: Tensor) -> Tensor:
+    def _least_curvature(self, away: Tensor, diagonal: Tensor, upper: Tensor) -> Tensor:
         """A cheap estimate of the same, from below: enough to give a slab up."""
-        matrix, vector = [self.prover.network.layers[0].weight], point - self.pairs.x0
+        matrix, vector = [self.prover.network.layers[0].weight], away
         depths = diagonal.clamp(min=0)
         _, vector = top_eigenvalue_estimate(matrix, depths, vector, _POWER_STEPS)
         top, _ = top_eigenvalue_estimate(matrix, diagonal, vector, steps=0)
-        return self.pairs.curvature.fmin(top + upper)
+        return self.entries.curvature.fmin(top + upper)
 
     def _first_preactivations(self) -> tuple[Tensor, Tensor]:
         """How low and high the first layer's preactivations can be in the slabs."""
-        layer, x = self.prover.network.layers[0], self.pairs.x0
+        layer, x = self.prover.network.layers[0], self.entries.x
         # The error also covers how far a point of expansion was rounded out of its slab.
         error = self.prover.rounding.preactivation_errors(x.norm(dim=1))[0]
         z = torch.addmm(layer.bias, x, layer.weight.T)

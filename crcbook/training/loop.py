@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.certificate import verify
-from crcbook.certificate.rivals import rival_robust
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
@@ -329,7 +328,7 @@ class _Trainer:
             ]
             return torch.cat(margins).scatter(1, y[:, None], torch.inf).amin(1) > 0
         if method == "lipschitz":
-            return rival_robust(self.mean, x, y, radius, "lipschitz")
+            return verify(self.mean, x, y, radius, method="lipschitz").robust
         curvature = self.recipe.curvature if method == "crt" else "global"
         return verify(self.mean, x, y, radius, curvature=curvature).robust
 

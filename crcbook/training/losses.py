@@ -22,8 +22,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from crcbook.activations import IDENTITY, activation_of
 from crcbook.networks import Layer, Network, submodules
+from crcbook.power_iteration import top_eigenvalue_estimate
 from crcbook.proof.curvature import Link, curvature_sum
-from crcbook.proof.eigenvalues import top_eigenvalue_estimate
 
 
 def trained_layers(model: nn.Sequential, dtype: torch.dtype | None = None) -> list[Layer]:

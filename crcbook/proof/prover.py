@@ -1,0 +1,305 @@
+r"""The trusted core: only here does a point become a bound.
+
+:meth:`Prover.prove` evaluates margins and gradients at points :math:`c = x_0 + d`, in float64 or
+float32, and returns the quadratics of :mod:`crcbook.proof.quadratic` with everything subtracted
+that rounding can have done. It asks for no property of the points: whoever chose them need not be
+trusted.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from crcbook.networks import Network
+from crcbook.proof.arithmetic import DOUBLE, OUTWARD, Arithmetic, single_sums_hold
+from crcbook.proof.box import Allowed
+from crcbook.proof.curvature import downward_curvature
+from crcbook.proof.quadratic import Quadratic
+from crcbook.proof.rounding import RoundingModel
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Margins to bound: an input, its label, and another class each.
+
+    Attributes:
+        index: ``(entries,)`` where they are in the table of bounds.
+        image: ``(entries,)`` which input of the table they belong to.
+        label: ``(entries,)`` classes.
+        target: ``(entries,)`` classes.
+        curvature: ``(entries,)`` float64, proved bounds k.
+        valid: ``(entries,)`` float64, the l2 distance within which k holds; infinity for R^n.
+        x: ``(entries, n)`` float64, the inputs.
+        z: ``(entries, width)`` float64, the first layer's preactivations there, as computed.
+        z_error: ``(entries,)`` bounds of their error, in the l2 norm.
+        bound: ``(entries,)`` what is proved of them already.
+        goal: ``(entries,)`` bounds that are good enough; infinity where none is.
+        start: ``(entries, n)`` float32, displacements from which to search on.
+        way: ``(entries, rank)`` the gradients at the inputs along a few directions, for a first
+            step; rank 0 where they are not known.
+        allowed: the displacements that the box leaves; None for all.
+    """
+
+    index: Tensor
+    image: Tensor
+    label: Tensor
+    target: Tensor
+    curvature: Tensor
+    valid: Tensor
+    x: Tensor
+    z: Tensor
+    z_error: Tensor
+    bound: Tensor
+    goal: Tensor
+    start: Tensor
+    way: Tensor
+    allowed: Allowed | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prover: "Prover",
+        x: Tensor,
+        label: Tensor,
+        target: Tensor,
+        allowed: Allowed | None = None,
+    ) -> "Entries":
+        """Margins of inputs, one each, with their curvature over all of R^n.
+
+        Args:
+            prover: the network, prepared for proofs.
+            x: ``(entries, n)`` float64.
+            label: ``(entries,)`` classes.
+            target: ``(entries,)`` classes.
+            allowed: the displacements that the box leaves; None for all.
+
+        Returns:
+            The entries, of which nothing is proved yet and for which nothing is good enough.
+        """
+        index = torch.arange(len(x), device=x.device)
+        infinite = torch.full_like(x[:, 0], torch.inf)
+        z, z_error = prover.network.first(x), prover.first_error(x)
+        k = downward_curvature(prover.network, label, target)
+        start, way = torch.zeros_like(x, dtype=torch.float32), x[:, :0].float()
+        columns = index, index, label, target, k, infinite, x, z, z_error, -infinite, infinite
+        return cls(*columns, start, way, allowed)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.index)
+
+    def take(self, index: Tensor) -> "Entries":
+        """The entries at ``index``.
+
+        Args:
+            index: positions or a mask.
+
+        Returns:
+            The chosen entries.
+        """
+        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
+        columns = (getattr(self, field.name) for field in fields(self)[:-1])
+        allowed = None if self.allowed is None else self.allowed.take(index)
+        return Entries(*(column.index_select(0, index) for column in columns), allowed)
+
+    def to(self, dtype: torch.dtype) -> "Entries":
+        """The same entries for a search in another precision.
+
+        Args:
+            dtype: a floating-point dtype.
+
+        Returns:
+            The entries, with rounded preactivations and box.
+        """
+        allowed = None if self.allowed is None else self.allowed.to(dtype)
+        return replace(self, z=self.z.to(dtype), allowed=allowed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was computed at the points of some entries.
+
+    Attributes:
+        margin: ``(entries,)`` float64.
+        along: ``(entries,)`` float64, the gradients times the displacements.
+        gradient: ``(entries, n)``, in the format of the evaluation.
+    """
+
+    margin: Tensor
+    along: Tensor
+    gradient: Tensor
+
+
+def evaluate(network: Network, entries: Entries, d: Tensor) -> Evaluation:
+    """Margins and gradients at displaced inputs, without any error bounds.
+
+    Args:
+        network: the network, in any precision.
+        entries: the margins.
+        d: ``(entries, n)`` displacements, in the network's precision.
+
+    Returns:
+        The evaluation.
+    """
+    change = network.change(d)
+    active, slopes = network.forward(entries.z.to(d.dtype) + change)
+    weights = network.margin_weights(entries.label, entries.target)
+    bias = network.layers[-1].bias
+    margin = (weights * active).sum(1) + bias[entries.label] - bias[entries.target]
+    units = network.backward(weights, slopes)
+    return Evaluation(margin, (units * change).sum(1), network.input_gradient(units))
+
+
+@dataclass(frozen=True)
+class Prover:
+    """A network prepared for proofs.
+
+    Attributes:
+        network: the float64 network.
+        rounding: the error bounds of its evaluations.
+        single: the network in float32, where float32 is what it should be; otherwise None.
+        rough: the network for searches: in float32, if that holds its sizes.
+    """
+
+    network: Network
+    rounding: RoundingModel
+    single: Network | None
+    rough: Network
+
+    @classmethod
+    def of(cls, network: Network) -> "Prover":
+        """Prepare a network.
+
+        Args:
+            network: the float64 network.
+
+        Returns:
+            The prover.
+        """
+        single = network.to(torch.float32) if single_sums_hold(network.device) else None
+        return cls(network, RoundingModel.of(network), single, network.rough)
+
+    def prove(
+        self,
+        entries: Entries,
+        d: Tensor,
+        arithmetic: Arithmetic = DOUBLE,
+        change: Tensor | None = None,
+    ) -> tuple[Quadratic, Evaluation]:
+        r"""The quadratics below some margins that touch them at :math:`c = x_0 + d`.
+
+        With :math:`F_1 = \|W_1\|_F`: the change :math:`W_1 d` of the first preactivations errs by
+        :math:`\gamma_{n+4} F_1 \|d\|`, and adding it to those at the input by 4u times the sizes of
+        both; :math:`\nabla f \cdot d` is evaluated as v times that change, with the gradient v in
+        the preactivations. Where the points lie beyond what the curvatures are valid for, nothing
+        is proved.
+
+        Args:
+            entries: the margins.
+            d: ``(entries, n)`` displacements, in the format.
+            arithmetic: the format to evaluate in.
+            change: ``(entries, width)`` :math:`W_1 d`, where it is known within the error above.
+
+        Returns:
+            The quadratics, of value minus infinity where something overflowed, and what they are
+            made of.
+        """
+        network = self.network if arithmetic is DOUBLE else self.single
+        change = network.change(d) if change is None else change
+        z, k = entries.z.to(arithmetic.dtype) + change, entries.curvature
+        active, slopes = network.forward(z)
+        weights = network.margin_weights(entries.label, entries.target)
+        facts = self.rounding.facts(entries.label, entries.target)
+        units = network.backward(weights, slopes)
+        gradient = network.input_gradient(units)
+        margin = (weights * active).sum(1).double() + facts.offset
+        along = (units * change).sum(1).double()
+        length, steepness = arithmetic.norm(d), arithmetic.norm(gradient)
+        errors = self._errors(entries, facts, arithmetic, length, z, change, active, units)
+        bend = k * length.square()
+        rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
+        value = margin - along - bend / 2 - (errors[0] + 8 * DOUBLE.unit * rounded) * OUTWARD
+        direction = -torch.addcmul(gradient, k[:, None].to(d.dtype), d)
+        error = (
+            errors[1] + 4 * arithmetic.unit * (steepness + k * length) + arithmetic.tiny * length
+        )
+        usable = error.isfinite() & steepness.isfinite() & ~(length > entries.valid)
+        value = torch.where(usable & value.isfinite(), value, -torch.inf)
+        quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
+        return quadratic, Evaluation(margin, along, gradient)
+
+    def _errors(self, entries, facts, arithmetic: Arithmetic, length, z, change, active, units):
+        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
+        change_width = change.shape[1]
+        z, change, active, units = map(arithmetic.norm, (z, change, active, units))
+        moved = torch.zeros_like(length)
+        if self.rounding.frobenius:
+            terms = arithmetic.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
+            moved = (terms + arithmetic.tiny) * length + arithmetic.tiny
+        start = entries.z_error + moved + 4 * arithmetic.unit * (z + change)
+        forward = self.rounding.forward(z, start, arithmetic)
+        value = self.rounding.value_error(facts, forward, active, arithmetic) + facts.deviation
+        unit_slack, slope = self.rounding.gradient_errors(facts, forward, units, arithmetic)
+        terms = arithmetic.gamma(change_width + 4)
+        along = (unit_slack + terms * units) * change + (units + unit_slack) * moved
+        fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < arithmetic.largest
+        return tuple(
+            torch.where(fits, bound * OUTWARD + arithmetic.tiny, torch.inf)
+            for bound in (value + along, slope)
+        )
+
+    def first_error(self, x: Tensor) -> Tensor:
+        """How far the first layer's preactivations, evaluated at inputs, can be from the true ones.
+
+        Args:
+            x: ``(batch, n)`` float64.
+
+        Returns:
+            ``(batch,)`` in the l2 norm.
+        """
+        return self.rounding.first(x.norm(dim=1) + DOUBLE.tiny_norm)[1]
+
+    def margin_at(self, entries: Entries, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Margins of entries at points, and bounds of how far they are from the true ones.
+
+        Args:
+            entries: the margins.
+            point: ``(entries, n)`` float64.
+
+        Returns:
+            ``(entries,)`` each, the second with the deviation of torch's own evaluation.
+        """
+        margin, _ = self.network.margin_and_units(point, entries.label, entries.target)
+        return margin, self.margin_error(entries.label, entries.target, point.norm(dim=1))
+
+    def margin_error(self, label: Tensor, target: Tensor, x_norm: Tensor) -> Tensor:
+        """How far margins evaluated in float64 can be from the true ones.
+
+        Args:
+            label: ``(entries,)`` classes.
+            target: ``(entries,)`` classes.
+            x_norm: ``(entries,)`` norms of the points of evaluation.
+
+        Returns:
+            ``(entries,)``, with the deviation of torch's own evaluation.
+        """
+        facts = self.rounding.facts(label, target)
+        forward = self.rounding.forward(*self.rounding.first(x_norm + DOUBLE.tiny_norm))
+        active = forward.size + forward.error
+        error = self.rounding.value_error(facts, forward, active) + facts.deviation
+        sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
+        return (error + sums) * OUTWARD
+
+    def is_adversarial(self, entries: Entries, point: Tensor) -> Tensor:
+        """Whether a margin is proved not to be positive at a point.
+
+        Args:
+            entries: the margins.
+            point: ``(entries, n)`` float64.
+
+        Returns:
+            ``(entries,)`` bool.
+        """
+        margin, error = self.margin_at(entries, point)
+        return margin + error <= 0

@@ -1,0 +1,40 @@
+"""Linear relaxations (CROWN; Zhang et al. 2018), layer by layer."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from crcbook.certificate.question import Margin
+from crcbook.proof.lines import crown_margin, crown_radius
+from crcbook.proof.prover import Entries, Prover
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A stage of lines around the activations; slow, and best where networks saturate.
+
+    Attributes:
+        prover: the network, prepared for proofs.
+        box: whether the adversary is confined to the table's box; the lines know of none.
+    """
+
+    prover: Prover
+    box: bool = False
+    method: str = "crown"
+
+    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+        """Bounds of some entries.
+
+        Args:
+            question: what they are bounds of.
+            entries: the margins.
+
+        Returns:
+            ``(entries,)`` bounds, and no displacements.
+        """
+        margins = self.prover, entries.x, entries.label, entries.target
+        if isinstance(question, Margin):
+            bound = crown_margin(*margins, question.radius[entries.image])
+        else:
+            bound = crown_radius(*margins, entries.goal)
+        return bound, None
