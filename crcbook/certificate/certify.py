@@ -21,7 +21,7 @@ from crcbook.proof.box import Box, clip
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.sketches import Glance
 from crcbook.stages.closed_form import ClosedForm
-from crcbook.stages.dual import Dual, into_reach
+from crcbook.stages.dual import Dual, at_boundary, into_reach
 from crcbook.stages.lines import Lines
 from crcbook.stages.lipschitz import Lipschitz
 from crcbook.stages.local import Local
@@ -265,17 +265,20 @@ class _Problem:
         Overshooting the radius by a hair, where the quadratic falls fastest, finds the nearest one
         wherever the radius is exact. For the others it is where an attack starts.
         """
-        quadratic, _ = self.prover.prove(entries, into_reach(entries, entries.start.double()))
+        quadratic, evaluation = self.prover.prove(
+            entries, into_reach(entries, entries.start.double())
+        )
         way = quadratic.nearest(quadratic.radius())
         point = clip(self.box, entries.x + (1 + 0.9 * EXACT) * way)
         point = torch.where(correct[:, None], point, entries.x)
-        proved = self.prover.is_adversarial(entries, point)
         close = (point - entries.x).norm(dim=1) <= radius * (1 + EXACT)
-        missed = (correct & ~(proved & close) & radius.isfinite()).nonzero().squeeze(1)
-        few = entries.take(missed)
-        point[missed] = self._adversaries(few, point[missed])
-        proved[missed] = True  # or NaN
-        return point.masked_fill((~proved | radius.isinf())[:, None], torch.nan)
+        hit = ~correct | (close & at_boundary(quadratic, evaluation))
+        likely = hit.nonzero().squeeze(1)
+        hit[likely] = self.prover.is_adversarial(entries.take(likely), point[likely])
+        missed = (correct & ~hit & radius.isfinite()).nonzero().squeeze(1)
+        point[missed] = self._adversaries(entries.take(missed), point[missed])
+        hit[missed] = True  # or NaN
+        return point.masked_fill((~hit | radius.isinf())[:, None], torch.nan)
 
     def _adversaries(self, entries: Entries, start: Tensor) -> Tensor:
         """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
@@ -291,5 +294,8 @@ class _Problem:
 
     def _reached(self, entries: Entries, nearest: Tensor, radius: Tensor) -> Tensor:
         """Whether the nearest point known is adversarial for the target and at the radius."""
-        close = (nearest - entries.x).norm(dim=1) * OUTWARD <= radius * (1 + EXACT)
-        return close & (radius > 0) & self.prover.is_adversarial(entries, nearest)
+        reached = (nearest - entries.x).norm(dim=1) * OUTWARD <= radius * (1 + EXACT)
+        reached &= radius > 0
+        rows = reached.nonzero().squeeze(1)
+        reached[rows] = self.prover.is_adversarial(entries.take(rows), nearest[rows])
+        return reached

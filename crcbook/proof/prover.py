@@ -104,16 +104,17 @@ class Entries:
         return Entries(*(column.index_select(0, index) for column in columns), allowed)
 
     def to(self, dtype: torch.dtype) -> "Entries":
-        """The same entries for a search in another precision.
+        """The same entries for steps in another precision, with what steps need alone.
 
         Args:
             dtype: a floating-point dtype.
 
         Returns:
-            The entries, with rounded preactivations and box.
+            The entries, with rounded preactivations and box, and no numbers of the inputs.
         """
         allowed = None if self.allowed is None else self.allowed.to(dtype)
-        return replace(self, z=self.z.to(dtype), allowed=allowed)
+        x, start, way = (whole[:, :0] for whole in (self.x, self.start, self.way))
+        return replace(self, z=self.z.to(dtype), x=x, start=start, way=way, allowed=allowed)
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,10 @@ class Prover:
         Returns:
             The prover.
         """
-        single = network.to(torch.float32) if single_sums_hold(network.device) else None
-        return cls(network, RoundingModel.of(network), single, network.rough)
+        rough, single = network.rough, None
+        if single_sums_hold(network.device):
+            single = rough if rough.dtype == torch.float32 else network.to(torch.float32)
+        return cls(network, RoundingModel.of(network), single, rough)
 
     def prove(
         self,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from crcbook.proof.curvature import local_curvature
-from crcbook.proof.prover import Entries, Prover
+from crcbook.proof.prover import Entries, Evaluation, Prover
+from crcbook.proof.quadratic import Quadratic
 from crcbook.stages.search import search
 
 SEARCH_STEPS, POLISH_STEPS = 100, 3  # at most; in the search's precision, then in float64
@@ -45,8 +46,8 @@ class Dual:
         bound = question.proves(entries, quadratic)
         if question.polishes:
             # Where the search ended at the boundary there is no gap, and digits to be gained.
-            near = evaluation.margin.abs() <= _AT_BOUNDARY * quadratic.value
-            near = (near & (bound <= entries.goal)).nonzero().squeeze(1)
+            near = at_boundary(quadratic, evaluation) & (bound <= entries.goal)
+            near = near.nonzero().squeeze(1)
             self._polish(question, entries, d, bound, near)
         return bound, d
 
@@ -87,6 +88,19 @@ class Sharp:
         """
         k = curvature_in_reach(self.prover, entries, sharp=True)
         return Dual(self.prover)(question, replace(entries, curvature=k))
+
+
+def at_boundary(quadratic: Quadratic, evaluation: Evaluation) -> Tensor:
+    """Whether margins have reached zero at the points of their quadratics, digits apart.
+
+    Args:
+        quadratic: below the margins.
+        evaluation: what it is made of.
+
+    Returns:
+        ``(entries,)`` bool.
+    """
+    return evaluation.margin.abs() <= _AT_BOUNDARY * quadratic.value
 
 
 def curvature_in_reach(prover: Prover, entries: Entries, sharp: bool = False) -> Tensor:

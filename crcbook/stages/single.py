@@ -74,7 +74,7 @@ class Single:
         if entries.goal.isinf().all():  # nothing is good enough: only a point is wanted
             u = search(self.reduced, question, entries, u, 100, rough=True)
             return torch.full_like(entries.bound, -torch.inf), u @ self.basis.T
-        change, d = self.reduced.change(u), u @ self.basis.T
+        change, d, entries = self.reduced.change(u), u @ self.basis.T, entries.to(torch.float32)
         bound, last = torch.full_like(entries.bound, -torch.inf), torch.zeros_like(d)
         rows, acceleration = torch.arange(len(bound), device=bound.device), Acceleration()
         for _ in range(_STEPS):
