@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from crcbook.attacks import crossings
 from crcbook.certificate.question import Margin, Radius
-from crcbook.certificate.table import Images, Table, run
+from crcbook.certificate.table import METHODS, Images, Table, run
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import read_network
 from crcbook.proof.arithmetic import OUTWARD
@@ -27,7 +27,6 @@ from crcbook.stages.lipschitz import Lipschitz
 from crcbook.stages.local import Local
 from crcbook.stages.single import Single
 
-METHODS = ("dual", "closed-form", "lipschitz", "crown", "best")
 EXACT = 1e-6  # of the radius: how close an adversary must be for it to be the distance
 _REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
 _CROSSING_STEPS = 3  # of the attack that looks for the nearest adversary
@@ -189,29 +188,29 @@ class _Problem:
         for name, value, choices in (
             ("targets", targets, ("all", "runner-up")),
             ("curvature", curvature, ("global", "local")),
-            ("method", method, METHODS),
+            ("method", method, (*METHODS, "best")),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         local = curvature == "local"
-        if method in METHODS[1:-1] and (box is not None or local):
+        if method in METHODS[1:] and (box is not None or local):
             raise ValueError(f"method {method!r} knows neither a box nor local curvature")
         prover = Prover.of(network)
         return cls(prover, Glance.of(prover), x, y, targets, as_box(box, x), local, method)
 
     @cached_property
-    def stages(self) -> list:
-        """What raises the bounds, the cheap before the dear."""
-        prover = self.prover
-        alone = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Lines}
-        if self.method in alone:
-            return [alone[self.method](prover)]
+    def stages(self) -> tuple[list, list]:
+        """What raises the bounds, the cheap before the dear; and then what works in balls."""
+        prover, boxed = self.prover, self.box is not None
+        lines = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Lines}
+        if self.method in lines:
+            return [lines[self.method](prover)], []
         single = Single.of(prover, self.glance.sketch)
         stages = [Dual(prover)] if single is None else [single, Dual(prover, steps=_REFINE_STEPS)]
-        stages += [Dual(prover, box=True)] if self.box is not None else []
-        stages += [Local(prover)] if self.local else []
-        stages += [Local(prover, self.box)] if self.local and self.box is not None else []
-        return stages + ([Lipschitz(prover), Lines(prover)] if self.method == "best" else [])
+        stages += [Dual(prover, box=True)] if boxed else []
+        stages += [Lipschitz(prover), Lines(prover)] if self.method == "best" else []
+        local = [Local(prover)] if self.local else []
+        return stages, local + ([Local(prover, self.box)] if self.local and boxed else [])
 
     def chunks(self, progress: bool, description: str):
         """Slices of a fixed size, so that memory is bounded."""
@@ -229,7 +228,9 @@ class _Problem:
         table, question = Table.of(self.prover, images, self.box), question_of(x)
         if self.method in ("dual", "best"):
             table.glance(question, self.glance)
-        run(question, table, self.stages)
+        everywhere, in_balls = self.stages
+        run(question, table, everywhere)
+        run(question, table, in_balls, question.together)
         return table
 
     def certify(self, chunk: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
@@ -244,14 +245,15 @@ class _Problem:
         nearest = self._nearest(entries, images.correct, radius)
         exact = self._reached(entries, nearest, radius)
         exact |= ~images.correct & nearest.isfinite().all(1)
-        names = [stage.method for stage in self.stages]
-        names.append("dual" if self.method == "best" else self.method)  # of stage -1: none
-        method = [names[number] for number in table.stage.flatten()[limiting].tolist()]
+        method = table.method.flatten()[limiting]
+        if self.method != "best":
+            method = torch.full_like(method, METHODS.index(self.method))
+        method = [METHODS[number] for number in method.tolist()]
         return radius, entries.target, exact, nearest, method
 
     def verify(self, chunk: slice, radius: float) -> tuple[Tensor, Tensor]:
         """The columns of a verdict."""
-        table = self.table(chunk, lambda x: Margin(torch.full_like(x[:, 0], radius)))
+        table = self.table(chunk, lambda x: Margin(torch.full_like(x[:, 0], radius), self.local))
         bound, correct = table.bound, table.images.correct
         doubt = bound <= 0
         position = torch.where(doubt.any(1), doubt.int().argmax(1), bound.argmin(1))

@@ -109,6 +109,25 @@ class Question(Protocol):
             ``(images,)`` bool.
         """
 
+    def everywhere(self, lowest: Tensor) -> Tensor:
+        """The bounds that hold because of a bound over all of R^n.
+
+        Args:
+            lowest: ``(entries,)`` lower bounds of the margins over R^n.
+
+        Returns:
+            ``(entries,)``.
+        """
+
+    def in_balls(self, entries: Entries, bound: Tensor, local) -> None:
+        """Raise bounds, in place, by what is proved in balls of radii that are worth trying.
+
+        Args:
+            entries: the margins.
+            bound: ``(entries,)`` what is proved of them.
+            local: the :class:`crcbook.stages.local.Local` that proves.
+        """
+
 
 @dataclass(frozen=True)
 class Radius:
@@ -116,6 +135,9 @@ class Radius:
 
     polishes: bool = True  # the last digits of a radius count
     thorough: bool = False  # a search would meet a dear proof in vain at every ball too large
+    together: bool = (
+        False  # in balls the runner-up comes first: no other class can lower its radius
+    )
 
     def proves(self, entries: Entries, quadratic: Quadratic | Parabola) -> Tensor:
         """The quadratic's radius, or the ball's where it is the smaller one."""
@@ -199,11 +221,14 @@ class Margin:
 
     Attributes:
         radius: ``(images,)`` float64, a number an image.
+        patient: whether a later stage may still decide what is not decided at first.
     """
 
     radius: Tensor
+    patient: bool = False
     polishes: bool = False  # its sign is what counts
     thorough: bool = True
+    together: bool = True  # in balls the worst class of an image comes first
 
     def proves(self, entries: Entries, quadratic: Quadratic | Parabola) -> Tensor:
         """The quadratic's smallest value in the ball."""
@@ -236,8 +261,8 @@ class Margin:
         return torch.zeros_like(bound[:, 0])
 
     def asks(self, bound: Tensor) -> Tensor:
-        """Those of images that the runner-up leaves a verdict."""
-        return bound[:, 0] > 0
+        """Those of images that the runner-up leaves a verdict, or may leave one later."""
+        return (bound[:, 0] > 0) | self.patient
 
     def everywhere(self, lowest: Tensor) -> Tensor:
         """That bound itself."""

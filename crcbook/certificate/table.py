@@ -18,6 +18,7 @@ from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.quadratic import Parabola
 from crcbook.proof.sketches import Glance
 
+METHODS = ("dual", "closed-form", "lipschitz", "crown")
 # Float64 values looked at together on a processor, 8 MB, where its cache is what counts: four times
 # as many took a tenth longer.
 _CACHED_VALUES = 2**20
@@ -92,7 +93,7 @@ class Table:
         box: where the adversary must stay, for the stages that know of it; None for everywhere.
         bound: ``(images, columns)`` float64.
         start: ``(images * columns, n)`` float32, displacements from which to search on.
-        stage: ``(images, columns)`` which of the stages the bound is from; -1 for none.
+        method: ``(images, columns)`` the position among :data:`METHODS` of what the bound is from.
     """
 
     prover: Prover
@@ -100,7 +101,7 @@ class Table:
     box: Box | None
     bound: Tensor
     start: Tensor
-    stage: Tensor
+    method: Tensor
 
     @classmethod
     def of(cls, prover: Prover, images: Images, box: Box | None) -> "Table":
@@ -116,13 +117,20 @@ class Table:
         """
         bound = torch.full_like(images.value, -torch.inf)
         start = images.x.new_zeros(bound.numel(), images.x.shape[1], dtype=torch.float32)
-        return cls(prover, images, box, bound, start, torch.full_like(images.order, -1))
+        return cls(prover, images, box, bound, start, torch.zeros_like(images.order))
 
-    @property
-    def groups(self) -> list[tuple[slice, bool]]:
-        """The columns to raise together, and whether they are the runner-up's: it comes first."""
-        groups = [(slice(0, 1), True), (slice(1, None), False)]
-        return groups[: 1 + (self.bound.shape[1] > 1)]
+    def groups(self, together: bool) -> list[tuple[slice, bool]]:
+        """The columns to raise at a time, and whether the runner-up's is among them.
+
+        Args:
+            together: whether all are, in place of the runner-up before the others.
+
+        Returns:
+            Slices of columns.
+        """
+        if together or self.bound.shape[1] == 1:
+            return [(slice(None), True)]
+        return [(slice(0, 1), True), (slice(1, None), False)]
 
     def glance(self, question: Question, glance: Glance) -> None:
         """Write what the quadratics at the inputs prove, and what holds over all of R^n.
@@ -190,35 +198,36 @@ class Table:
         valid = torch.full_like(curvature, torch.inf)
         return Entries(index, image, label, target, curvature, valid, x, z, *columns)
 
-    def raise_to(self, entries: Entries, bound: Tensor, start: Tensor | None, stage: int) -> None:
+    def raise_to(self, entries: Entries, bound: Tensor, start: Tensor | None, method: str) -> None:
         """Write bounds where they are larger than what is proved already.
 
         Args:
             entries: what the bounds are of.
             bound: ``(entries,)``; NaN counts as nothing.
             start: ``(entries, n)`` displacements from which to search on; None for those before.
-            stage: the number of the stage that found them.
+            method: what found them.
         """
         index = entries.index
         if start is not None:
             self.start.index_copy_(0, index, start.to(self.start.dtype))
         raised = bound > self.bound.view(-1)[index]
         self.bound.view(-1)[index[raised]] = bound[raised]
-        self.stage.view(-1)[index[raised]] = stage
+        self.method.view(-1)[index[raised]] = METHODS.index(method)
 
 
-def run(question: Question, table: Table, stages: Sequence) -> None:
+def run(question: Question, table: Table, stages: Sequence, together: bool = False) -> None:
     """Raise the bounds of a table, the runner-up's before the others', the cheap stages first.
 
     Args:
         question: what the bounds are of.
         table: the table.
-        stages: called with a question and entries, each returns bounds and displacements.
+        stages: called with a question and entries, each returns bounds and displacements, or None.
+        together: raise all columns at a time.
     """
-    for columns, first in table.groups:
-        for number, stage in enumerate(stages):
+    for columns, first in table.groups(together):
+        for stage in stages:
             for entries in table.open(question, columns, first, stage):
-                table.raise_to(entries, *stage(question, entries), number)
+                table.raise_to(entries, *stage(question, entries), stage.method)
 
 
 def block_size(network, each: int, device: torch.device) -> int:

@@ -290,10 +290,12 @@ def local_curvature(
     """
     network = rounding.network
     bound = downward_curvature(network, label, target)
-    if len(network.layers) < 2 or not len(bound):
+    depth = len(network.layers)
+    # With one hidden layer, what needs no eigenvalue problem is what holds over R^n.
+    if depth < 2 or not len(bound) or (depth == 2 and not sharp):
         return bound
     intervals = preactivation_intervals(rounding, x, radius, allowed)
-    if len(network.layers) > 2:  # with one hidden layer the first term is that over R^n
+    if depth > 2:
         bound = torch.fmin(bound, _by_majorant(rounding, intervals, item, label, target))
     if sharp:
         places = [_Place.of(rounding, x, radius, intervals, i) for i in range(len(x))]

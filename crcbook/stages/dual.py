@@ -40,7 +40,8 @@ class Dual:
         Returns:
             ``(entries,)`` bounds and ``(entries, n)`` displacements.
         """
-        d = search(self.prover.rough, question, entries, entries.start, self.steps)
+        start = into_reach(entries, entries.start.double())
+        d = search(self.prover.rough, question, entries, start, self.steps)
         d = into_reach(entries, d.double())
         quadratic, evaluation = self.prover.prove(entries, d)
         bound = question.proves(entries, quadratic)
