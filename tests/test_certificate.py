@@ -15,7 +15,6 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import nn
 
 import crcbook as crc
-from crcbook import certificate as certificate_module
 from crcbook.attacks import smallest_margin
 from crcbook.networks import read_network
 
@@ -281,8 +280,8 @@ def test_how_many_are_looked_at_together_does_not_matter(digits, digits_model, m
     part = digits.test.take(slice(0, 40))
     whole = crc.certify(digits_model, part.x, part.y)
     verdict = crc.verify(digits_model, part.x, part.y, 0.5)
-    monkeypatch.setattr(certificate_module, "_CACHED_VALUES", values)
-    monkeypatch.setattr(certificate_module, "_CHUNK_VALUES", 100 * values)
+    monkeypatch.setattr("crcbook.certificate.table._CACHED_VALUES", values)
+    monkeypatch.setattr("crcbook.certificate.certificate._CHUNK_VALUES", 100 * values)
     parts = crc.certify(digits_model, part.x, part.y)
     torch.testing.assert_close(parts.radius, whole.radius, rtol=1e-6, atol=0)
     assert torch.equal(parts.target, whole.target) and torch.equal(parts.exact, whole.exact)
@@ -365,9 +364,9 @@ def test_bad_input_is_refused(call, x, y, error, message):
 
 def test_bad_options_are_refused():
     model = crc.mlp([4, 8, 3])
-    with pytest.raises(ValueError, match="targets must be 'all' or 'runner-up'"):
+    with pytest.raises(ValueError, match="targets must be one of all, runner-up"):
         crc.certify(model, GOOD_X, GOOD_Y, targets="second")
-    with pytest.raises(ValueError, match="curvature must be 'global' or 'local'"):
+    with pytest.raises(ValueError, match="curvature must be one of global, local"):
         crc.certify(model, GOOD_X, GOOD_Y, curvature="nearby")
     for radius in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="radius must be positive"):
@@ -773,7 +772,8 @@ def test_a_certificate_is_short_only_by_what_the_campaign_says(soundness):
 @pytest.mark.parametrize("box", [None, (0.0, 1.0)])
 def test_the_campaign_counts_verdicts_that_are_wrong(soundness, box, monkeypatch):
     monkeypatch.setattr(
-        "crcbook.stages.balls.Balls.raised", lambda balls: torch.ones_like(balls.bounds)
+        "crcbook.stages.local.Local.raise_bounds",
+        lambda local, question, entries, radius: torch.ones_like(entries.bound),
     )
     model, generator = crc.mlp([6, 12, 4], seed=2), torch.Generator().manual_seed(0)
     x = torch.rand(8, 6, generator=generator)
