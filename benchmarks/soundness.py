@@ -3,12 +3,13 @@
 Random and trained networks of 2 to 5 layers, every activation, weights of many scales, in float32
 and float64, with and without a box, with global and local curvature, by every method: each
 certified radius is attacked from the input, from random points and from the certificate's nearest
-point, and along every class's gradient. A violation is a point inside a certified ball whose
-margin, the rounding error of its float64 evaluation added, is not positive.
+point, and along every class's gradient. Now and then comes a network of the size of MNIST's, as it
+is or deepened. A violation is a point inside a certified ball whose margin, the rounding error of
+its float64 evaluation added, is not positive.
 
 Verdicts are asked for balls that just hold an adversary, and every one of them that calls the
-network robust is a violation: of ``verify``, of the rivals, and of what ``verify`` would prove
-without looking for an adversary first. How many balls of nine tenths of that radius it proves
+network robust is a violation: of ``verify`` by every method, and of what it would prove without
+looking for an adversary first. How many balls of nine tenths of that radius it proves
 stands beside.
 """
 
@@ -16,7 +17,9 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -24,12 +27,12 @@ from tqdm import tqdm
 
 import crcbook as crc
 from crcbook.attacks import boundary_points
-from crcbook.certificate.rivals import RIVALS, rival_robust
+from crcbook.certificate.question import Margin
 from crcbook.checks import as_box
-from crcbook.networks import read_network
+from crcbook.networks import deepen, read_network
 from crcbook.proof.box import Box, clip
-from crcbook.proof.quadratic import Pairs, Prover
-from crcbook.stages.balls import Balls
+from crcbook.proof.prover import Entries, Prover
+from crcbook.stages.local import Local
 
 SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 10, 10, 10, 3],
           [150, 20, 5], [150, 16, 12, 4])  # fmt: skip
@@ -48,6 +51,8 @@ VERDICTS = {"verdicts": None, "verdicts, box": (0.0, 1.0)}
 BEYOND, WITHIN = 1 + 1e-6, 0.9  # of the distance of an adversary
 COSTLY = 12  # items for the settings that take an eigenvalue problem or a search for each
 JUDGED = 4  # items for verdicts, each of which takes several of these
+OTHER_BOUNDS = ("lipschitz", "crown")  # that verdicts can rest on
+WIDE, WIDE_ITEMS, WIDE_EVERY = [784, 1024, 10], 2, 40  # one such network after so many others
 
 
 def random_model(shape, activation, scale, dtype, seed) -> torch.nn.Sequential:
@@ -100,6 +105,37 @@ def thin_cases(seed: int):
         yield f"thin {len(shape) - 1}", model, torch.rand(24, 24, generator=generator)
 
 
+def wide_cases(seed: int):
+    """Networks of 784 inputs and 1024 units, of 2 layers or deepened, without an end."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = list(itertools.product((2, 3, 4), sorted(crc.ACTIVATIONS), SCALES))
+    for place in itertools.count():
+        if place % len(kinds) == 0:
+            order = torch.randperm(len(kinds), generator=generator).tolist()
+        layers, activation, scale = kinds[order[place % len(kinds)]]
+        model = random_model(WIDE, activation, 1.0, torch.float32, seed + place)
+        tall, wide = (torch.randn(*size, generator=generator) for size in ((1024, 5), (5, 784)))
+        with torch.no_grad():
+            model[1].weight.mul_(0.05).add_(tall @ wide / 784**0.5).mul_(scale)
+        if layers > 2:
+            model = deepen(model, layers)
+            with torch.no_grad():  # so that the new layers are not copies alone
+                for parameter in model.parameters():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(1e-3 * parameter.abs().amax() * noise)
+        yield f"wide {layers}", model, torch.rand(WIDE_ITEMS, 784, generator=generator)
+
+
+def all_cases(seed: int) -> Iterator:
+    """A pass: every kind of network, and now and then a wide one."""
+    wide = wide_cases(seed)
+    rest = itertools.chain(trained_cases(seed), thin_cases(seed), random_cases(seed))
+    for place, case in enumerate(rest, start=1):
+        yield case
+        if place % WIDE_EVERY == 0:
+            yield next(wide)
+
+
 def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, float]:
     """Certify inputs against every class, and attack every one of the certificates."""
     network = read_network(model)
@@ -147,8 +183,8 @@ def judge(model, x, bounds: tuple | None, restarts: int, seed: int) -> dict[str,
         claims = [verdict(radius).robust, unlooked(network, *one, radius, box)]
         if network.logits(point[item : item + 1]).argmax() == second[item]:
             claims.append(verdict(radius, targets="runner-up").robust)
-        for rival in RIVALS if box is None else ():
-            claims.append(rival_robust(model, *one, radius, rival))
+        for method in OTHER_BOUNDS if box is None else ():
+            claims.append(crc.verify(model, *one, radius, method=method).robust)
         figures["violations"] += int(torch.cat(claims).sum())
         figures["radius"] += WITHIN * distance * verdict(WITHIN * distance).robust.item()
     return figures
@@ -156,12 +192,16 @@ def judge(model, x, bounds: tuple | None, restarts: int, seed: int) -> dict[str,
 
 def unlooked(network, x, y, radius: float, box: Box | None) -> torch.Tensor:
     """The verdict on a ball by local curvature alone, whatever an attack would find in it."""
-    targets = torch.arange(network.classes)[None]
-    targets = targets[targets != y[:, None]][None]
-    nothing = torch.full(targets.shape, -1e-300, dtype=torch.float64)
-    radii = torch.full_like(x[:, 0], radius)
-    balls = Balls(Prover.of(network), x, y, targets, radii, nothing, radius, box)
-    return (balls.raised() > 0).all(1)
+    prover, targets = Prover.of(network), torch.arange(network.classes)
+    targets = targets[targets != y]
+    many = x.expand(len(targets), -1)
+    allowed = None if box is None else box.around(many)
+    entries = Entries.of(prover, many, y.expand(len(targets)), targets, allowed)
+    # All of one image, and each a hair short of being proved.
+    nothing, image = torch.full_like(entries.bound, -1e-300), torch.zeros_like(entries.image)
+    entries = replace(entries, bound=nothing, image=image)
+    question, radii = Margin(many.new_full((1,), radius)), torch.full_like(nothing, radius)
+    return (Local(prover, box).raise_bounds(question, entries, radii) > 0).all()[None]
 
 
 def inside(network, x, y, certificate):
@@ -178,9 +218,10 @@ def broken(network, x, y, radius, point) -> torch.Tensor:
     prover, inside = Prover.of(network), (point - x).norm(dim=1) < radius * (1 - 1e-12)
     wrong = torch.zeros_like(inside)
     for target in range(network.classes):
-        targets = torch.full_like(y, target)
-        pairs = Pairs(x, y, targets, torch.zeros_like(radius))
-        wrong |= (targets != y) & prover.is_adversarial(pairs, point.nan_to_num())
+        pair, at = (y, torch.full_like(y, target)), point.nan_to_num()
+        margin, _ = network.margin_and_units(at, *pair)
+        error = prover.margin_error(*pair, at.norm(dim=1))
+        wrong |= (pair[1] != y) & (margin + error <= 0)
     return inside & wrong & (radius > 0)
 
 
@@ -199,8 +240,7 @@ def campaign(certificates: int, restarts: int = 4, seed: int = 0) -> dict[str, d
             bar.update(figures["certificates"])
 
         while sum(row["certificates"] for row in totals.values()) < certificates:
-            cases = trained_cases(seed), thin_cases(seed), random_cases(seed)
-            for name, model, x in itertools.chain(*cases):
+            for name, model, x in all_cases(seed):
                 for setting, options in SETTINGS.items():
                     costly = "local" in setting or setting == "crown"
                     part = x[:COSTLY] if costly else x

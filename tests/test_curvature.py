@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import crcbook as crc
 from crcbook.checks import as_box
 from crcbook.networks import deepen, read_network
-from crcbook.proof.curvature import Link, ball_curvature
+from crcbook.proof.curvature import Link, local_curvature
 from crcbook.proof.rounding import RoundingModel
 
 
@@ -129,7 +129,7 @@ def test_bad_classes_are_refused():
             crc.curvature_bounds(model, *map(torch.tensor, classes))
 
 
-@given(random_networks(), st.sampled_from([0.01, 0.5, 3.0]), st.booleans())
+@given(random_networks(), st.sampled_from([1e-40, 0.01, 0.5, 3.0, 1e40]), st.booleans())
 def test_local_bounds_hold_every_hessian_of_the_region(case, radius, boxed):
     model, generator = case
     inputs = model[1].in_features
@@ -209,22 +209,26 @@ def lifted(model, generator, size=0.01):
     return deeper
 
 
+@pytest.mark.parametrize("sharp", [False, True])
 @pytest.mark.parametrize("box", [None, (-0.5, 0.5)])
 @pytest.mark.parametrize("activation", SMOOTH)
-def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box):
+def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box, sharp):
     generator = torch.Generator().manual_seed(3)
     shallow = crc.mlp([5, 8, 3], activation, seed=1).double()
     deep = crc.mlp([5, 7, 6, 3], activation, seed=2).double()
     for model in (lifted(shallow, generator), deep, shallow):
         x = torch.rand(4, 5, generator=generator, dtype=torch.float64) - 0.5
-        room = None if box is None else as_box(box, x).room(x)
+        allowed = None if box is None else as_box(box, x).around(x)
         radius = torch.tensor([0.05, 0.3, 1.0, 3.0], dtype=torch.float64)
         rounding = RoundingModel.of(read_network(model))
         item = torch.arange(4)
         label, target = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2])
-        bounds = ball_curvature(rounding, x, radius, item, label, target, room)
+        bounds = local_curvature(rounding, x, radius, item, label, target, allowed, sharp)
         everywhere = -crc.curvature_bounds(model, label, target)[0]
         assert (bounds <= everywhere).all()
+        if sharp:  # never above what needs no eigenvalue problems
+            quick = local_curvature(rounding, x, radius, item, label, target, allowed)
+            assert (bounds <= quick).all()
         for i in range(4):
             for _ in range(6):
                 away = torch.randn(5, generator=generator, dtype=torch.float64)
@@ -235,16 +239,29 @@ def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box):
                 assert -least <= bounds[i] + 1e-12 * (1 + bounds[i])
 
 
+def test_the_bound_that_certificates_use_is_the_public_one():
+    model = crc.mlp([5, 7, 6, 3], "tanh", seed=2).double()
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
+    items, radius = torch.arange(2), torch.tensor([0.3, 0.3], dtype=torch.float64)
+    label, target = torch.tensor([0, 1]), torch.tensor([2, 0])
+    low, high = crc.curvature_bounds(model, label, target, x=x, radius=0.3)
+    rounding = RoundingModel.of(read_network(model))
+    for pair, bound in (((label, target), -low), ((target, label), high)):
+        assert torch.equal(local_curvature(rounding, x, radius, items, *pair, sharp=True), bound)
+
+
 @pytest.mark.parametrize("radius", [0.1, 0.5, 2.0])
 def test_on_a_line_nothing_bends_more_than_the_bounds(radius):
     radii, zero = torch.tensor([radius], dtype=torch.float64), torch.tensor([0])
     for model, x in bent_lines(84):
         _, bend = worst_on_a_line(model, x, radius)
         rounding = RoundingModel.of(read_network(model))
-        ball = ball_curvature(rounding, x[None], radii, zero, zero, zero + 1)[0]
-        local, _ = crc.curvature_bounds(model, 0, 1, x=x[None], radius=radius)
+        quick, sharp = (
+            local_curvature(rounding, x[None], radii, zero, zero, zero + 1, sharp=sharp)[0]
+            for sharp in (False, True)
+        )
         everywhere, _ = crc.curvature_bounds(model, 0, 1)
-        for bound in (ball, -local[0], -everywhere[0]):
+        for bound in (quick, sharp, -everywhere[0]):
             assert bend <= bound * (1 + 1e-9) + 1e-12
 
 
@@ -256,6 +273,6 @@ def test_copies_of_a_layer_hardly_add_to_the_curvature_of_a_ball(activation):
     rounding = RoundingModel.of(read_network(deeper))
     x, radius = torch.zeros(1, 5, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
     zero, one = torch.tensor([0]), torch.tensor([1])
-    ball = ball_curvature(rounding, x, radius, zero, zero, one)
+    ball = local_curvature(rounding, x, radius, zero, zero, one)
     everywhere = -crc.curvature_bounds(deeper, 0, 1)[0]
     assert ball <= 1.3 * shallow and ball < 0.95 * everywhere

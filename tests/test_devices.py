@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import crcbook as crc
-from crcbook import networks
 from crcbook.book import demos, widgets
 from crcbook.datasets import split_validation
 from crcbook.experiments import evaluate
 from crcbook.hessian import margin_hessian
+from crcbook.networks import reading
 from crcbook.training import METHODS
 
 GPU = torch.device("cuda", 0)
@@ -103,7 +103,7 @@ class Elsewhere(TorchFunctionMode):
 @pytest.fixture
 def elsewhere(digits, monkeypatch):
     """A network there, three layers deep, and the mode."""
-    monkeypatch.setattr("crcbook.training.knows_bfloat16", lambda device: True)
+    monkeypatch.setattr("crcbook.training.loop.knows_bfloat16", lambda device: True)
     model = crc.mlp([64, 16, 16, 10], "softplus", seed=0)
     with Elsewhere():
         yield model.to("cuda")
@@ -146,9 +146,10 @@ def test_certificates_are_made_on_the_networks_device(elsewhere, digits, box, cu
 
 
 @pytest.mark.parametrize("method", ["closed-form", "lipschitz", "crown"])
-def test_rivals_too(elsewhere, digits, method):
+def test_other_bounds_too(elsewhere, digits, method):
     x, y = digits.test.x[:4], digits.test.y[:4]
     assert crc.certify(elsewhere, x, y, method=method).radius.device == GPU
+    assert crc.verify(elsewhere, x, y, 0.3, method=method).margin.device == GPU
     assert crc.attack(elsewhere, x, y).distance.device == GPU
 
 
@@ -190,13 +191,13 @@ def test_a_default_device_changes_nothing(elsewhere, digits):
 
 def test_a_network_read_onto_the_cpu_is_evaluated_there(elsewhere, digits, monkeypatch):
     """As one on Apple's GPUs is, which have no float64."""
-    there = networks._linear
+    there = reading._linear
 
     def here(module, position):
         layer = there(module, position)
         return replace(layer, weight=layer.weight.cpu(), bias=layer.bias.cpu())
 
-    monkeypatch.setattr("crcbook.networks._linear", here)
+    monkeypatch.setattr("crcbook.networks.reading._linear", here)
     columns = evaluate(elsewhere, digits.test.take(slice(0, 8)), 0.3, box=True, local=True)
     assert columns["radius"].shape == (8,)
 

@@ -1,5 +1,6 @@
 """Experiments are run once, recorded whole, and shared among processes."""
 
+import importlib
 import json
 import os
 import re
@@ -14,11 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook import training
 from crcbook.experiments import (
     RADIUS_UNIT,
     Experiment,
-    _is_recorded,
     decode_radii,
     encode_radii,
     environment,
@@ -28,8 +27,12 @@ from crcbook.experiments import (
     run_training,
     summary,
 )
+from crcbook.experiments import records as records_module
 from crcbook.networks import deepen
-from crcbook.training import METHODS
+from crcbook.training import METHODS, loop
+
+# The package's attribute of that name is the function.
+reproducing = importlib.import_module("crcbook.experiments.reproduce")
 
 TINY = Experiment(
     "digits",
@@ -91,7 +94,7 @@ def stops_after(monkeypatch):
             items.append(len(test))
             return evaluate(model, test, *rest, **options)
 
-        monkeypatch.setattr("crcbook.experiments.evaluate", interrupted)
+        monkeypatch.setattr(reproducing, "evaluate", interrupted)
         return items
 
     return limit
@@ -114,12 +117,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, stops_afte
 
 
 def test_what_another_program_has_evaluated_is_not_taken_over(tmp_path, stops_after, monkeypatch):
+    program = tmp_path / "package" / "proof" / "core.py"
+    program.parent.mkdir(parents=True)
+    program.write_text("")
+    monkeypatch.setattr(reproducing, "PACKAGE", tmp_path / "package")
     items = stops_after(1)
     with pytest.raises(KeyboardInterrupt):
         reproduce({"tiny": TINY}, tmp_path, tmp_path / "runs")
     assert len(items) == 1
     items = stops_after(9)
-    monkeypatch.setattr("crcbook.experiments._digest", lambda paths: "another")
+    program.write_text("another")
     reproduce({"tiny": TINY}, tmp_path, tmp_path / "runs")
     assert sum(items) == len(crc.load("digits").test)
 
@@ -170,7 +177,7 @@ def test_a_training_of_another_experiment_is_not_taken_for_this_one(tmp_path):
 def test_a_run_keeps_the_environment_it_was_trained_in(tmp_path, monkeypatch):
     trained = replace(TINY, dataset="moons")
     _, facts = run_training(trained, tmp_path)
-    monkeypatch.setattr("crcbook.experiments.environment", lambda device: {"python": "4"})
+    monkeypatch.setattr(reproducing, "environment", lambda device: {"python": "4"})
     assert run_training(trained, tmp_path)[1] == facts
     assert json.loads((tmp_path / "run.json").read_text()) == facts
     _, anew = run_training(trained, tmp_path, resume=False)
@@ -182,9 +189,9 @@ def test_a_commit_is_that_of_the_checkout_the_package_belongs_to(tmp_path, monke
         who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
         subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
 
-    copy = tmp_path / "experiments.py"
+    copy = tmp_path / "package.py"
     copy.write_text("")
-    monkeypatch.setattr("crcbook.experiments.__file__", str(copy))
+    monkeypatch.setattr(records_module, "PACKAGE", tmp_path)
     git("init")
     git("commit", "--allow-empty", "-m", "Another project")
     assert environment("cpu")["commit"] is None
@@ -205,13 +212,13 @@ def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
 
 
 def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
-    epochs, epoch = [], training._Trainer.epoch
+    epochs, epoch = [], loop._Trainer.epoch
 
     def counted(self, *rest):
         epochs.append(self.recipe.gamma)
         epoch(self, *rest)
 
-    monkeypatch.setattr(training._Trainer, "epoch", counted)
+    monkeypatch.setattr(loop._Trainer, "epoch", counted)
     for gamma in (0.1, 0.2):
         tuned = replace(TINY, recipe=replace(TINY.recipe, gamma=gamma, epochs=1), start=TINY)
         run_training(tuned, tmp_path / f"tiny-{gamma}")
@@ -228,7 +235,7 @@ def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "rival"), [("crown-ibp", "crown"), ("lipschitz", "lipschitz")])
-def test_a_rival_is_certified_by_its_own_bound_too(digits, method, rival):
+def test_what_is_trained_for_another_bound_is_certified_by_it_too(digits, method, rival):
     model, radius = crc.mlp([64, 24, 10], "tanh", seed=0), 0.5
     recipe = crc.Recipe(method, radius=radius, epochs=12, batch_size=64, ramp_epochs=6)
     crc.train(model, digits.train, recipe)
@@ -251,14 +258,15 @@ def test_the_books_records_are_whole_and_belong_to_its_experiments(path):
     check_record(record)
     assert record["name"] == path.stem
     wanted = experiments("full")[path.stem]
-    assert _is_recorded(path, wanted)
+    assert reproducing._is_recorded(path, wanted)
     assert record["images"] == 10_000
 
 
 def test_the_readme_prints_the_records():
     text = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| `(mnist-.*?)` \|(.*)\|$", text, flags=re.MULTILINE)
-    assert len(rows) >= 4
+    wanted = ["mnist-2-softplus-crt-long", "mnist-2-softplus-crt", "mnist-2-softplus-crt-box"]
+    assert [name for name, _ in rows] == wanted
     runner_up = re.search(r"in its order, (.*?) %", text, flags=re.DOTALL)[1]
     for name, figures in rows:
         record = json.loads((ROOT / "book" / "results" / f"{name}.json").read_text())
@@ -305,7 +313,7 @@ def test_local_curvature_certifies_more_with_and_without_a_box(digits, bent_mode
 
 
 def test_a_box_that_does_not_hold_the_items_is_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr("crcbook.experiments.certify", None)
+    monkeypatch.setattr("crcbook.experiments.evaluation.certify", None)
     with pytest.raises(ValueError, match="the box must hold every input"):
         evaluate(crc.mlp([2, 4, 2]), crc.load("moons").test, 0.1, box=True)
 

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.attacks import boundary_points
+from crcbook.certificate.question import Radius
 from crcbook.networks import read_network
-from crcbook.proof.lipschitz import lipschitz_bound, lipschitz_radius
-from crcbook.proof.quadratic import Prover
+from crcbook.proof.lipschitz import lipschitz_bound
+from crcbook.proof.prover import Entries, Prover
+from crcbook.stages.lipschitz import Lipschitz
+
+
+def lipschitz_radius(network, x, label, target):
+    """What the stage of cones proves."""
+    prover = Prover.of(network)
+    radius, _ = Lipschitz(prover)(Radius(), Entries.of(prover, x, label, target))
+    return radius
 
 
 def product_of_norms(model, label, target):
@@ -31,7 +40,7 @@ def test_no_attack_beats_a_radius(case):
     x = torch.randn(4, network.inputs, generator=generator, dtype=torch.float64)
     y = network.logits(x).argmax(1)
     item, label, target = every_pair(network.classes, y)
-    radius = lipschitz_radius(Prover.of(network), x[item], label, target)
+    radius = lipschitz_radius(network, x[item], label, target)
     assert (radius >= 0).all()
     found = boundary_points(network, x[item], label, target)
     distance = (found - x[item]).norm(dim=1).nan_to_num(nan=torch.inf)
@@ -59,7 +68,7 @@ def test_linear_networks_get_their_exact_distance():
         network = read_network(model)
         item, label, target = every_pair(4, network.logits(x).argmax(1))
         margin, gradient = network.margin_and_gradient(x[item], label, target)
-        radius = lipschitz_radius(Prover.of(network), x[item], label, target)
+        radius = lipschitz_radius(network, x[item], label, target)
         assert (radius <= margin / gradient.norm(dim=1)).all()
         torch.testing.assert_close(radius, margin / gradient.norm(dim=1), rtol=1e-9, atol=0)
 
@@ -95,9 +104,9 @@ def test_margins_that_do_not_move():
     x = torch.zeros(2, 3, dtype=torch.float64)
     label, target = torch.tensor([0, 1]), torch.tensor([1, 0])
     assert (lipschitz_bound(prover, label, target) == 0).all()
-    assert lipschitz_radius(prover, x, label, target).tolist() == [math.inf, 0.0]
+    assert lipschitz_radius(prover.network, x, label, target).tolist() == [math.inf, 0.0]
     same = torch.tensor([2])
-    assert lipschitz_radius(prover, x[:1], same, same) == 0
+    assert lipschitz_radius(prover.network, x[:1], same, same) == 0
 
 
 def test_a_margin_within_the_jump_of_torchs_softplus_is_not_proved():
@@ -111,7 +120,7 @@ def test_a_margin_within_the_jump_of_torchs_softplus_is_not_proved():
         shifted = crc.mlp([1, 1, 2], "softplus").double()
         with torch.no_grad():
             shifted[3].bias[0] += gap - margin[0]
-        radius = lipschitz_radius(Prover.of(read_network(shifted)), x, label, target)
+        radius = lipschitz_radius(read_network(shifted), x, label, target)
         assert (radius > 0).item() is proved
 
 
@@ -119,9 +128,9 @@ def test_an_overflowing_input_leaves_the_others_alone():
     network = read_network(crc.mlp([3, 8, 3], seed=0).double())
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     item, label, target = every_pair(3, network.logits(x).argmax(1))
-    alone = lipschitz_radius(Prover.of(network), x[item], label, target)
+    alone = lipschitz_radius(network, x[item], label, target)
     x[1] = 1e308
-    together = lipschitz_radius(Prover.of(network), x[item], label, target)
+    together = lipschitz_radius(network, x[item], label, target)
     assert (together[item == 1] == 0).all()
     torch.testing.assert_close(together[item != 1], alone[item != 1], rtol=1e-12, atol=0)
 
@@ -138,10 +147,22 @@ def test_an_edited_model_is_bounded_again():
 
 def test_trained_digits_are_certified_by_the_first_order_too(digits, digits_model):
     x, y = digits.test.x[:60], digits.test.y[:60]
-    item, label, target = every_pair(10, y)
-    prover = Prover.of(read_network(digits_model))
-    radius = lipschitz_radius(prover, x.flatten(1).double()[item], label, target)
-    radius = radius.reshape(60, 9).amin(1)
+    radius = crc.certify(digits_model, x, y, method="lipschitz").radius
     attacked = crc.attack(digits_model, x, y).distance
     assert (radius <= attacked).all()
     assert radius.mean() > 0.5 * attacked.mean()
+
+
+def test_a_verdict_is_that_of_the_radius(digits, digits_model):
+    x, y = digits.test.x[:230], digits.test.y[:230]
+    radius = crc.certify(digits_model, x, y, method="lipschitz").radius
+    ball = radius[radius > 0].median().item()
+    robust = crc.verify(digits_model, x, y, ball, method="lipschitz").robust
+    decided = (radius - ball).abs() > 1e-9 * ball
+    assert torch.equal(robust[decided], (radius >= ball)[decided])
+    assert robust.any() and not robust.all()
+    assert not crc.attack(digits_model, x[robust], y[robust], radius=ball).success.any()
+    wrong = (y + 1) % 10
+    missed = digits_model(x).argmax(1) != wrong
+    refuted = crc.verify(digits_model, x, wrong, 1e-3, method="lipschitz").robust
+    assert not refuted[missed].any()

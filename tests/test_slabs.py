@@ -1,5 +1,7 @@
 """Balls cut into slabs: every slab's bound holds, and together they see past one minorant."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import random_networks
@@ -8,17 +10,29 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.attacks import boundary_points, descend
+from crcbook.certificate.question import Radius
 from crcbook.hessian import margin_hessian
 from crcbook.networks import read_network
 from crcbook.proof import slabs
-from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.proof.eigenvalues import top_eigenvalue_bound
+from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.slabs import slab_margins
 from crcbook.stages.search import search
 
 
-def margins_to_bound(network, x):
-    label, target = network.logits(x).topk(2, dim=1).indices.T
-    return Pairs.of(network, x, label, target)
+def margins_to_bound(prover, x):
+    """Of the largest logits over the second largest."""
+    label, target = prover.network.logits(x).topk(2, dim=1).indices.T
+    return Entries.of(prover, x, label, target)
+
+
+def margins_in_balls(prover, entries, radii, axis):
+    return slab_margins(prover, replace(entries, valid=radii), axis)
+
+
+def falls(prover, entries):
+    """The displacements of the best quadratics, which show where margins fall."""
+    return search(prover.network, Radius(), entries, torch.zeros_like(entries.x), 50)
 
 
 def points_of_slab(slab, generator, count=200):
@@ -31,39 +45,41 @@ def points_of_slab(slab, generator, count=200):
     share = torch.rand(count, 1, generator=generator, dtype=torch.float64).sqrt()
     reach = (radius**2 - along**2).clamp(min=0).sqrt()
     across = torch.nn.functional.normalize(across, dim=1) * reach * share
-    return slab.pairs.x0[:1] + along * axis + across
+    return slab.entries.x[:1] + along * axis + across
 
 
 @given(random_networks(), st.sampled_from([0.05, 0.5, 3.0]), st.booleans())
 def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient):
     model, generator = case
-    network = read_network(model)
+    prover = Prover.of(read_network(model))
+    network = prover.network
     x = torch.randn(3, network.inputs, generator=generator, dtype=torch.float64)
-    pairs = margins_to_bound(network, x)
+    entries = margins_to_bound(prover, x)
     axis = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     if along_the_gradient:
-        axis = -network.margin_and_gradient(x, pairs.label, pairs.target)[1]
+        axis = -network.margin_and_gradient(x, entries.label, entries.target)[1]
     axis = axis * torch.tensor([[0.0], [1e-200], [1e200]], dtype=torch.float64)
     radii = torch.full((3,), radius, dtype=torch.float64)
-    bound = slab_margins(Prover.of(network), pairs, radii, axis)
+    bound = margins_in_balls(prover, entries, radii, axis)
     axis = torch.nn.functional.normalize(axis.clamp(-1, 1), dim=1)
     for start in (x, x + axis, x - axis):
-        _, least = descend(network, x, pairs.label, pairs.target, radius, start)
+        _, least = descend(network, x, entries.label, entries.target, radius, start)
         assert (bound <= least + 1e-12 * (1 + least.abs())).all()
 
 
 @given(random_networks(), st.sampled_from([0.5, 3.0]), st.integers(0, 7))
 def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place):
     model, generator = case
-    network = read_network(model)
+    prover = Prover.of(read_network(model))
+    network = prover.network
     x = torch.randn(1, network.inputs, generator=generator, dtype=torch.float64)
     axis = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     axis = torch.nn.functional.normalize(axis, dim=1)
     radii = torch.tensor([radius], dtype=torch.float64)
-    pairs = margins_to_bound(network, x)
-    slab = slabs._Slab.of(Prover.of(network), pairs, radii, axis, place / 8, (place + 1) / 8)
+    entries = replace(margins_to_bound(prover, x), valid=radii)
+    slab = slabs._Slab.of(prover, entries, axis, place / 8, (place + 1) / 8)
     points = points_of_slab(slab, generator)
-    every = pairs.label.expand(len(points)), pairs.target.expand(len(points))
+    every = entries.label.expand(len(points)), entries.target.expand(len(points))
     margins, _ = network.margin_and_gradient(points, *every)
     least = margins.min()
     assert slab.margins()[0] <= least + 1e-12 * (1 + least.abs())
@@ -71,15 +87,17 @@ def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place
     low, high = slab._first_preactivations()
     assert (units >= low - 1e-12).all() and (units <= high + 1e-12).all()
     # From the point of expansion c, the margin stays above c's parabola with the slab's curvature.
-    c = slab._expansion_points(0.9 * pairs.curvature)
-    bends = slab._bends(c)
-    curvature = slab._curvature(*bends)
-    assert slab._least_curvature(c, *bends) <= curvature <= pairs.curvature
-    value, slope = network.margin_and_gradient(c, pairs.label, pairs.target)
+    d = slab._expansion_points(0.9 * entries.curvature)
+    c, (diagonal, upper) = x + d, slab._bends(d)
+    top = top_eigenvalue_bound(network.layers[0].weight, diagonal)
+    assert slab._top_estimate(d, diagonal) <= top
+    curvature = top + upper
+    assert slab._with_own_curvature(d) <= least + 1e-12 * (1 + least.abs())
+    value, slope = network.margin_and_gradient(c, entries.label, entries.target)
     away = points - c
     parabola = value + away @ slope[0] - curvature / 2 * away.square().sum(1)
     assert (margins >= parabola - 1e-10 * (1 + margins.abs().amax())).all()
-    here = margin_hessian(model, c, int(pairs.label), int(pairs.target))
+    here = margin_hessian(model, c, int(entries.label), int(entries.target))
     assert torch.linalg.eigvalsh(here)[0, 0] >= -curvature - 1e-10 * (1 + curvature)
 
 
@@ -89,16 +107,15 @@ def test_slabs_prove_what_one_minorant_cannot():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(20)
-    network = read_network(model)
+    prover = Prover.of(read_network(model))
     x = torch.rand(40, 12, generator=generator, dtype=torch.float64)
-    pairs = margins_to_bound(network, x)
-    plain = crc.certify(model, x, pairs.label, targets="runner-up").radius
-    reached = (boundary_points(network, x, pairs.label, pairs.target) - x).norm(dim=1)
+    entries = margins_to_bound(prover, x)
+    plain = crc.certify(model, x, entries.label, targets="runner-up").radius
+    reached = (boundary_points(prover.network, x, entries.label, entries.target) - x).norm(dim=1)
     gap = (plain < 0.97 * reached).nonzero().squeeze(1)
     assert len(gap) >= 10
-    pairs, trial = pairs.take(gap), (plain + reached)[gap] / 2
-    point, _ = search(network, pairs, pairs.x0, 50, torch.full_like(trial, torch.inf))
-    bound = slab_margins(Prover.of(network), pairs, trial, point - pairs.x0)
+    entries, trial = entries.take(gap), (plain + reached)[gap] / 2
+    bound = margins_in_balls(prover, entries, trial, falls(prover, entries))
     assert (bound > 0).double().mean() > 0.5
 
 
@@ -107,17 +124,17 @@ def test_slabs_keep_their_word_at_any_scale(scale):
     model = crc.mlp([30, 20, 3], "tanh", seed=1).double()
     with torch.no_grad():
         model[1].weight.mul_(scale)
-    network = read_network(model)
+    prover = Prover.of(read_network(model))
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(8, 30, generator=generator, dtype=torch.float64) / scale
-    pairs = margins_to_bound(network, x)
-    reached = crc.attack(model, x, pairs.label, restarts=3).distance
-    point, _ = search(network, pairs, x, 50, torch.full_like(reached, torch.inf))
-    bound = slab_margins(Prover.of(network), pairs, 0.9 * reached, point - x)
+    entries = margins_to_bound(prover, x)
+    reached = crc.attack(model, x, entries.label, restarts=3).distance
+    axis = falls(prover, entries)
+    bound = margins_in_balls(prover, entries, 0.9 * reached, axis)
     assert (bound > 0).sum() >= 4
-    attacked = boundary_points(network, x, pairs.label, pairs.target)
+    attacked = boundary_points(prover.network, x, entries.label, entries.target)
     beyond = (attacked - x).norm(dim=1) * (1 + 1e-6)
-    bound = slab_margins(Prover.of(network), pairs, beyond, point - x)
+    bound = margins_in_balls(prover, entries, beyond, axis)
     assert not (bound > 0).any()
 
 
@@ -126,11 +143,11 @@ def test_a_flat_margin_and_an_overflow_are_no_proof():
     with torch.no_grad():
         model[3].weight.copy_(model[3].weight[:1].expand(2, -1))  # the margin is a constant
         model[3].bias.copy_(torch.tensor([1.0, 0.0]))
-    network = read_network(model)
-    pairs = margins_to_bound(network, torch.zeros(1, 3, dtype=torch.float64))
+    prover = Prover.of(read_network(model))
+    entries = margins_to_bound(prover, torch.zeros(1, 3, dtype=torch.float64))
     axis, radii = torch.ones(1, 3, dtype=torch.float64), torch.tensor([5.0, 1e200]).double()
-    prover = Prover.of(network)
-    assert slab_margins(prover, pairs, radii[:1], axis)[0] == pytest.approx(1.0)
-    assert slab_margins(prover, pairs, radii[1:], axis)[0] <= 1.0
-    huge = Pairs(pairs.x0 + 1e300, pairs.label, pairs.target, pairs.curvature + 1e200)
-    assert slab_margins(prover, huge, radii[:1], axis)[0] <= 0
+    assert margins_in_balls(prover, entries, radii[:1], axis)[0] == pytest.approx(1.0)
+    assert margins_in_balls(prover, entries, radii[1:], axis)[0] <= 1.0
+    huge = Entries.of(prover, entries.x + 1e300, entries.label, entries.target)
+    huge = replace(huge, curvature=huge.curvature + 1e200)
+    assert margins_in_balls(prover, huge, radii[:1], axis)[0] <= 0

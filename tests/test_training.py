@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import crcbook as crc
-from crcbook import training as module
 from crcbook.checkpoints import save_tensors
 from crcbook.networks import read_network
 from crcbook.training import METHODS, best_epoch
+from crcbook.training import loop as module
 from crcbook.training.losses import trained_layers
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
@@ -139,7 +139,7 @@ def test_the_best_epoch_on_validation_is_kept(digits):
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "lipschitz"])
-def test_rivals_are_validated_by_the_bound_they_train(digits, method):
+def test_other_bounds_are_validated_by_the_bound_they_train(digits, method):
     fitted, validation = crc.split_validation(digits.train, 300)
     model = crc.mlp([64, 16, 10], "tanh", seed=0)
     recipe = replace(RECIPE, method=method, epochs=8, ramp_epochs=4)

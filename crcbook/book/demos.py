@@ -5,22 +5,22 @@ A chapter prints or plots what these return; :mod:`crcbook.book.widgets` puts sl
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crcbook.attacks import boundary_points, descend
-from crcbook.certificate import certify
+from crcbook.certificate import certify, curvature_bounds
+from crcbook.certificate.question import Radius
 from crcbook.datasets import Split
 from crcbook.hessian import margin_hessian
 from crcbook.networks import mlp, read_network
-from crcbook.proof.curvature import curvature_bounds
 from crcbook.proof.lines import crown_margin
 from crcbook.proof.lipschitz import lipschitz_bound
 from crcbook.proof.paths import Neighbourhood
-from crcbook.proof.quadratic import Pairs, Prover
+from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.slabs import slab_margins
 from crcbook.stages.search import search
 from crcbook.training import Recipe, train
@@ -29,6 +29,7 @@ from crcbook.training.losses import ibp_margins
 _DESCENT_STEPS = 2000
 _SMALL_RESIDUAL = 1e-9
 _FIXED_POINT_STEPS = 60
+_SEARCH_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -305,13 +306,12 @@ def local_margins(
     place = Neighbourhood.of(prover, x[0], radius)
     whole = -curvature_bounds(model, *pair)[0]
     inside = -curvature_bounds(model, *pair, x=x, radius=radius)[0]
-    inside = torch.minimum(inside, place.curvature(*pair[:, 0]))
     first_order = value - radius * gradient.norm()
     _, reached = descend(prover.network, x, *pair, radius, x)
     return {
         "global k": (first_order - whole * radius**2 / 2).item(),
         "k of the ball": (first_order - inside * radius**2 / 2).item(),
-        "followed outward": place.margin(*pair[:, 0]).item(),
+        "followed outward": place.margin(Entries.of(prover, x, *pair)).item(),
         "attack": reached.item(),
     }
 
@@ -338,15 +338,15 @@ def slab_radii(
     network = prover.network
     x = x.flatten(1).to(network.device, torch.float64)
     label, target = label.to(x.device), target.to(x.device)
-    pairs = Pairs.of(network, x, label, target)
+    entries = Entries.of(prover, x, label, target)
     reached = (boundary_points(network, x, label, target) - x).norm(dim=1)
     # Beyond what the attack reaches, so that nothing but the proofs can end below it.
     high = 1.25 * reached.nan_to_num(nan=x.norm(dim=1).max().item())
-    low, everywhere = torch.zeros_like(high), torch.full_like(high, torch.inf)
-    towards = search(network, pairs, x, 100, everywhere)[0] - x
+    low, nowhere = torch.zeros_like(high), torch.zeros_like(x)
+    towards = search(network, Radius(), entries, nowhere, _SEARCH_STEPS)
     for _ in range(10):
         middle = (low + high) / 2
-        proved = slab_margins(prover, pairs, middle, towards, slabs) > 0
+        proved = slab_margins(prover, replace(entries, valid=middle), towards, slabs) > 0
         low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
     return low, reached
 

@@ -1,6 +1,7 @@
 """CROWN: lines that enclose their activations, margins no attack goes below, exact corner cases."""
 
 import math
+import sys
 
 import mpmath
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 import crcbook as crc
 from crcbook.activations import IDENTITY
 from crcbook.networks import read_network
-from crcbook.proof import lines as crown
+from crcbook.proof import lines as module
 from crcbook.proof.lines import crown_margin, crown_radius, enclosing_lines
-from crcbook.proof.quadratic import Prover
+from crcbook.proof.prover import Prover
 
 CENTRES = st.one_of(st.floats(-6, 6), st.floats(-1e3, 1e3), st.sampled_from([-1e6, 0.0, 1e6]))
 WIDTHS = st.one_of(
@@ -219,7 +220,7 @@ def test_order_and_company_do_not_matter(monkeypatch):
     radius = crown_radius(prover, x[item], label, target)
     order = torch.randperm(len(item), generator=torch.Generator().manual_seed(0))
     for values in (100, 3000):  # blocks of rows, chunks of inputs
-        monkeypatch.setattr(crown, "_CHUNK_VALUES", values)
+        monkeypatch.setattr(module, "_CHUNK_VALUES", values)
         shuffled = crown_margin(prover, x[item][order], label[order], target[order], 0.4)
         torch.testing.assert_close(shuffled, margin[order], rtol=1e-9, atol=1e-12)
         shuffled = crown_radius(prover, x[item][order], label[order], target[order])
@@ -268,12 +269,23 @@ def test_a_limit_stops_the_search_and_only_that(digits, digits_model):
     torch.testing.assert_close(limited[short], free[short], rtol=2e-4, atol=0)
 
 
-def test_trained_digits_are_mostly_certified(digits, digits_model):
+def test_trained_digits_are_mostly_certified_and_verdicts_are_those_of_radii(
+    digits, digits_model, monkeypatch
+):
     x, y = digits.test.x[:40], digits.test.y[:40]
-    item, label, target = every_pair(10, y)
-    prover = Prover.of(read_network(digits_model))
-    radius = crown_radius(prover, x.flatten(1).double()[item], label, target)
-    radius = radius.reshape(40, 9).amin(1)
+    radius = crc.certify(digits_model, x, y, method="crown").radius
     attacked = crc.attack(digits_model, x, y).distance
     assert (radius <= attacked).all()
     assert radius.mean() > 0.85 * attacked.mean()
+    ball = radius[radius > 0].median().item()
+    robust = crc.verify(digits_model, x, y, ball, method="crown").robust
+    decided = (radius - ball).abs() > 1e-3 * ball  # where the search for a radius stops
+    assert torch.equal(robust[decided], (radius >= ball)[decided])
+    assert robust.any() and not robust.all()
+    assert not crc.attack(digits_model, x[robust], y[robust], radius=ball).success.any()
+    # Nor do verdicts depend on the company of an input.
+    monkeypatch.setattr(sys.modules[crc.verify.__module__], "_CHUNK_VALUES", 7 * 64 * 10)
+    assert torch.equal(crc.verify(digits_model, x, y, ball, method="crown").robust, robust)
+    wrong = (y + 1) % 10
+    missed = digits_model(x).argmax(1) != wrong
+    assert not crc.verify(digits_model, x, wrong, 1e-3, method="crown").robust[missed].any()

@@ -13,7 +13,7 @@ import crcbook as crc
 from crcbook.attacks import smallest_margin
 from crcbook.networks import read_network
 from crcbook.proof.lipschitz import lipschitz_bound
-from crcbook.proof.quadratic import Prover
+from crcbook.proof.prover import Prover
 from crcbook.training.losses import (
     CurvatureEstimate,
     LipschitzEstimate,
