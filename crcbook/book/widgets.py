@@ -33,10 +33,9 @@ from crcbook.book.explorer import (
     radius_fields,
 )
 from crcbook.book.plots import PALETTE, svg
-from crcbook.certificate import Certificate, certify
+from crcbook.certificate import Certificate, certify, curvature_bounds
 from crcbook.datasets import Split
 from crcbook.networks import read_network
-from crcbook.proof.curvature import curvature_bounds
 
 _BACKGROUND_POINTS = 61
 _RINGS = ("--", ":", "-.", (0, (1, 4)))

@@ -4,6 +4,7 @@ Nothing else knows which of the two is asked. A question says what a quadratic p
 in a whole ball is worth, and where a search should look next.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -109,6 +110,18 @@ class Question(Protocol):
             ``(images,)`` bool.
         """
 
+    def ask(self, entries: Entries, margin: Callable, radius: Callable) -> Tensor:
+        """Ask a method that answers both questions in its own way.
+
+        Args:
+            entries: the margins.
+            margin: of ``(entries,)`` radii, lower bounds of the margins in these balls.
+            radius: of ``(entries,)`` goals, radii that are not raised beyond them.
+
+        Returns:
+            ``(entries,)`` bounds.
+        """
+
     def everywhere(self, lowest: Tensor) -> Tensor:
         """The bounds that hold because of a bound over all of R^n.
 
@@ -170,6 +183,10 @@ class Radius:
     def asks(self, bound: Tensor) -> Tensor:
         """Every input's."""
         return bound[:, 0] > 0
+
+    def ask(self, entries: Entries, margin: Callable, radius: Callable) -> Tensor:
+        """The radii."""
+        return radius(entries.goal)
 
     def everywhere(self, lowest: Tensor) -> Tensor:
         """What a bound of the margin over all of R^n proves."""
@@ -263,6 +280,10 @@ class Margin:
     def asks(self, bound: Tensor) -> Tensor:
         """Those of images that the runner-up leaves a verdict, or may leave one later."""
         return (bound[:, 0] > 0) | self.patient
+
+    def ask(self, entries: Entries, margin: Callable, radius: Callable) -> Tensor:
+        """The margins in the balls."""
+        return margin(self.radius[entries.image])
 
     def everywhere(self, lowest: Tensor) -> Tensor:
         """That bound itself."""

@@ -1,10 +1,10 @@
 """Linear relaxations (CROWN; Zhang et al. 2018), layer by layer."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from crcbook.certificate.question import Margin
 from crcbook.proof.lines import crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
 
@@ -33,8 +33,5 @@ class Lines:
             ``(entries,)`` bounds, and no displacements.
         """
         margins = self.prover, entries.x, entries.label, entries.target
-        if isinstance(question, Margin):
-            bound = crown_margin(*margins, question.radius[entries.image])
-        else:
-            bound = crown_radius(*margins, entries.goal)
-        return bound, None
+        in_balls, up_to = partial(crown_margin, *margins), partial(crown_radius, *margins)
+        return question.ask(entries, in_balls, up_to), None
