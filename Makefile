@@ -76,20 +76,21 @@ test-floor: install  ## test the package and a chapter with the lowest versions 
 	$(FLOOR)/bin/python -m pytest $(PACKAGE_TESTS)
 	$(FLOOR)/bin/python -m pytest book/the_hessian_eigenvalue_theorem.ipynb $(NBVAL)
 
-# requirements.txt without its pins; Jupyter Book 2 is another program, and a new ruff is no news.
+# requirements.txt without its pins; Jupyter Book 2 is another program, and a new ruff or mypy is no news.
 test-newest:  ## build and test the book with the newest version of everything it names
 	mkdir -p _build
 	sed -e '/^# What these import/,$$d' -e 's/^jupyter-book==.*/jupyter-book<2/' \
-		-e '/^ruff==/!s/==.*//' \
+		-e '/^\(ruff\|mypy\)==/!s/==.*//' \
 		requirements.txt > _build/newest.txt
 	$(MAKE) test VENV=_build/newest REQUIREMENTS=_build/newest.txt
 
 links: book  ## check every link that leads out of the book
 	$(VENV)/bin/jupyter-book build . --builder linkcheck
 
-lint: install  ## check style and formatting, notebooks included
+lint: install  ## check style, formatting and types, notebooks included
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
 
 record: install  ## execute the chapters and record the outputs that the tests check
 	$(PYTHON) tests/notebooks/record.py book/*.ipynb
@@ -112,7 +113,7 @@ soundness: install  ## attack 100,000 certificates and count the broken ones: no
 	$(PYTHON) benchmarks/soundness.py --seed $(SEED)
 
 clean:  ## remove the built book and caches; .venv and runs stay
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find benchmarks book crcbook tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: $(REQUIREMENTS) pyproject.toml

@@ -16,7 +16,7 @@ from crcbook.proof.arithmetic import DOUBLE, OUTWARD, Arithmetic, single_sums_ho
 from crcbook.proof.box import Allowed
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.quadratic import Quadratic
-from crcbook.proof.rounding import RoundingModel
+from crcbook.proof.rounding import MarginFacts, RoundingModel
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,12 @@ class Entries:
             The chosen entries.
         """
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-        columns = (getattr(self, field.name) for field in fields(self)[:-1])
+        columns = {
+            field.name: getattr(self, field.name).index_select(0, index)
+            for field in fields(self)[:-1]
+        }
         allowed = None if self.allowed is None else self.allowed.take(index)
-        return Entries(*(column.index_select(0, index) for column in columns), allowed)
+        return Entries(**columns, allowed=allowed)
 
     def to(self, dtype: torch.dtype) -> "Entries":
         """The same entries for steps in another precision, with what steps need alone.
@@ -209,6 +212,7 @@ class Prover:
             made of.
         """
         network = self.network if arithmetic is DOUBLE else self.single
+        assert network is not None  # who has no float32 copy asks for float64 alone
         change = network.change(d) if change is None else change
         z, k = entries.z.to(arithmetic.dtype) + change, entries.curvature
         active, slopes = network.forward(z)
@@ -232,7 +236,17 @@ class Prover:
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
         return quadratic, Evaluation(margin, along, gradient)
 
-    def _errors(self, entries, facts, arithmetic: Arithmetic, length, z, change, active, units):
+    def _errors(
+        self,
+        entries: Entries,
+        facts: MarginFacts,
+        arithmetic: Arithmetic,
+        length: Tensor,
+        z: Tensor,
+        change: Tensor,
+        active: Tensor,
+        units: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
         change_width = change.shape[1]
         z, change, active, units = map(arithmetic.norm, (z, change, active, units))
@@ -247,10 +261,11 @@ class Prover:
         terms = arithmetic.gamma(change_width + 4)
         along = (unit_slack + terms * units) * change + (units + unit_slack) * moved
         fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < arithmetic.largest
-        return tuple(
+        value, slope = (
             torch.where(fits, bound * OUTWARD + arithmetic.tiny, torch.inf)
             for bound in (value + along, slope)
         )
+        return value, slope
 
     def first_error(self, x: Tensor) -> Tensor:
         """How far the first layer's preactivations, evaluated at inputs, can be from the true ones.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from crcbook.certificate.question import Margin
+from crcbook.certificate.question import Margin, Question
 from crcbook.proof.lines import crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
 
@@ -22,7 +22,7 @@ class Lines:
     box: bool = False
     method: str = "crown"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries.
 
         Args:
