@@ -202,7 +202,8 @@ def test_any_stage_can_be_deleted(digits, bent_model, monkeypatch, options):
         patched.__set_name__(module._Problem, "stages")
         with monkeypatch.context() as patch:
             patch.setattr(module._Problem, "stages", patched)
-            assert (all_radii(bent_model, part, **options) <= whole * (1 + 1e-6)).all()
+            # Searches end where a ten-thousandth is left to gain, some from one side.
+            assert (all_radii(bent_model, part, **options) <= whole * (1 + 1e-4)).all()
 
 
 def problem_of(model, part, options):

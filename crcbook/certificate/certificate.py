@@ -169,6 +169,36 @@ def verify(
     return Verdict(margin > 0, margin, target, targets)
 
 
+def verify_by_kind(
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    radius: float,
+    box: tuple | None = None,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Which labels each kind of certificate proves in the l2 ball of a given radius.
+
+    The kinds go on from each other's bounds, in one table: asking for all of them takes little more
+    than asking for the last.
+
+    Args:
+        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        x: ``(batch, *input_shape)`` inputs.
+        y: ``(batch,)`` int64 labels.
+        radius: the l2 radius of the ball, in the units of the input.
+        box: the valid inputs, as in :func:`certify`; None for none.
+        progress: show a progress bar.
+
+    Returns:
+        ``(batch,)`` bool each, none of which is below the one before: ``"global"`` and ``"local"``
+        curvature, and with a box ``"global in box"`` and ``"local in box"``.
+    """
+    problem = _Problem.of(model, x, y, "all", box, "local", "dual")
+    parts = [problem.kinds(chunk, as_radius(radius)) for chunk in problem.chunks(progress, "kinds")]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 @dataclass(frozen=True)
 class _Problem:
     """A checked batch, the network it belongs to, and what is asked for."""
@@ -274,6 +304,24 @@ class _Problem:
         margin = bound.amin(1)
         margin = torch.where(correct, margin, margin.clamp(max=0.0))
         return margin, table.images.order.gather(1, position[:, None]).squeeze(1)
+
+    def kinds(self, chunk: slice, radius: float) -> dict[str, Tensor]:
+        """What each kind of certificate proves."""
+        x = self.x[chunk]
+        question = Margin(torch.full_like(x[:, 0], radius), patient=True)
+        images = Images.of(self.glance, x, self.y[chunk], False)
+        table = Table.of(self.prover, images, self.box)
+        table.glance(question, self.glance)
+        everywhere, in_balls = self.stages
+        found = {}
+        for boxed in (False, True)[: 1 + (self.box is not None)]:
+            for name, stages, together in (
+                ("global", everywhere, False), ("local", in_balls, question.together),
+            ):  # fmt: skip
+                run(question, table, [s for s in stages if s.box is boxed], together)
+                proved = images.correct & (table.bound > 0).all(1)
+                found[f"{name} in box" if boxed else name] = proved
+        return found
 
     def _nearest(self, entries: Entries, correct: Tensor, radius: Tensor) -> Tensor:
         """Adversarial points, NaN where none is proved; a misclassified image is its own.

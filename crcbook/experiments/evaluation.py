@@ -1,10 +1,13 @@
 """Certifying and attacking a test split, and the figures that come of it."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from crcbook.attacks import attack, smallest_margin
-from crcbook.certificate import certify, verify
+from crcbook.certificate import certify, verify, verify_by_kind
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
 from crcbook.networks import Network, read_network
@@ -42,49 +45,69 @@ def evaluate(
     Raises:
         ValueError: where the box does not hold the items.
     """
-    network, unit = read_network(model), (0.0, 1.0)
+    network, unit = read_network(model), (0.0, 1.0) if box else None
     x, y = as_inputs(test.x, network), as_classes("y", test.y, network, len(test))
-    if box:
-        as_box(unit, x)
+    as_box(unit, x)
     certificate = certify(model, x, y, progress=progress)
     correct = smallest_margin(network, x, y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
-    curvature = "local" if local else "global"
-
-    def verified(rows: Tensor, **options) -> Tensor:
-        """Which of the items are certified, asked only of those in ``rows``."""
-        found = torch.zeros_like(correct)
-        if rows.any():
-            verdict = verify(model, x[rows], y[rows], radius, progress=progress, **options)
-            found[rows] = verdict.robust
-        return found
-
+    certified = certificate.radius >= radius
     found = attack(model, x, y, radius=radius, progress=progress)
     columns["survived"], points = ~found.success, found.point
-    certified = certificate.radius >= radius
-    # What the attack broke needs no certificate.
+    # What an attack broke needs no certificate.
     if rival:
-        rows, found = columns["survived"], torch.zeros_like(correct)
-        if rows.any():
-            found[rows] = verify(model, x[rows], y[rows], radius, method=rival).robust
-        columns["certified_rival"], certified = found, certified | found
+        proved = partial(verify, model, radius=radius, method=rival, progress=progress)
+        columns["certified_rival"] = _asked(columns["survived"], proved, x, y)
+        certified = certified | columns["certified_rival"]
+    if box:
+        columns["survived_box"] = _survivors(model, x, y, ~certified, radius, unit, progress)
     if local:
-        certified = certified | verified(~certified & columns["survived"], curvature="local")
+        rows = ~certified & (columns["survived_box"] if box else columns["survived"])
+        kinds = _kinds(model, x, y, rows, radius, unit, progress)
+        certified = certified | kinds["local"]
+        columns["certified_box"] = certified | kinds.get("local in box", certified)
     columns["certified"] = certified
     rows = ~certified & correct & ~_in_runner_up(network, x, y, points)
-    columns["certified_runner_up"] = certified | verified(
-        rows, targets="runner-up", curvature=curvature
-    )
-    if box:
-        columns["survived_box"], rows = torch.ones_like(correct), ~certified
-        if rows.any():
-            found = attack(model, x[rows], y[rows], radius=radius, box=unit, progress=progress)
-            columns["survived_box"][rows] = ~found.success
-        boxed = certified | verified(~certified & columns["survived_box"], box=unit)
-        if local:
-            boxed |= verified(~boxed & columns["survived_box"], box=unit, curvature="local")
-        columns["certified_box"] = boxed
+    proved = partial(
+        verify, model, radius=radius, targets="runner-up", progress=progress,
+        curvature="local" if local else "global",
+    )  # fmt: skip
+    columns["certified_runner_up"] = certified | _asked(rows, proved, x, y)
+    if box and not local:
+        proved = partial(verify, model, radius=radius, box=unit, progress=progress)
+        rows = ~certified & columns["survived_box"]
+        columns["certified_box"] = certified | _asked(rows, proved, x, y)
+    if not box:
+        columns.pop("certified_box", None)
     return {name: column.cpu() for name, column in columns.items()}
+
+
+def _asked(rows: Tensor, proved: Callable, x: Tensor, y: Tensor) -> Tensor:
+    """The verdicts on some of the items; False for the others."""
+    found = torch.zeros_like(rows)
+    if rows.any():
+        found[rows] = proved(x=x[rows], y=y[rows]).robust
+    return found
+
+
+def _survivors(model, x, y, rows: Tensor, radius: float, box: tuple, progress: bool) -> Tensor:
+    """Which items an attack in the box leaves; those not in ``rows`` need not be attacked."""
+    survived = torch.ones_like(rows)
+    if rows.any():
+        found = attack(model, x[rows], y[rows], radius=radius, box=box, progress=progress)
+        survived[rows] = ~found.success
+    return survived
+
+
+def _kinds(model, x, y, rows: Tensor, radius: float, box, progress: bool) -> dict[str, Tensor]:
+    """What each kind of certificate proves of some items; False for the others."""
+    if not rows.any():
+        return {"local": torch.zeros_like(rows), "local in box": torch.zeros_like(rows)}
+    kinds = verify_by_kind(model, x[rows], y[rows], radius, box, progress)
+    whole = {name: torch.zeros_like(rows) for name in kinds}
+    for name, column in kinds.items():
+        whole[name][rows] = column
+    return whole
 
 
 def _in_runner_up(network: Network, x: Tensor, y: Tensor, points: Tensor) -> Tensor:
