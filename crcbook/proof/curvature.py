@@ -182,11 +182,7 @@ def jacobian_chains(
 
 
 def _links(
-    weight: Tensor,
-    place: int,
-    chains: list[list[Link]],
-    ranges: list[Ranges],
-    top: TopEigenvalue,
+    weight: Tensor, place: int, chains: list[list[Link]], ranges: list[Ranges], top: TopEigenvalue
 ) -> list[Link]:
     """The terms of a layer's Jacobian: those of the one before, carried through, and a new one."""
     if place == 0:
@@ -316,11 +312,7 @@ def local_curvature(
 
 
 def _by_majorant(
-    rounding: RoundingModel,
-    intervals: list[Interval],
-    item: Tensor,
-    label: Tensor,
-    target: Tensor,
+    rounding: RoundingModel, intervals: list[Interval], item: Tensor, label: Tensor, target: Tensor
 ) -> Tensor:
     """The bound of :func:`local_curvature` that needs no eigenvalue problem an entry."""
     network = rounding.network
@@ -408,12 +400,7 @@ class _Place:
 
     @classmethod
     def of(
-        cls,
-        rounding: RoundingModel,
-        x: Tensor,
-        radius: Tensor,
-        intervals: list[Interval],
-        i: int,
+        cls, rounding: RoundingModel, x: Tensor, radius: Tensor, intervals: list[Interval], i: int
     ) -> "_Place":
         values = [z[0] for z in rounding.network.preactivations(x[i : i + 1])]
         errors = [error[0] for error in rounding.preactivation_errors(x[i : i + 1].norm(dim=1))]
