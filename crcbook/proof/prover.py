@@ -99,10 +99,8 @@ class Entries:
             The chosen entries.
         """
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-        columns = {
-            field.name: getattr(self, field.name).index_select(0, index)
-            for field in fields(self)[:-1]
-        }
+        names = (field.name for field in fields(self)[:-1])
+        columns = {name: getattr(self, name).index_select(0, index) for name in names}
         allowed = None if self.allowed is None else self.allowed.take(index)
         return Entries(**columns, allowed=allowed)
 
@@ -237,32 +235,28 @@ class Prover:
         return quadratic, Evaluation(margin, along, gradient)
 
     def _errors(
-        self,
-        entries: Entries,
-        facts: MarginFacts,
-        arithmetic: Arithmetic,
-        length: Tensor,
-        z: Tensor,
-        change: Tensor,
-        active: Tensor,
-        units: Tensor,
+        self, entries: Entries, facts: MarginFacts, used: Arithmetic, length: Tensor, *parts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
-        change_width = change.shape[1]
-        z, change, active, units = map(arithmetic.norm, (z, change, active, units))
+        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow.
+
+        The ``parts`` are the first preactivations, their change, the last activations, and the
+        gradient in the first preactivations.
+        """
+        change_width = parts[1].shape[1]
+        z, change, active, units = map(used.norm, parts)
         moved = torch.zeros_like(length)
         if self.rounding.frobenius:
-            terms = arithmetic.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
-            moved = (terms + arithmetic.tiny) * length + arithmetic.tiny
-        start = entries.z_error + moved + 4 * arithmetic.unit * (z + change)
-        forward = self.rounding.forward(z, start, arithmetic)
-        value = self.rounding.value_error(facts, forward, active, arithmetic) + facts.deviation
-        unit_slack, slope = self.rounding.gradient_errors(facts, forward, units, arithmetic)
-        terms = arithmetic.gamma(change_width + 4)
+            terms = used.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
+            moved = (terms + used.tiny) * length + used.tiny
+        start = entries.z_error + moved + 4 * used.unit * (z + change)
+        forward = self.rounding.forward(z, start, used)
+        value = self.rounding.value_error(facts, forward, active, used) + facts.deviation
+        unit_slack, slope = self.rounding.gradient_errors(facts, forward, units, used)
+        terms = used.gamma(change_width + 4)
         along = (unit_slack + terms * units) * change + (units + unit_slack) * moved
-        fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < arithmetic.largest
+        fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < used.largest
         value, slope = (
-            torch.where(fits, bound * OUTWARD + arithmetic.tiny, torch.inf)
+            torch.where(fits, bound * OUTWARD + used.tiny, torch.inf)
             for bound in (value + along, slope)
         )
         return value, slope
