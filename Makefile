@@ -76,7 +76,7 @@ test-floor: install  ## test the package and a chapter with the lowest versions 
 	$(FLOOR)/bin/python -m pytest $(PACKAGE_TESTS)
 	$(FLOOR)/bin/python -m pytest book/the_hessian_eigenvalue_theorem.ipynb $(NBVAL)
 
-# requirements.txt without its pins; Jupyter Book 2 is another program, and a new ruff or mypy is no news.
+# requirements.txt without its pins; Jupyter Book 2 is another program, and a new linter is no news.
 test-newest:  ## build and test the book with the newest version of everything it names
 	mkdir -p _build
 	sed -e '/^# What these import/,$$d' -e 's/^jupyter-book==.*/jupyter-book<2/' \
