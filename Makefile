@@ -5,6 +5,7 @@ PORT   ?= 8000
 RUN    ?= book/results/mnist-2-softplus-crt-long.safetensors
 RUNS   ?= $(RUN)
 REQUIREMENTS ?= requirements.txt
+SEED ?= 0
 FLOOR  := _build/floor
 PAGE   := $(CURDIR)/_build/html/index.html
 
@@ -15,6 +16,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
 PARALLEL := --numprocesses auto --dist loadfile
 PACKAGE_TESTS := $(filter-out $(patsubst %,tests/test_%.py,book jupyterlab pages pdf), \
 	$(wildcard tests/test_*.py))
+CHAPTER_TESTS := $(patsubst %,tests/test_%.py,demos explorer plots widgets)
 PACKAGE_TOOLS := hypothesis|ipykernel|mpmath|nbval|pytest
 
 # What a page is made of: a change to any of these rebuilds the book.
@@ -28,7 +30,7 @@ unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book serve lab pdf pictures test test-floor test-newest links lint record bench \
+.PHONY: help install book serve lab pdf pictures check test explore test-floor test-newest links lint record bench \
 	answers memory tightness soundness clean
 
 help:  ## list these targets
@@ -52,34 +54,43 @@ pdf: book  ## print the book to _build/html/crcbook.pdf
 pictures: book  ## draw book/explorer.png and book/social.png from the built book
 	$(PYTHON) tools/pictures.py
 
+check: export HYPOTHESIS_PROFILE := check
+check: install  ## test what a change to the package may break, in two minutes: no book, no browser
+	$(PYTHON) -m pytest $(filter-out $(CHAPTER_TESTS),$(PACKAGE_TESTS)) -m "not slow" $(PARALLEL)
+
 # A book that does not build fails this target, but does not keep the tests from saying why.
 test: lint  ## check the style, test the package, every chapter and every built page
 	@built=0; $(MAKE) --no-print-directory book || built=1; \
 	$(PYTHON) -m pytest tests book $(NBVAL) $(PARALLEL) && exit $$built
 
+explore: export HYPOTHESIS_PROFILE := explore
+explore: install  ## try the properties of the package on new examples, other ones at every run
+	$(PYTHON) -m pytest $(PACKAGE_TESTS) -m hypothesis $(PARALLEL)
+
 test-floor: install  ## test the package and a chapter with the lowest versions pyproject.toml allows
 	$(PYTHON) -m uv venv --quiet --clear --python $(VENV)/bin/python $(FLOOR)
 	$(PYTHON) -m uv pip install --python $(FLOOR) --resolution lowest-direct \
-		--editable ".[mnist]"
+		--editable ".[book,experiments]"
 	$(PYTHON) -m uv pip install --python $(FLOOR) \
 		$$(grep -E "^($(PACKAGE_TOOLS))==" requirements.txt)
 	$(FLOOR)/bin/python -m pytest $(PACKAGE_TESTS)
 	$(FLOOR)/bin/python -m pytest book/the_hessian_eigenvalue_theorem.ipynb $(NBVAL)
 
-# requirements.txt without its pins; Jupyter Book 2 is another program, and a new ruff is no news.
+# requirements.txt without its pins; Jupyter Book 2 is another program, and a new linter is no news.
 test-newest:  ## build and test the book with the newest version of everything it names
 	mkdir -p _build
 	sed -e '/^# What these import/,$$d' -e 's/^jupyter-book==.*/jupyter-book<2/' \
-		-e '/^ruff==/!s/==.*//' \
+		-e '/^\(ruff\|mypy\)==/!s/==.*//' \
 		requirements.txt > _build/newest.txt
 	$(MAKE) test VENV=_build/newest REQUIREMENTS=_build/newest.txt
 
 links: book  ## check every link that leads out of the book
 	$(VENV)/bin/jupyter-book build . --builder linkcheck
 
-lint: install  ## check style and formatting, notebooks included
+lint: install  ## check style, formatting and types, notebooks included
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
 
 record: install  ## execute the chapters and record the outputs that the tests check
 	$(PYTHON) tests/notebooks/record.py book/*.ipynb
@@ -98,11 +109,11 @@ answers: book  ## time how fast the figures answer: within 100 ms
 memory: install  ## measure each chapter's memory on one core: Binder gives 2 GB
 	$(PYTHON) benchmarks/memory.py
 
-soundness: install  ## attack 100,000 certificates and count the broken ones: none may be
-	$(PYTHON) benchmarks/soundness.py
+soundness: install  ## attack 100,000 certificates and count the broken ones: none may be (SEED=0)
+	$(PYTHON) benchmarks/soundness.py --seed $(SEED)
 
 clean:  ## remove the built book and caches; .venv and runs stay
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find benchmarks book crcbook tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: $(REQUIREMENTS) pyproject.toml

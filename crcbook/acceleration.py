@@ -40,26 +40,26 @@ class Acceleration:
         Returns:
             ``(pairs, n)``.
         """
-        if self.point is not None:
+        if self.point is not None and self.move is not None:
             change = move - self.move
             self.changes = [(change + (point - self.point), change), *self.changes[:1]]
         self.point, self.move = point, move
         step = move
-        for share, (image, _) in zip(self._shares(), self.changes, strict=True):
+        for share, (image, _) in zip(self._shares(move), self.changes, strict=True):
             share = share.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             step = torch.addcmul(step, share[:, None], image, value=-1)
         return step
 
-    def _shares(self) -> list[Tensor]:
+    def _shares(self, move: Tensor) -> list[Tensor]:
         if not self.changes:
             return []
         newest = self.changes[0][1]
-        square, along = (newest * newest).sum(1), (newest * self.move).sum(1)
+        square, along = (newest * newest).sum(1), (newest * move).sum(1)
         if len(self.changes) == 1:
             return [along / square]
         older = self.changes[1][1]
         cross, older_square = (newest * older).sum(1), (older * older).sum(1)
-        older_along = (older * self.move).sum(1)
+        older_along = (older * move).sum(1)
         # In ratios: products of squares leave the range of float32.
         first, second = along / square, older_along / older_square
         over, under = cross / square, cross / older_square
@@ -76,8 +76,11 @@ class Acceleration:
         Returns:
             Their acceleration.
         """
-        if self.point is None:
+        if self.point is None or self.move is None:
             return self
-        changes = [tuple(column.index_select(0, index) for column in pair) for pair in self.changes]
+        changes = [
+            (image.index_select(0, index), change.index_select(0, index))
+            for image, change in self.changes
+        ]
         point, move = (column.index_select(0, index) for column in (self.point, self.move))
         return Acceleration(point, move, changes)

@@ -4,7 +4,9 @@ Each attack takes every other class as its target and reports what it found, nev
 a failed attack proves nothing. Steps are made in float32 where that will do, and judged in float64.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +199,15 @@ def crossings(
     return x + _retreat(ray, below)[:, None] * (point - x)
 
 
-def _steps(network: Network, x, label, target, point, steps: int, box: Box | None) -> Tensor:
+def _steps(
+    network: Network,
+    x: Tensor,
+    label: Tensor,
+    target: Tensor,
+    point: Tensor,
+    steps: int,
+    box: Box | None,
+) -> Tensor:
     """The nearest adversarial points of some steps, or where they ended."""
     exact, dtype = x.dtype, network.dtype
     allowed = None if box is None else box.around(x).to(dtype)
@@ -225,7 +235,15 @@ def _finite(way: Tensor) -> Tensor:
     return torch.where(way.norm(dim=1, keepdim=True).isfinite(), way, 0.0)
 
 
-def _first_outside(network: Network, x, point, label, target, box: Box | None, reaches) -> Tensor:
+def _first_outside(
+    network: Network,
+    x: Tensor,
+    point: Tensor,
+    label: Tensor,
+    target: Tensor,
+    box: Box | None,
+    reaches: Sequence[float],
+) -> Tensor:
     """The adversarial points at the shortest of some multiples of the way; NaN without any."""
     outside = torch.full_like(x, torch.nan)
     todo = torch.arange(len(x), device=x.device)
@@ -275,12 +293,20 @@ def _retreat(margin_at: MarginAlong, below: Tensor) -> Tensor:
     return entered
 
 
-def _margin(network: Network, x, label, target) -> Tensor:
+def _margin(network: Network, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
     logits = network.logits(x)
     return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
 
 
-def _attack(network, x, y, radius, box: Box | None, steps, starts) -> Tensor:
+def _attack(
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    radius: float | None,
+    box: Box | None,
+    steps: int,
+    starts: list[Tensor],
+) -> Tensor:
     """The worst point of each input over all classes and starts."""
     image = torch.arange(len(x), device=x.device).repeat_interleave(network.classes - 1)
     classes = torch.arange(network.classes, device=x.device).expand(len(x), -1)
@@ -380,7 +406,7 @@ def into_ball(x: Tensor, point: Tensor, radius: float | Tensor) -> Tensor:
 def _starts(x: Tensor, restarts: int, generator: torch.Generator) -> list[Tensor]:
     """Displacements to start from: none, then random ones of at most unit length."""
     starts = [torch.zeros_like(x)]
-    drawn = {"generator": generator, "dtype": x.dtype, "device": "cpu"}
+    drawn: dict[str, Any] = {"generator": generator, "dtype": x.dtype, "device": "cpu"}
     for _ in range(restarts - 1):
         noise = torch.randn(x.shape, **drawn).to(x)
         length = torch.rand(len(x), 1, **drawn).to(x)

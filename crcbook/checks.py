@@ -1,6 +1,7 @@
 """What the public functions accept, checked once at the door."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from crcbook.proof.box import Box
 SMALLEST_RADIUS, LARGEST = 1e-100, 1e100  # their squares are float64 numbers
 
 
-def as_inputs(x, network: Network) -> Tensor:
+def as_inputs(x: object, network: Network) -> Tensor:
     """Check inputs and flatten them.
 
     Args:
@@ -38,7 +39,9 @@ def as_inputs(x, network: Network) -> Tensor:
     return x.detach().flatten(1).to(network.device, torch.float64)
 
 
-def as_classes(name: str, classes, network: Network, batch: int | None = None) -> Tensor:
+def as_classes(
+    name: str, classes: int | Sequence[int] | Tensor, network: Network, batch: int | None = None
+) -> Tensor:
     """Check class indices.
 
     Args:
@@ -73,7 +76,7 @@ def as_classes(name: str, classes, network: Network, batch: int | None = None) -
     return classes.to(network.device)
 
 
-def as_box(box, x: Tensor) -> Box | None:
+def as_box(box: tuple | None, x: Tensor) -> Box | None:
     """Check a box and that it holds the inputs.
 
     Args:
@@ -114,7 +117,7 @@ def as_box(box, x: Tensor) -> Box | None:
     return Box(lower.expand(x.shape[1]), upper.expand(x.shape[1]))
 
 
-def as_radius(radius) -> float:
+def as_radius(radius: float | Tensor) -> float:
     """Check a radius.
 
     Args:

@@ -3,9 +3,11 @@
 Images are float32 with pixels in [0, 1]; labels are int64.
 """
 
+import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ class Split:
         """The number of items."""
         return len(self.y)
 
-    def take(self, index) -> "Split":
+    def take(self, index: slice | Tensor) -> "Split":
         """The items at ``index``.
 
         Args:
@@ -84,7 +86,8 @@ def load(name: str, seed: int = 0) -> Dataset:
 
     Raises:
         ValueError: for an unknown name.
-        RuntimeError: where the files are missing and cannot be downloaded.
+        RuntimeError: where the files are missing and cannot be downloaded, or the package that
+            brings or reads the data is.
     """
     if name in TOYS:
         return _toy(name, seed)
@@ -116,13 +119,24 @@ def split_validation(train: Split, items: int, seed: int = 0) -> tuple[Split, Sp
     return train.take(order[items:]), train.take(order[:items])
 
 
+def _module(module: str, name: str) -> ModuleType:
+    """A module that certificates do without, and a dataset does not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = {"sklearn": "scikit-learn"}.get(root := module.split(".")[0], root)
+        raise RuntimeError(
+            f"{name} needs {package}, one of the extras of crcbook[experiments]: "
+            f"pip install {package}"
+        ) from error
+
+
 def _tensors(x: np.ndarray, y: np.ndarray) -> Split:
     return Split(torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.int64))
 
 
 def _toy(name: str, seed: int) -> Dataset:
-    from sklearn import datasets
-
+    datasets = _module("sklearn.datasets", name)
     make = {
         "moons": lambda s: datasets.make_moons(600, noise=0.12, random_state=s),
         "circles": lambda s: datasets.make_circles(600, noise=0.08, factor=0.45, random_state=s),
@@ -136,9 +150,7 @@ def _toy(name: str, seed: int) -> Dataset:
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = _module("sklearn.datasets", "digits").load_digits()
     split = _tensors(digits.images / 16.0, digits.target)
     # The bundled file lists writers in turn: a fixed shuffle mixes them.
     generator = torch.Generator().manual_seed(0)
@@ -147,10 +159,7 @@ def _digits() -> Dataset:
 
 
 def _torchvision(name: str) -> Dataset:
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise RuntimeError(f"{name} needs torchvision: pip install torchvision") from error
+    datasets = _module("torchvision.datasets", name)
     root = Path(os.environ.get("CRCBOOK_DATA") or Path.home() / ".cache" / "crcbook")
     factory = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
     try:

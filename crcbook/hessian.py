@@ -67,7 +67,7 @@ def margin_hessian(model: nn.Sequential, x: Tensor, label: int, target: int) -> 
     """
     terms = hessian_terms(model, x, label, target)
     if terms:
-        return sum(terms)
+        return sum(terms[1:], terms[0])
     network = read_network(model)
     zero = torch.zeros(len(x), network.inputs, network.inputs, dtype=torch.float64)
     return zero.to(network.device)

@@ -25,7 +25,9 @@ def step_to_boundary(margin: Tensor, gradient: Tensor, allowed: Allowed | None) 
     """
     square = gradient.square()
     eta = margin / square.sum(1)
-    for _ in range(_PASSES if allowed is not None else 0):
+    for _ in range(_PASSES):
+        if allowed is None:
+            break
         free, fixed = _split(eta, gradient, allowed)
         eta = (margin + (gradient * fixed).sum(1)) / (square * free).sum(1)
     return eta.clamp(min=0)
@@ -44,7 +46,9 @@ def step_to_sphere(gradient: Tensor, radius: float | Tensor, allowed: Allowed | 
     """
     square = gradient.square()
     eta = radius / square.sum(1).sqrt()
-    for _ in range(_PASSES if allowed is not None else 0):
+    for _ in range(_PASSES):
+        if allowed is None:
+            break
         free, fixed = _split(eta, gradient, allowed)
         left = (radius * radius - fixed.square().sum(1)).clamp(min=0)
         eta = (left / (square * free).sum(1)).sqrt()

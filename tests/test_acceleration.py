@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from crcbook.acceleration import Acceleration
@@ -23,7 +23,6 @@ def affine_maps(count: int, size: int, scale: float, seed: int):
     return full_steps, matrices, ends
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 20), st.integers(0, 2**31))
 def test_affine_maps_of_the_plane_are_solved_in_three_steps(scale, seed):
     full_steps, matrices, ends = affine_maps(8, 2, scale, seed)

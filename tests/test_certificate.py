@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMOOTH, random_networks
-from hypothesis import given, settings
+from conftest import SMOOTH, examples, random_networks
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import nn
@@ -460,7 +460,7 @@ def test_impossible_boxes_are_refused(box, error, message):
 
 
 @given(random_networks(max_inputs=4, max_width=8), st.booleans())
-@settings(max_examples=10)
+@examples(1 / 4)
 def test_local_curvature_helps_and_no_attack_beats_it(case, boxed):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -528,7 +528,7 @@ def test_verdicts_with_local_curvature_do_not_depend_on_the_batch():
 
 
 @given(random_networks(max_inputs=3, max_width=8))
-@settings(max_examples=12)
+@examples(1 / 4)
 def test_local_verdicts_agree_with_distances_in_any_batch(case):
     model, generator = case
     x, y = inputs_and_predictions(model, generator, count=12)
@@ -540,7 +540,7 @@ def test_local_verdicts_agree_with_distances_in_any_batch(case):
 
 
 @given(random_networks(max_inputs=2, max_width=5, max_classes=3))
-@settings(max_examples=8)
+@examples(1 / 5)
 def test_every_option_that_helps_never_hurts(case):
     model, generator = case
     x = torch.rand(3, model[1].in_features, generator=generator, dtype=torch.float64)
@@ -661,7 +661,7 @@ METHODS = ("dual", "closed-form", "lipschitz", "crown")
 
 
 @given(random_networks(max_width=8))
-@settings(max_examples=15)
+@examples(1 / 3)
 def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -753,6 +753,7 @@ def soundness():
     return module
 
 
+@pytest.mark.slow
 def test_a_certificate_is_short_only_by_what_the_campaign_says(soundness):
     cases = [
         *itertools.islice(soundness.random_cases(seed=1), 0, 336, 17),

@@ -10,8 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMOOTH, bent_lines, random_networks, thin_model, worst_on_a_line
-from hypothesis import given, settings
+from conftest import (
+    SMOOTH,
+    bent_lines,
+    examples,
+    random_networks,
+    thin_model,
+    worst_on_a_line,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
@@ -105,7 +112,7 @@ UNITS, LOGITS = st.sampled_from([1.0, 2.0**-133, 2.0**133]), st.sampled_from([1.
 
 @pytest.mark.parametrize("name", ANYWHERE)
 @given(random_networks(max_width=8), UNITS, LOGITS, st.booleans())
-@settings(max_examples=15)
+@examples(1 / 3)
 def test_no_adversary_is_inside_of_a_bound(name, case, unit, logits, boxed):
     prover, entries, box, generator = problem(case, unit, logits, boxed)
     for question in questions(prover, entries):
@@ -115,7 +122,7 @@ def test_no_adversary_is_inside_of_a_bound(name, case, unit, logits, boxed):
 
 @pytest.mark.parametrize("name", IN_BALLS)
 @given(random_networks(max_inputs=4, max_width=6), UNITS, st.booleans(), st.sampled_from([1, 3.0]))
-@settings(max_examples=10)
+@examples(1 / 4)
 def test_nor_of_a_bound_in_a_ball_which_ends_there(name, case, unit, boxed, share):
     prover, entries, box, generator = problem(case, unit, 1.0, boxed)
     radius, margin = questions(prover, entries)
@@ -134,7 +141,7 @@ def test_nor_of_a_bound_in_a_ball_which_ends_there(name, case, unit, boxed, shar
     st.sampled_from([1e-2, 1.0, 30.0]),
     st.integers(0, 99),
 )
-@settings(max_examples=15)
+@examples(1 / 3)
 def test_nor_of_one_in_few_directions_and_digits(question, sizes, activation, scale, seed):
     model, generator = thin_model(sizes, activation, scale, seed)
     x = torch.randn(6, 8, generator=generator, dtype=torch.float64)

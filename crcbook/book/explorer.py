@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
+from typing import Any, cast
 
 import contourpy
 import matplotlib.pyplot as plt
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from crcbook.attacks import attack
 from crcbook.book.plots import PALETTE
-from crcbook.certificate import certify
-from crcbook.networks import read_network
+from crcbook.certificate import Certificate, certify
+from crcbook.networks import Network, read_network
 
 _BOUNDARY_POINTS = 161
 _RESTARTS = 4
@@ -63,7 +64,10 @@ class RadiusField:
 
 
 def radius_field(
-    model: nn.Sequential, xs: Sequence[float], ys: Sequence[float], **options
+    model: nn.Sequential,
+    xs: Sequence[float] | np.ndarray,
+    ys: Sequence[float] | np.ndarray,
+    **options: Any,
 ) -> RadiusField:
     """Certify the class predicted at every point of a grid.
 
@@ -86,8 +90,8 @@ def radius_field(
 
 def radius_fields(
     model: nn.Sequential,
-    xs: Sequence[float],
-    ys: Sequence[float],
+    xs: Sequence[float] | np.ndarray,
+    ys: Sequence[float] | np.ndarray,
     certificates: Mapping[str, Mapping],
     box: tuple | None = None,
 ) -> dict[str, RadiusField]:
@@ -121,10 +125,13 @@ def radius_fields(
     fields = {}
     for name, certificate in found.items():
         columns = (predicted, certificate.radius, certificate.target, certificate.exact)
-        columns = (column.cpu().numpy().reshape(len(ys), len(xs)) for column in columns)
-        fields[name] = RadiusField(
-            xs, ys, *columns, nearest, boundary, network.classes, certificate.targets
+        label, radius, target, exact = (
+            column.cpu().numpy().reshape(len(ys), len(xs)) for column in columns
         )
+        fields[name] = RadiusField(
+            xs, ys, label, radius, target, exact, nearest, boundary, network.classes,
+            certificate.targets,
+        )  # fmt: skip
     return fields
 
 
@@ -163,10 +170,10 @@ def explorer(
         ValueError: for no field, different grids, an uneven grid, or a wrong number of names.
     """
     fields = {"": fields} if isinstance(fields, RadiusField) else fields
-    fields = {(key,) if isinstance(key, str) else key: field for key, field in fields.items()}
-    _check_fields(fields)
-    _check_choices(fields, choices)
-    payload = _payload(fields, data, start, classes, names) | {"rivals": rivals}
+    named = {(key,) if isinstance(key, str) else key: field for key, field in fields.items()}
+    _check_fields(named)
+    _check_choices(named, choices)
+    payload = _payload(named, data, start, classes, names) | {"rivals": rivals}
     selects = (f"<label>{html.escape(name)} <select></select></label>" for name in choices)
     template = Template(files("crcbook.book").joinpath("explorer.html").read_text("utf-8"))
     return HTML(
@@ -223,7 +230,7 @@ def draw_ball(axes: Axes, field: RadiusField, row: int = 0, column: int = 0) -> 
     axes.plot(*centre, "o", color=ink)
 
 
-def draw_ring(axes: Axes, field: RadiusField, row: int = 0, column: int = 0, **style) -> None:
+def draw_ring(axes: Axes, field: RadiusField, row: int = 0, column: int = 0, **style: Any) -> None:
     """Draw the certified ball of one point of a field.
 
     Args:
@@ -249,8 +256,10 @@ def draw_data(axes: Axes, data: tuple[Tensor, Tensor]) -> None:
     """
     points, labels = (np.asarray(part) for part in data)
     for label in np.unique(labels):
+        x, y = points[labels == label].T
         axes.scatter(
-            *points[labels == label].T,
+            x,
+            y,
             s=14,
             marker="os^D"[label % 4],
             color=PALETTE[label],
@@ -259,7 +268,7 @@ def draw_data(axes: Axes, data: tuple[Tensor, Tensor]) -> None:
         )
 
 
-def _coordinates(name: str, values: Sequence[float]) -> np.ndarray:
+def _coordinates(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite numbers in one dimension; got {values}")
@@ -272,7 +281,13 @@ def _grid(xs: np.ndarray, ys: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2))
 
 
-def _nearest(model, points: Tensor, predicted: Tensor, certificates, box) -> np.ndarray:
+def _nearest(
+    model: nn.Sequential,
+    points: Tensor,
+    predicted: Tensor,
+    certificates: list[Certificate],
+    box: tuple | None,
+) -> np.ndarray:
     """The closest of the adversarial points that the certificates and an attack found."""
     found = [certificate.nearest for certificate in certificates]
     points = points.to(found[0])
@@ -284,30 +299,31 @@ def _nearest(model, points: Tensor, predicted: Tensor, certificates, box) -> np.
             model, points[rows], predicted[rows], box=box, restarts=_RESTARTS
         ).point
         found.append(attacked)
-    found = torch.stack(found)
-    distance = (found - points).norm(dim=2).nan_to_num(nan=torch.inf)
-    return found[distance.argmin(0), torch.arange(len(points))].cpu().numpy()
+    every = torch.stack(found)
+    distance = (every - points).norm(dim=2).nan_to_num(nan=torch.inf)
+    return every[distance.argmin(0), torch.arange(len(points))].cpu().numpy()
 
 
-def _boundary(network, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, ...]:
+def _boundary(network: Network, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, ...]:
     """Where a class and the best of the others tie, from a finer grid than the radii's."""
     if len(xs) < 2 or len(ys) < 2:
         return ()
     fine_xs = np.linspace(xs[0], xs[-1], _BOUNDARY_POINTS)
     fine_ys = np.linspace(ys[0], ys[-1], _BOUNDARY_POINTS)
     logits = network.logits(_grid(fine_xs, fine_ys).to(network.device)).cpu()
-    lines = []
+    lines: list[np.ndarray] = []
     # Two classes share their one boundary; with more, two classes draw each piece, which hides
     # nothing.
     for label in range(1 if network.classes == 2 else network.classes):
         others = logits.clone()
         others[:, label] = -torch.inf
         margin = (logits[:, label] - others.max(1).values).reshape(len(fine_ys), -1)
-        lines += contourpy.contour_generator(fine_xs, fine_ys, margin.numpy()).lines(0.0)
+        generator = contourpy.contour_generator(fine_xs, fine_ys, margin.numpy())
+        lines += _lines(generator, 0.0)
     return tuple(lines)
 
 
-def _check_fields(fields: Mapping[str, RadiusField]) -> None:
+def _check_fields(fields: Mapping[tuple[str, ...], RadiusField]) -> None:
     if not fields:
         raise ValueError("fields must hold at least one field; got none")
     first = next(iter(fields.values()))
@@ -332,14 +348,20 @@ def _check_choices(fields: Mapping[tuple[str, ...], RadiusField], choices: Seque
         raise ValueError(f"fields must hold all {combinations} combinations; got {len(fields)}")
 
 
-def _payload(fields, data, start, classes, names) -> dict:
+def _payload(
+    fields: Mapping[tuple[str, ...], RadiusField],
+    data: tuple[Tensor, Tensor] | None,
+    start: tuple[float, float],
+    classes: Sequence[str] | None,
+    names: tuple[str, str],
+) -> dict:
     first = next(iter(fields.values()))
     classes = list(classes or (f"class {label}" for label in range(first.classes)))
     if len(classes) != first.classes:
         raise ValueError(f"classes must name {first.classes} classes; got {len(classes)}")
     points, labels = ([], []) if data is None else data
     largest = _largest(fields.values())
-    pool = {}  # each array once, whatever number of fields it belongs to
+    pool: dict[str, int] = {}  # each array once, whatever number of fields it belongs to
     shown = [_field_payload(field, largest, pool) | {"key": key} for key, field in fields.items()]
     return {
         "xs": first.xs.tolist(),
@@ -390,7 +412,12 @@ def _contours(field: RadiusField, largest: float) -> list[np.ndarray]:
     """Lines of equal radius, five levels up to the largest; they guide the eye only."""
     finite = np.where(np.isfinite(field.radius), field.radius, largest)
     generator = contourpy.contour_generator(field.xs, field.ys, finite)
-    return [line for level in np.arange(1, 6) * largest / 6 for line in generator.lines(level)]
+    return [line for level in np.arange(1, 6) * largest / 6 for line in _lines(generator, level)]
+
+
+def _lines(generator: contourpy.ContourGenerator, level: float) -> list[np.ndarray]:
+    """The lines of a level; of other kinds than the default one they would be a tuple."""
+    return cast("list[np.ndarray]", generator.lines(level))
 
 
 def _base64(values: np.ndarray) -> str:

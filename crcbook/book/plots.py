@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import plotly.graph_objects as go
 from IPython.display import HTML, display
-from matplotlib import cycler
 from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; its black would vanish on a dark
@@ -24,7 +23,7 @@ _MATPLOTLIB = {
     "figure.constrained_layout.use": True,
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.prop_cycle": plt.cycler(color=PALETTE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _INK,
@@ -99,7 +98,7 @@ aria-valuetext="{label}"></div>
 
 def use_style() -> None:
     """Draw matplotlib figures in the book's style from here on: transparent, in its colours."""
-    plt.rcParams.update(_MATPLOTLIB)
+    plt.rcParams.update(_MATPLOTLIB)  # type: ignore[arg-type]
 
 
 def show(figure: go.Figure | Figure, alt: str) -> None:
@@ -198,7 +197,7 @@ def _plotly_html(figure: go.Figure, alt: str) -> str:
     )
 
 
-def _slider_html(slider) -> str:
+def _slider_html(slider: go.layout.Slider) -> str:
     """A browser's slider in the place of plotly's, for the first slider of a figure."""
     prefix, active = slider.currentvalue.prefix or "", slider.active or 0
     return _SLIDER.format(

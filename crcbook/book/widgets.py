@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -101,17 +102,17 @@ def live_explorer(
     way = ipywidgets.Dropdown(options=list(certificates), description="certificate")
     sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
     text, picture = ipywidgets.HTML(), ipywidgets.HTML()
-    trained = {}
+    trained: dict[str, Any] = {}
 
-    def retrain(_=None) -> None:
+    def retrain(_: object = None) -> None:
         trained["model"] = model_at(*(setting.value for setting in settings))
         options = next(iter(certificates.values()))
         trained["background"] = radius_field(trained["model"], *grid, **options)
         redraw()
 
-    def redraw(_=None) -> None:
-        place = ([slider.value] for slider in sliders)
-        points = radius_fields(trained["model"], *place, certificates)
+    def redraw(_: object = None) -> None:
+        x, y = ([slider.value] for slider in sliders)
+        points = radius_fields(trained["model"], x, y, certificates)
         text.value = describe(points[way.value])
         picture.value = _picture(trained["background"], points, way.value, data)
 
@@ -132,7 +133,7 @@ def _live(controls: Sequence[ipywidgets.Widget], draw: Callable[..., tuple]) -> 
 
     parts = [ipywidgets.HTML(part) for part in drawn()]
 
-    def redraw(_) -> None:
+    def redraw(_: object) -> None:
         for part, value in zip(parts, drawn(), strict=True):
             part.value = value
 
@@ -215,7 +216,14 @@ def describe_dual(found: DualPoint) -> str:
     )
 
 
-def _dual_picture(model: nn.Sequential, xs, ys, x0, found: DualPoint, pair) -> str:
+def _dual_picture(
+    model: nn.Sequential,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    x0: Sequence[float],
+    found: DualPoint,
+    pair: tuple[int, int],
+) -> str:
     grid = [np.linspace(ends[0], ends[-1], _BACKGROUND_POINTS) for ends in (xs, ys)]
     points = torch.from_numpy(np.stack(np.meshgrid(*grid), axis=-1).reshape(-1, 2))
     network = read_network(model)
@@ -225,7 +233,9 @@ def _dual_picture(model: nn.Sequential, xs, ys, x0, found: DualPoint, pair) -> s
     ink = plt.rcParams["text.color"]
     axes.contour(*grid, margin, levels=9, colors=ink, linewidths=0.5)
     axes.contour(*grid, margin, levels=[0], colors=ink, linewidths=2.5)
-    axes.add_patch(plt.Circle(x0, found.radius, facecolor=(0.5, 0.5, 0.5, 0.25), edgecolor=ink))
+    axes.add_patch(
+        plt.Circle((x0[0], x0[1]), found.radius, facecolor=(0.5, 0.5, 0.5, 0.25), edgecolor=ink)
+    )
     axes.plot(*zip(x0, found.point, strict=True), ":", color=PALETTE[1])
     axes.plot(*x0, "o", color=PALETTE[0])
     axes.plot(*found.point, "D", color=PALETTE[1])
@@ -291,7 +301,7 @@ def _spectrum_picture(found: Spectrum) -> str:
 def bounds_at(
     build: Callable[..., nn.Sequential],
     bounds: Mapping[str, Callable[[nn.Sequential], float]],
-    *arguments,
+    *arguments: float | str,
 ) -> dict[str, float]:
     """Several bounds of one network: what the sliders call.
 
@@ -389,12 +399,12 @@ def live_regions(
     sliders = [_slider(name, ends) for name, ends in zip(("x₁", "x₂"), (xs, ys), strict=True)]
 
     def draw(*point: float) -> tuple[str, str]:
-        regions = certified_regions(model, *point, box)
+        regions = certified_regions(model, point[0], point[1], box)
         radii = (f"{name} {np.floor(r * 1e3) / 1e3:.3f}" for name, (_, r) in regions.items())
         text = "Certified radii: " + ", ".join(radii) + "."
         figure, axes = plt.subplots()
         draw_field(axes, background)
-        axes.add_patch(plt.Rectangle(lower, *(upper - lower), fill=False, ls=":"))
+        axes.add_patch(plt.Rectangle((lower[0], lower[1]), *(upper - lower), fill=False, ls=":"))
         axes.autoscale(False)
         for name, (outline, _) in regions.items():
             axes.plot(*outline.T, "--" if "box" in name else "-", label=name)
@@ -459,7 +469,9 @@ def live_attack(model: nn.Sequential, x: Tensor, y: Tensor, widest: float = 1.0)
     return _image_and_radius(len(x), widest, draw)
 
 
-def _image_and_radius(items: int, widest: float, draw) -> ipywidgets.VBox:
+def _image_and_radius(
+    items: int, widest: float, draw: Callable[[int, float], tuple]
+) -> ipywidgets.VBox:
     """Sliders for an image and a radius over what ``draw`` makes of them."""
     item = ipywidgets.IntSlider(0, min=0, max=items - 1, description="image")
     radius = ipywidgets.FloatSlider(widest / 2, min=widest / 50, max=widest, description="ρ")
@@ -522,9 +534,9 @@ def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.V
 
     def draw(item: int, bound: str, boxed: bool) -> tuple[str, str]:
         one, label = x[item : item + 1], y[item : item + 1]
-        options = {"method": "best"} if bound == "best" else {"curvature": bound}
+        options: dict[str, Any] = {"method": "best"} if bound == "best" else {"curvature": bound}
         certificate = certify(model, one, label, box=(0.0, 1.0) if boxed else None, **options)
-        text = describe_item(certificate, one, label.item())
+        text = describe_item(certificate, one, int(label))
         near = certificate.nearest[0].reshape(one[0].shape)
         return text, _images_picture({"image": one[0], "nearest": near}, text)
 

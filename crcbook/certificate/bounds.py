@@ -52,14 +52,15 @@ def curvature_bounds(
             f"label, target and x must have one length, or 1; got {len(label)}, {len(target)}"
             + ("" if x is None else f" and {len(x)}")
         )
-    if x is None:
+    if x is None or radius is None:
         label, target = torch.broadcast_tensors(label, target)
         up = downward_curvature(network, target, label)
         return -downward_curvature(network, label, target), up
     x0, radius = as_inputs(x, network), as_radius(radius)
     pairs = max(len(x0), len(label), len(target))
     x0, label, target = x0.expand(pairs, -1), label.expand(pairs), target.expand(pairs)
-    allowed = None if box is None else as_box(box, x0).around(x0)
+    valid = as_box(box, x0)
+    allowed = None if valid is None else valid.around(x0)
     radii, item = torch.full_like(x0[:, 0], radius), torch.arange(pairs, device=x0.device)
     rounding = RoundingModel.of(network)
     down, up = (

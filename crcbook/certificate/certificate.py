@@ -4,6 +4,7 @@ The mathematics is in :mod:`crcbook.proof`; here inputs are checked, a table of 
 the stages that were asked for, and read.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.attacks import crossings
-from crcbook.certificate.question import Margin, Radius
-from crcbook.certificate.table import METHODS, Images, Table, run
+from crcbook.certificate.question import Margin, Question, Radius
+from crcbook.certificate.table import METHODS, Images, Stage, Table, run
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius
 from crcbook.networks import read_network
 from crcbook.proof.arithmetic import OUTWARD
@@ -122,7 +123,8 @@ def certify(
     parts = [problem.certify(chunk) for chunk in problem.chunks(progress, "certify")]
     *columns, won = zip(*parts, strict=True)
     methods = tuple(name for names in won for name in names)
-    return Certificate(*map(torch.cat, columns), methods, targets)
+    radius, target, exact, nearest = map(torch.cat, columns)
+    return Certificate(radius, target, exact, nearest, methods, targets)
 
 
 def verify(
@@ -211,7 +213,16 @@ class _Problem:
     method: str
 
     @classmethod
-    def of(cls, model, x, y, targets: str, box, curvature: str, method: str) -> "_Problem":
+    def of(
+        cls,
+        model: nn.Sequential,
+        x: Tensor,
+        y: Tensor,
+        targets: str,
+        box: tuple | None,
+        curvature: str,
+        method: str,
+    ) -> "_Problem":
         network = read_network(model)
         x = as_inputs(x, network)
         y = as_classes("y", y, network, batch=len(x))
@@ -229,20 +240,23 @@ class _Problem:
         return cls(prover, Glance.of(prover), x, y, targets, as_box(box, x), local, method)
 
     @cached_property
-    def stages(self) -> tuple[list, list]:
+    def stages(self) -> tuple[list[Stage], list[Stage]]:
         """What raises the bounds, the cheap before the dear; and then what works in balls."""
         prover, boxed = self.prover, self.box is not None
-        lines = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Lines}
-        if self.method in lines:
-            return [lines[self.method](prover)], []
+        alone: dict[str, Callable[[Prover], Stage]]
+        alone = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Lines}
+        if self.method in alone:
+            return [alone[self.method](prover)], []
         single = Single.of(prover, self.glance.sketch)
-        stages = [Dual(prover)] if single is None else [single, Dual(prover, steps=_REFINE_STEPS)]
+        stages: list[Stage] = [Dual(prover)]
+        if single is not None:
+            stages = [single, Dual(prover, steps=_REFINE_STEPS)]
         stages += [Dual(prover, box=True)] if boxed else []
         stages += [Lipschitz(prover), Lines(prover)] if self.method == "best" else []
-        local = [Local(prover)] if self.local else []
+        local: list[Stage] = [Local(prover)] if self.local else []
         return stages, local + ([Local(prover, self.box)] if self.local and boxed else [])
 
-    def chunks(self, progress: bool, description: str):
+    def chunks(self, progress: bool, description: str) -> Iterator[slice]:
         """Slices of a fixed size, so that memory is bounded."""
         network = self.prover.network
         widest = max(layer.weight.shape[1] for layer in network.layers)
@@ -251,7 +265,7 @@ class _Problem:
         for start in tqdm(starts, desc=description, disable=not progress, unit="chunk"):
             yield slice(start, start + size)
 
-    def table(self, chunk: slice, question_of) -> Table:
+    def table(self, chunk: slice, question_of: Callable[[Tensor], Question]) -> Table:
         """The bounds of some inputs, as the stages leave them."""
         x, y = self.x[chunk], self.y[chunk]
         images = Images.of(self.glance, x, y, self.targets == "runner-up")

@@ -6,7 +6,7 @@ in a whole ball is worth, and where a search should look next.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +17,31 @@ from crcbook.proof.prover import Entries
 from crcbook.proof.quadratic import Parabola, Quadratic
 from crcbook.steps import step_to_boundary, step_to_sphere
 
+if TYPE_CHECKING:  # it asks questions itself
+    from crcbook.stages.local import Local
+
 _TRIALS = 5  # balls an image: each halves what is left between proof and attack
 _GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
 
 
 class Question(Protocol):
     """What a lower bound is about."""
+
+    @property
+    def polishes(self) -> bool:
+        """Whether the last digits of a bound count."""
+
+    @property
+    def thorough(self) -> bool:
+        """Whether a dear proof in a ball is worth its price where a cheaper one failed."""
+
+    @property
+    def together(self) -> bool:
+        """Whether all classes are looked at in balls at once, in place of the runner-up first."""
+
+    @property
+    def falls(self) -> "Question":
+        """The question whose best point shows which way a margin falls."""
 
     def proves(self, entries: Entries, quadratic: Quadratic | Parabola) -> Tensor:
         """The bounds that quadratics prove.
@@ -132,7 +151,7 @@ class Question(Protocol):
             ``(entries,)``.
         """
 
-    def in_balls(self, entries: Entries, bound: Tensor, local) -> None:
+    def in_balls(self, entries: Entries, bound: Tensor, local: "Local") -> None:
         """Raise bounds, in place, by what is proved in balls of radii that are worth trying.
 
         Args:
@@ -192,7 +211,7 @@ class Radius:
         """What a bound of the margin over all of R^n proves."""
         return torch.where(lowest > 0, torch.inf, -torch.inf)
 
-    def in_balls(self, entries: Entries, bound: Tensor, local) -> None:
+    def in_balls(self, entries: Entries, bound: Tensor, local: "Local") -> None:
         """Balls between what is proved and what is attacked, until one fills its own.
 
         A radius proved with the curvature of a ball is at most the ball's. Bisection looks for the
@@ -289,7 +308,7 @@ class Margin:
         """That bound itself."""
         return lowest
 
-    def in_balls(self, entries: Entries, bound: Tensor, local) -> None:
+    def in_balls(self, entries: Entries, bound: Tensor, local: "Local") -> None:
         """The ball that is asked about, unless an adversary in it is found at once."""
         radius = self.radius[entries.image]
         lost = entries.image[local.adversaries(entries, radius)]

@@ -7,16 +7,42 @@ be left out: answers shrink then, and stay true.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from crcbook.certificate.question import Question
+from crcbook.networks import Network
 from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.quadratic import Parabola
 from crcbook.proof.sketches import Glance
+
+
+class Stage(Protocol):
+    """What may raise bounds: a new one is a new file of :mod:`crcbook.stages`."""
+
+    @property
+    def method(self) -> str:
+        """Which of :data:`METHODS` it belongs to."""
+
+    @property
+    def box(self) -> bool:
+        """Whether it asks for what a box leaves the adversary."""
+
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, Tensor | None]:
+        """Bounds of some entries.
+
+        Args:
+            question: what they are bounds of.
+            entries: the margins.
+
+        Returns:
+            ``(entries,)`` bounds, and ``(entries, n)`` displacements to search on from, or None.
+        """
+
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 # Float64 values looked at together on a processor, 8 MB, where its cache is what counts: four times
@@ -148,7 +174,9 @@ class Table:
         found = question.proves(entries, parabola).fmax(everywhere)
         self.bound = found.reshape(self.bound.shape)
 
-    def open(self, question: Question, columns: slice, first: bool, stage) -> Iterator[Entries]:
+    def open(
+        self, question: Question, columns: slice, first: bool, stage: Stage
+    ) -> Iterator[Entries]:
         """The entries that a stage may raise, some at a time.
 
         Args:
@@ -181,7 +209,11 @@ class Table:
             The entries.
         """
         entries = self._entries(index, goal)
-        return replace(entries, allowed=self.box.around(entries.x)) if box else entries
+        return (
+            replace(entries, allowed=self.box.around(entries.x))
+            if box and self.box is not None
+            else entries
+        )
 
     def _entries(self, index: Tensor, goal: Tensor, numbers: int | None = None) -> Entries:
         """Entries with that many of an input's numbers only, or with all."""
@@ -215,7 +247,7 @@ class Table:
         self.method.view(-1)[index[raised]] = METHODS.index(method)
 
 
-def run(question: Question, table: Table, stages: Sequence, together: bool = False) -> None:
+def run(question: Question, table: Table, stages: Sequence[Stage], together: bool = False) -> None:
     """Raise the bounds of a table, the runner-up's before the others', the cheap stages first.
 
     Args:
@@ -230,7 +262,7 @@ def run(question: Question, table: Table, stages: Sequence, together: bool = Fal
                 table.raise_to(entries, *stage(question, entries), stage.method)
 
 
-def block_size(network, each: int, device: torch.device) -> int:
+def block_size(network: Network, each: int, device: torch.device) -> int:
     """How many inputs to look at together.
 
     Args:

@@ -90,7 +90,15 @@ def _asked(rows: Tensor, proved: Callable, x: Tensor, y: Tensor) -> Tensor:
     return found
 
 
-def _survivors(model, x, y, rows: Tensor, radius: float, box: tuple, progress: bool) -> Tensor:
+def _survivors(
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    radius: float,
+    box: tuple | None,
+    progress: bool,
+) -> Tensor:
     """Which items an attack in the box leaves; those not in ``rows`` need not be attacked."""
     survived = torch.ones_like(rows)
     if rows.any():
@@ -99,7 +107,15 @@ def _survivors(model, x, y, rows: Tensor, radius: float, box: tuple, progress: b
     return survived
 
 
-def _kinds(model, x, y, rows: Tensor, radius: float, box, progress: bool) -> dict[str, Tensor]:
+def _kinds(
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    radius: float,
+    box: tuple | None,
+    progress: bool,
+) -> dict[str, Tensor]:
     """What each kind of certificate proves of some items; False for the others."""
     if not rows.any():
         return {"local": torch.zeros_like(rows), "local in box": torch.zeros_like(rows)}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -140,7 +141,8 @@ def run_training(
         RuntimeError: where a file cannot be written or read, or the checkpoint belongs to another
             experiment.
     """
-    start, about = experiment.start, {"dataset": experiment.dataset, "seed": experiment.seed}
+    about: dict[str, Any] = {"dataset": experiment.dataset, "seed": experiment.seed}
+    start = experiment.start
     if start is not None:
         digest = hashlib.sha256(json.dumps(_facts(start)).encode()).hexdigest()[:8]
         about["start"] = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
@@ -234,7 +236,8 @@ class _Parts:
 
     def collect(self) -> tuple[dict[str, Tensor], float]:
         """The columns in the order of the test split, and the seconds of all parts together."""
-        whole, seconds = {}, 0.0
+        whole: dict[str, Tensor] = {}
+        seconds = 0.0
         for part in range(self.count):
             columns, facts = load_tensors(self.path(part))
             seconds += facts["seconds"]

@@ -124,10 +124,11 @@ class Link:
 
 
 TopEigenvalue = Callable[[str, Link, Tensor], Tensor]
+RangesOf = Callable[[int, list[Link]], Ranges]
 
 
 def curvature_sum(
-    layers: Sequence[Layer], weights: Tensor, top: TopEigenvalue, ranges_of=None
+    layers: Sequence[Layer], weights: Tensor, top: TopEigenvalue, ranges_of: RangesOf | None = None
 ) -> Tensor:
     r"""The bound of :math:`|m|` of this module's formula, for several margins.
 
@@ -159,7 +160,7 @@ def curvature_sum(
 
 
 def jacobian_chains(
-    layers: Sequence[Layer], top: TopEigenvalue, ranges_of=None
+    layers: Sequence[Layer], top: TopEigenvalue, ranges_of: RangesOf | None = None
 ) -> tuple[list[list[Link]], list[Ranges]]:
     """The terms of each layer's Jacobian, and the ranges of its slopes and bends.
 
@@ -180,7 +181,9 @@ def jacobian_chains(
     return chains, ranges
 
 
-def _links(weight: Tensor, place: int, chains, ranges, top: TopEigenvalue) -> list[Link]:
+def _links(
+    weight: Tensor, place: int, chains: list[list[Link]], ranges: list[Ranges], top: TopEigenvalue
+) -> list[Link]:
     """The terms of a layer's Jacobian: those of the one before, carried through, and a new one."""
     if place == 0:
         return [Link(weight, 1.0)]
@@ -197,7 +200,8 @@ def _chain_norm(links: list[Link], name: str, diagonal: Tensor, top: TopEigenval
     squares = [top(f"{name}.{i}", link, diagonal) for i, link in enumerate(links)]
     # The root of 0 has no gradient; the constant is far below what rounding outward adds.
     roots = (square.clamp(min=1e-300).sqrt() for square in squares)
-    return sum(link.factor * root for link, root in zip(links, roots, strict=True)) * OUTWARD
+    norms = (link.factor * root for link, root in zip(links, roots, strict=True))
+    return sum(norms, start=diagonal.new_zeros(len(diagonal))) * OUTWARD
 
 
 def bend_depths(layers: Sequence[Layer], weights: Tensor, ranges: list[Ranges]) -> list[Tensor]:
@@ -227,7 +231,7 @@ def bend_depths(layers: Sequence[Layer], weights: Tensor, ranges: list[Ranges]) 
     return depths[::-1]
 
 
-def _product_interval(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor):
+def _product_interval(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor) -> Interval:
     """The range of a product of a factor in [low, high] and one in [lower, upper]."""
     ends = torch.stack([low * lower, low * upper, high * lower, high * upper])
     return ends.amin(0), ends.amax(0)
@@ -307,7 +311,9 @@ def local_curvature(
     return bound
 
 
-def _by_majorant(rounding: RoundingModel, intervals: list[Interval], item, label, target) -> Tensor:
+def _by_majorant(
+    rounding: RoundingModel, intervals: list[Interval], item: Tensor, label: Tensor, target: Tensor
+) -> Tensor:
     """The bound of :func:`local_curvature` that needs no eigenvalue problem an entry."""
     network = rounding.network
     ranges = activation_ranges(network, intervals)
@@ -315,7 +321,8 @@ def _by_majorant(rounding: RoundingModel, intervals: list[Interval], item, label
     majorant, top = (part[place] for part in _majorants(network, *distinct))
     bound = torch.empty_like(top)
     for part in torch.arange(len(item), device=item.device).split(_CHUNK_ENTRIES):
-        own = [tuple(end[item[part]] for end in row) for row in ranges]
+        rows = item[part]
+        own = [(a[rows], b[rows], c[rows], d[rows]) for a, b, c, d in ranges]
         weights = network.margin_weights(label[part], target[part])
         first, *inner = bend_depths(network.layers, weights, own)
         total = top[part] + _most(rounding, 0, first - majorant[part])
@@ -392,7 +399,9 @@ class _Place:
     intervals: list[Interval]
 
     @classmethod
-    def of(cls, rounding: RoundingModel, x: Tensor, radius: Tensor, intervals, i: int) -> "_Place":
+    def of(
+        cls, rounding: RoundingModel, x: Tensor, radius: Tensor, intervals: list[Interval], i: int
+    ) -> "_Place":
         values = [z[0] for z in rounding.network.preactivations(x[i : i + 1])]
         errors = [error[0] for error in rounding.preactivation_errors(x[i : i + 1].norm(dim=1))]
         own = [(low[i], high[i]) for low, high in intervals]

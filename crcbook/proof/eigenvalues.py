@@ -106,8 +106,8 @@ def _largest_eigenvalue_estimate(gram: Tensor) -> Tensor:
     """
     exact, gram = gram, gram.float()
     generator = torch.Generator().manual_seed(0)
-    drawn = {"generator": generator, "dtype": gram.dtype, "device": "cpu"}
-    vector = torch.randn(gram.shape[1], **drawn).to(gram)
+    vector = torch.randn(gram.shape[1], generator=generator, dtype=gram.dtype, device="cpu")
+    vector = vector.to(gram)
     basis = (vector / vector.norm()).expand(len(gram), 1, -1)
     for _ in range(min(_LANCZOS_STEPS, gram.shape[1]) - 1):
         vector = (gram * basis[:, -1, None, :]).sum(2)  # bmm is slow with one column

@@ -112,4 +112,5 @@ def line_ranges(layer: Layer) -> Ranges:
         The ranges, ``(width,)`` each.
     """
     ends = (*layer.activation.slope_range, *layer.activation.bend_range)
-    return tuple(torch.full_like(layer.bias, end) for end in ends)
+    low_slope, high_slope, low_bend, high_bend = (torch.full_like(layer.bias, end) for end in ends)
+    return low_slope, high_slope, low_bend, high_bend

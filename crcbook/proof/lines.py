@@ -264,7 +264,7 @@ class _Stage:
     lines: Lines
     size: Tensor  # bounds of the sums of magnitudes in z
 
-    def pull(self, rows: Tensor, offset: Tensor, error: Tensor):
+    def pull(self, rows: Tensor, offset: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From a bound by this layer's activations to one by those before it."""
         lines = self.lines
         positive, negative = rows.clamp(min=0), rows.clamp(max=0)
@@ -321,8 +321,10 @@ class _Balls:
     def take(self, index: Tensor) -> "_Balls":
         """The balls at ``index``."""
         stages = (_Stage(s.layer, s.lines.take(index), s.size[index]) for s in self.stages)
-        columns = (self.x, self.radius, self.low, self.high)
-        return _Balls(*(column[index] for column in columns), tuple(stages))
+        x, radius, low, high = (
+            column[index] for column in (self.x, self.radius, self.low, self.high)
+        )
+        return _Balls(x, radius, low, high, tuple(stages))
 
     def lowest(self, rows: Tensor, offset: Tensor) -> Tensor:
         """Lower bounds of linear functions of the last layer's activations, in the balls.
@@ -370,7 +372,9 @@ def _chunk_size(prover: Prover) -> int:
     return max(1, _CHUNK_VALUES // (widest * max(widest, 4 * _PIECES)))
 
 
-def _margins(prover: Prover, x, radius, label, target, item) -> Tensor:
+def _margins(
+    prover: Prover, x: Tensor, radius: Tensor, label: Tensor, target: Tensor, item: Tensor
+) -> Tensor:
     """:func:`crown_margin` for a chunk: balls, and pairs that name their ball."""
     balls = _Balls.of(prover, x, radius).take(item)
     weights = prover.network.margin_weights(label, target)
@@ -383,7 +387,9 @@ def _margins(prover: Prover, x, radius, label, target, item) -> Tensor:
     return torch.where(margin.isnan(), -torch.inf, margin - 4 * UNIT * margin.abs())
 
 
-def _radii(prover: Prover, x, label, target, item, limit) -> Tensor:
+def _radii(
+    prover: Prover, x: Tensor, label: Tensor, target: Tensor, item: Tensor, limit: Tensor
+) -> Tensor:
     """:func:`crown_radius` for a chunk: inputs, and pairs that name their input."""
     clean = _margins(prover, x, torch.zeros_like(x[:, 0]), label, target, item)
     _, gradient = prover.network.margin_and_gradient(x[item], label, target)

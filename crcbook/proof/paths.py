@@ -40,6 +40,7 @@ integral of its row's norm along the way. Norms are proved at the outermost shel
 :math:`r(t_i) \le \alpha_i r(\rho)`, they shrink with :math:`\alpha_i`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,7 +92,7 @@ class Neighbourhood:
         x: ``(n,)`` the input.
         radii: ``(shells,)`` radii of the shells.
         jacobians: of each hidden layer's preactivations at the input, ``(width, n)``.
-        strays: how far each of them strays from that; None for the first, which is constant.
+        strays: how far each but the first strays from that; the first is constant.
         ranges: of each hidden layer's slopes and bends, ``(shells, width)`` each.
     """
 
@@ -99,7 +100,7 @@ class Neighbourhood:
     x: Tensor
     radii: Tensor
     jacobians: list[Tensor]
-    strays: list[_Stray | None]
+    strays: list[_Stray]
     ranges: list[Ranges]
 
     @classmethod
@@ -139,7 +140,6 @@ class Neighbourhood:
     def _first_rows(self) -> Tensor:
         weight = self.prover.network.layers[0].weight
         self.jacobians.append(weight)
-        self.strays.append(None)
         return _row_norms(weight).expand(len(self.radii), -1)
 
     def _carry(self, place: int, slope: Tensor, least: Tensor, most: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Neighbourhood:
         rest = torch.full_like(self.radii, error)
         if place > 0:
             steep = weight * torch.maximum(most[-1].abs(), least[-1].abs())
-            stray = self.strays[place].norm(torch.ones_like(spread))
+            stray = self.strays[place - 1].norm(torch.ones_like(spread))
             rest = rest + spectral_norm_bound(steep) * stray
             rows = rows + _row_norms(steep) * stray[:, None]
         self.jacobians.append(carried @ before)
@@ -186,7 +186,7 @@ class Neighbourhood:
         margin = value + least - (lost + 8 * UNIT * (value.abs() + least.abs())) * OUTWARD - TINY
         return torch.where(margin.isnan(), -torch.inf, margin)
 
-    def _quadratic(self, label, target, shares: Tensor) -> tuple[Tensor, Tensor]:
+    def _quadratic(self, label: Tensor, target: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """The diagonal and the constant of the matrix that bounds the Hessian along the way."""
         network = self.prover.network
         depths = bend_depths(network.layers, network.margin_weights(label, target), self.ranges)
@@ -195,9 +195,7 @@ class Neighbourhood:
         slack = 4 * (OUTWARD - 1) * first.abs().amax(0)
         diagonals = [(shares[:, None] * first).sum(0) + slack]
         constant = shares.new_zeros(())
-        for depth, jacobian, stray in zip(
-            depths[1:], self.jacobians[1:], self.strays[1:], strict=True
-        ):
+        for depth, jacobian, stray in zip(depths[1:], self.jacobians[1:], self.strays, strict=True):
             depth = depth.clamp(min=0).cummax(0).values
             off = stray.norm(depth)
             sizes = (depth.amax(1) / depth.amax().clamp(min=TINY)).sqrt()
@@ -255,7 +253,9 @@ def _trust_region_bound(
     return best
 
 
-def _multipliers(matrix: Tensor, gradient: Tensor, radius: float, least: Tensor):
+def _multipliers(
+    matrix: Tensor, gradient: Tensor, radius: float, least: Tensor
+) -> Iterator[Tensor]:
     """Guesses of the best multiplier, each safer than the one before."""
     size = matrix.abs().amax().clamp(min=torch.finfo(matrix.dtype).tiny)
     values, vectors = torch.linalg.eigh((matrix / size).float())

@@ -16,7 +16,7 @@ from crcbook.proof.arithmetic import DOUBLE, OUTWARD, Arithmetic, single_sums_ho
 from crcbook.proof.box import Allowed
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.quadratic import Quadratic
-from crcbook.proof.rounding import RoundingModel
+from crcbook.proof.rounding import MarginFacts, RoundingModel
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ class Entries:
             The chosen entries.
         """
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-        columns = (getattr(self, field.name) for field in fields(self)[:-1])
+        names = (field.name for field in fields(self)[:-1])
+        columns = {name: getattr(self, name).index_select(0, index) for name in names}
         allowed = None if self.allowed is None else self.allowed.take(index)
-        return Entries(*(column.index_select(0, index) for column in columns), allowed)
+        return Entries(**columns, allowed=allowed)
 
     def to(self, dtype: torch.dtype) -> "Entries":
         """The same entries for steps in another precision, with what steps need alone.
@@ -209,6 +210,7 @@ class Prover:
             made of.
         """
         network = self.network if arithmetic is DOUBLE else self.single
+        assert network is not None  # who has no float32 copy asks for float64 alone
         change = network.change(d) if change is None else change
         z, k = entries.z.to(arithmetic.dtype) + change, entries.curvature
         active, slopes = network.forward(z)
@@ -232,25 +234,32 @@ class Prover:
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
         return quadratic, Evaluation(margin, along, gradient)
 
-    def _errors(self, entries, facts, arithmetic: Arithmetic, length, z, change, active, units):
-        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
-        change_width = change.shape[1]
-        z, change, active, units = map(arithmetic.norm, (z, change, active, units))
+    def _errors(
+        self, entries: Entries, facts: MarginFacts, used: Arithmetic, length: Tensor, *parts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow.
+
+        The ``parts`` are the first preactivations, their change, the last activations, and the
+        gradient in the first preactivations.
+        """
+        change_width = parts[1].shape[1]
+        z, change, active, units = map(used.norm, parts)
         moved = torch.zeros_like(length)
         if self.rounding.frobenius:
-            terms = arithmetic.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
-            moved = (terms + arithmetic.tiny) * length + arithmetic.tiny
-        start = entries.z_error + moved + 4 * arithmetic.unit * (z + change)
-        forward = self.rounding.forward(z, start, arithmetic)
-        value = self.rounding.value_error(facts, forward, active, arithmetic) + facts.deviation
-        unit_slack, slope = self.rounding.gradient_errors(facts, forward, units, arithmetic)
-        terms = arithmetic.gamma(change_width + 4)
+            terms = used.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
+            moved = (terms + used.tiny) * length + used.tiny
+        start = entries.z_error + moved + 4 * used.unit * (z + change)
+        forward = self.rounding.forward(z, start, used)
+        value = self.rounding.value_error(facts, forward, active, used) + facts.deviation
+        unit_slack, slope = self.rounding.gradient_errors(facts, forward, units, used)
+        terms = used.gamma(change_width + 4)
         along = (unit_slack + terms * units) * change + (units + unit_slack) * moved
-        fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < arithmetic.largest
-        return tuple(
-            torch.where(fits, bound * OUTWARD + arithmetic.tiny, torch.inf)
+        fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < used.largest
+        value, slope = (
+            torch.where(fits, bound * OUTWARD + used.tiny, torch.inf)
             for bound in (value + along, slope)
         )
+        return value, slope
 
     def first_error(self, x: Tensor) -> Tensor:
         """How far the first layer's preactivations, evaluated at inputs, can be from the true ones.

@@ -110,7 +110,7 @@ class Quadratic:
         """
         radius = self.parabola.radius()
         if self.allowed is not None:
-            radius = radius.fmax(self._radius_in_box(radius) / OUTWARD)
+            radius = radius.fmax(self._radius_in_box(self.allowed, radius) / OUTWARD)
         return torch.where(self.value > 0, radius, 0.0)
 
     def margin(self, radius: Tensor) -> Tensor:
@@ -145,9 +145,9 @@ class Quadratic:
             return finite[:, None] * normalize(self.direction, dim=1, eps=TINY)
         return self._displacement(self._multiplier(radius, fixed=False))
 
-    def _radius_in_box(self, plain: Tensor) -> Tensor:
+    def _radius_in_box(self, allowed: Allowed, plain: Tensor) -> Tensor:
         multiplier = self._multiplier(plain, fixed=False)
-        longest = self.allowed.longest()
+        longest = allowed.longest()
         inner = self._smallest(multiplier)
         first = (inner.clamp(min=0) / multiplier * 2).sqrt().fmin(longest)
         # s is known within its error, which tilts the bound by at most that much a unit length.
@@ -166,7 +166,8 @@ class Quadratic:
 
     def _displacement(self, multiplier: Tensor) -> Tensor:
         rise = (multiplier - self.curvature).clamp(min=torch.finfo(multiplier.dtype).tiny)
-        return self.allowed.clip(self.direction / rise[:, None])
+        delta = self.direction / rise[:, None]
+        return delta if self.allowed is None else self.allowed.clip(delta)
 
     def _multiplier(self, radius: Tensor, fixed: bool) -> Tensor:
         r"""A good :math:`\lambda`, by bisection; every :math:`\lambda \ge k` is a valid one.

@@ -168,7 +168,8 @@ class RoundingModel:
         Returns:
             The errors.
         """
-        steps, largest, tiny = [], 1 + size, arithmetic.tiny
+        steps: list[Tensor] = []
+        largest, tiny = 1 + size, arithmetic.tiny
         for layer, norm, frobenius, bias in self.hidden():
             row = layer.activation
             if steps:

@@ -96,7 +96,7 @@ class _Slab:
     width: Tensor  # l, across the axis
 
     @classmethod
-    def of(cls, prover: Prover, entries: Entries, axis: Tensor, low, high) -> "_Slab":
+    def of(cls, prover: Prover, entries: Entries, axis: Tensor, low: float, high: float) -> "_Slab":
         radius = entries.valid
         whole, low, high = low == 0, radius * low, radius * high
         # An axis that is not quite of unit length counts as one in a slightly larger ball.
@@ -192,7 +192,8 @@ class _Slab:
         ends, share = shells(reach)
         item = torch.arange(len(point), device=point.device).repeat_interleave(SHELLS)
         radii = (reach[:, None] * ends).reshape(-1)
-        limits = tuple(end[item] for end in self._first_preactivations())
+        low, high = self._first_preactivations()
+        limits = low[item], high[item]
         intervals = preactivation_intervals(prover.rounding, point[item], radii, first=limits)
         ranges = activation_ranges(network, intervals)
         weights = network.margin_weights(self.entries.label, self.entries.target)[item]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crcbook.certificate.question import Question
 from crcbook.proof.prover import Entries, Prover
 
 
@@ -21,7 +22,7 @@ class ClosedForm:
     box: bool = False
     method: str = "closed-form"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries.
 
         Args:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from crcbook.certificate.question import Question
 from crcbook.proof.curvature import local_curvature
 from crcbook.proof.prover import Entries, Evaluation, Prover
 from crcbook.proof.quadratic import Quadratic
@@ -30,7 +31,7 @@ class Dual:
     steps: int = SEARCH_STEPS
     method: str = "dual"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, Tensor]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, Tensor]:
         """Bounds of some entries.
 
         Args:
@@ -52,7 +53,9 @@ class Dual:
             self._polish(question, entries, d, bound, near)
         return bound, d
 
-    def _polish(self, question, entries: Entries, d: Tensor, bound: Tensor, rows: Tensor) -> None:
+    def _polish(
+        self, question: Question, entries: Entries, d: Tensor, bound: Tensor, rows: Tensor
+    ) -> None:
         """Raise bounds by a few steps in float64."""
         if not len(rows):
             return
@@ -77,7 +80,7 @@ class Sharp:
     box: bool = False
     method: str = "dual"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, Tensor]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, Tensor]:
         """Bounds of some entries, in their valid balls.
 
         Args:

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from crcbook.proof.lines import crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
+
+if TYPE_CHECKING:
+    from crcbook.certificate.question import Question
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Lines:
     box: bool = False
     method: str = "crown"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries.
 
         Args:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crcbook.certificate.question import Question
 from crcbook.proof.lipschitz import lipschitz_bound
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.quadratic import Parabola
@@ -23,7 +24,7 @@ class Lipschitz:
     box: bool = False
     method: str = "lipschitz"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries.
 
         Args:

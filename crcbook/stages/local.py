@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crcbook.attacks import crossings, descend
+from crcbook.certificate.question import Question
 from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Entries, Prover
@@ -15,6 +16,7 @@ from crcbook.stages.slabs import Slabs
 
 _DESCENT_STEPS, _CROSSING_STEPS = 4, 3  # of attacks that say where a proof would be in vain
 _FEW_INPUTS = 128  # with more, where little is to be gained it is not tried
+_InBalls = Dual | Slabs | Paths | Sharp
 # Times the margin at the input: how far below 0 a bound can be that slabs, and paths, still mend.
 # No bound further below was mended on MNIST's networks of 2 to 4 layers.
 _HOPELESS = {Dual: torch.inf, Slabs: 4.0, Paths: 0.25, Sharp: 0.25}
@@ -41,11 +43,13 @@ class Local:
         return self.adversary_box is not None
 
     @property
-    def stages(self) -> tuple:
+    def stages(self) -> tuple[_InBalls, ...]:
         """What is tried in a ball, in the order of its price."""
         dual, slabs, paths = Dual(self.prover), Slabs(self.prover), Paths(self.prover)
         depth, inputs = len(self.prover.network.layers), self.prover.network.inputs
-        stages = () if depth < 2 else (slabs,) if depth == 2 else (dual, slabs)
+        stages: tuple[_InBalls, ...] = (
+            () if depth < 2 else (slabs,) if depth == 2 else (dual, slabs)
+        )
         if self.box:  # slabs know of none, and were tried without
             stages = tuple(stage for stage in stages if stage is not slabs)
         return (
@@ -54,7 +58,7 @@ class Local:
             else (*stages, paths, Sharp(self.prover))
         )
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries.
 
         Args:
@@ -69,7 +73,7 @@ class Local:
             question.in_balls(entries, bound, self)
         return bound, None
 
-    def raise_bounds(self, question, entries: Entries, radius: Tensor) -> Tensor:
+    def raise_bounds(self, question: Question, entries: Entries, radius: Tensor) -> Tensor:
         """Raise bounds by what is proved in balls.
 
         Args:
@@ -97,7 +101,9 @@ class Local:
                 bound[rows] = bound[rows].fmax(found)
         return bound
 
-    def _hopeful(self, stage, question, entries: Entries, bound: Tensor) -> Tensor:
+    def _hopeful(
+        self, stage: _InBalls, question: Question, entries: Entries, bound: Tensor
+    ) -> Tensor:
         """Whether a bound is near enough to 0 for a stage to mend it, and no class worse."""
         if question.polishes or self.prover.network.inputs <= _FEW_INPUTS:
             return torch.ones_like(bound, dtype=torch.bool)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crcbook.certificate.question import Question
 from crcbook.proof.paths import Neighbourhood
 from crcbook.proof.prover import Entries, Prover
 
@@ -22,7 +23,7 @@ class Paths:
     box: bool = False
     method: str = "dual"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries, in their valid balls.
 
         Args:
@@ -40,7 +41,7 @@ class Paths:
             self._follow(question, entries, rows, bound)
         return bound, None
 
-    def _follow(self, question, entries: Entries, rows: Tensor, bound: Tensor) -> None:
+    def _follow(self, question: Question, entries: Entries, rows: Tensor, bound: Tensor) -> None:
         """Bound the margins of an image, the worst one first: what fails for it ends the rest."""
         one = entries.take(rows[:1])
         place = Neighbourhood.of(self.prover, one.x[0], float(one.valid[0]), one.allowed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crcbook.acceleration import Acceleration
+from crcbook.certificate.question import Question
 from crcbook.networks import Network
 from crcbook.proof.arithmetic import DOUBLE, SINGLE
 from crcbook.proof.prover import Entries, Evaluation, evaluate
@@ -22,7 +23,7 @@ _SETTLED = 1e-5  # of the distance; what is left to gain is of the order of its 
 
 def search(
     network: Network,
-    question,
+    question: Question,
     entries: Entries,
     start: Tensor,
     steps: int,
@@ -79,7 +80,7 @@ def search(
     return torch.where(found.isfinite(), found, start.to(dtype))
 
 
-def next_point(question, entries: Entries, evaluation: Evaluation) -> Tensor:
+def next_point(question: Question, entries: Entries, evaluation: Evaluation) -> Tensor:
     r"""Where a full step of :func:`search` ends: the best point, if the gradient were constant.
 
     Args:
@@ -97,7 +98,7 @@ def next_point(question, entries: Entries, evaluation: Evaluation) -> Tensor:
     return step if entries.allowed is None else entries.allowed.clip(step)
 
 
-def _bound(question, entries: Entries, d: Tensor, evaluation: Evaluation) -> Tensor:
+def _bound(question: Question, entries: Entries, d: Tensor, evaluation: Evaluation) -> Tensor:
     """What the quadratics would prove without the rounding that a proof subtracts."""
     k = entries.curvature.to(d.dtype)
     value = evaluation.margin - evaluation.along - k / 2 * d.square().sum(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crcbook.acceleration import Acceleration
+from crcbook.certificate.question import Question
 from crcbook.networks import Layer, Network
 from crcbook.proof.arithmetic import SINGLE
 from crcbook.proof.prover import Entries, Prover
@@ -59,7 +60,7 @@ class Single:
         shrink = sketch.shrink.float().clamp(min=_LEAST_SHRINK)
         return cls(prover, Network((layer, *rest)), sketch.basis.float(), shrink)
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, Tensor]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, Tensor]:
         """Bounds of some entries.
 
         Args:
@@ -89,7 +90,7 @@ class Single:
             acceleration, change = acceleration.take(short), None
         return bound, last
 
-    def _first(self, question, entries: Entries) -> Tensor:
+    def _first(self, question: Question, entries: Entries) -> Tensor:
         """The first point: against the gradient at the input, as far as the question reaches."""
         way = entries.way.float() / self.shrink
         eta = question.reach(entries) / way.norm(dim=1)

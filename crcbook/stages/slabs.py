@@ -1,10 +1,12 @@
 """Balls cut into slabs, across the way in which a margin falls."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from crcbook.certificate.question import Question
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.slabs import slab_margins
 from crcbook.stages.dual import SEARCH_STEPS
@@ -26,7 +28,7 @@ class Slabs:
     box: bool = False
     method: str = "dual"
 
-    def __call__(self, question, entries: Entries) -> tuple[Tensor, None]:
+    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries, in their valid balls.
 
         Args:
@@ -43,7 +45,7 @@ class Slabs:
             bound[rows] = self._cut(question, few)
         return bound, None
 
-    def _cut(self, question, entries: Entries) -> Tensor:
+    def _cut(self, question: Question, entries: Entries) -> Tensor:
         bound = torch.full_like(entries.bound, -torch.inf)
         # A best point for the radius shows which way the margin falls.
         goal = torch.full_like(entries.goal, torch.inf)
@@ -60,7 +62,7 @@ class Slabs:
         return bound
 
 
-def worst_first(entries: Entries, bound: Tensor, question):
+def worst_first(entries: Entries, bound: Tensor, question: Question) -> Iterator[Tensor]:
     """Rounds of entries, of each image the worst one that is left.
 
     What fails for one class leaves nothing to be gained from the others of its image, so these are

@@ -23,8 +23,10 @@ leave possible in the ball. All objectives are in :mod:`crcbook.training.losses`
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ from crcbook.training.recipe import Recipe
 
 _PEAK = 0.3  # of the training: when the learning rate is highest
 _WORST_MARGINS = {"ibp": ibp_margins, "crown-ibp": crown_ibp_margins}
-_ESTIMATES = {
+_ESTIMATES: dict[str, Callable[[nn.Sequential, int], Any]] = {
     "crt": CurvatureEstimate,
     "crt-published": CurvatureEstimate,
     "lipschitz": LipschitzEstimate,
@@ -157,7 +159,9 @@ def knows_bfloat16(device: torch.device | str) -> bool:
 class _Trainer:
     """A training under way: everything a checkpoint must hold."""
 
-    def __init__(self, model, data: Split, recipe: Recipe, validation: Split | None) -> None:
+    def __init__(
+        self, model: nn.Sequential, data: Split, recipe: Recipe, validation: Split | None
+    ) -> None:
         network = read_network(model)
         self.model, self.recipe = model, recipe
         self.mean = copy.deepcopy(model) if recipe.average else model  # what is validated
@@ -165,8 +169,9 @@ class _Trainer:
         self.validation = None if validation is None else self._checked(validation, network)
         self.optimizer = torch.optim.Adam(model.parameters())
         estimate = _ESTIMATES.get(recipe.method)
-        self.estimate = estimate and estimate(model, recipe.seed)
-        self.curvatures: Tensor | None = None  # of all pairs, as last seen by crt-published
+        self.estimate: Any = estimate and estimate(model, recipe.seed)  # that of the method
+        self.curvatures = torch.empty(0)  # of all pairs, as last seen by crt-published
+        self.pull: tuple[float, list[Tensor | None]]  # the curvature, and its gradients
         self.pull = 0.0, [None] * len(list(model.parameters()))
         self.steps = math.ceil(len(self.y) / recipe.batch_size)
         self.history: list[dict] = []
@@ -217,7 +222,8 @@ class _Trainer:
         loss.backward()
         for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
             if gradient is not None:
-                parameter.grad += gradient
+                known = parameter.grad
+                parameter.grad = gradient if known is None else known + gradient
         self.optimizer.step()
         if recipe.average:
             with torch.no_grad():

@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy, normalize
 from crcbook.activations import IDENTITY, activation_of
 from crcbook.networks import Layer, Network, submodules
 from crcbook.power_iteration import top_eigenvalue_estimate
-from crcbook.proof.curvature import Link, curvature_sum
+from crcbook.proof.curvature import Link, RangesOf, curvature_sum
+from crcbook.proof.intervals import Interval, Ranges
 
 
 def trained_layers(model: nn.Sequential, dtype: torch.dtype | None = None) -> list[Layer]:
@@ -201,7 +202,7 @@ def ibp_margins(layers: Sequence[Layer], x: Tensor, y: Tensor, radius: float) ->
 
 def _intervals(layers: Sequence[Layer], x: Tensor, radius: float) -> list[tuple[Tensor, Tensor]]:
     """The ends of each hidden layer's preactivations in the balls."""
-    intervals: list[tuple[Tensor, Tensor]] = []
+    intervals: list[Interval] = []
     for place, layer in enumerate(layers[:-1]):
         if layer.activation.slope_range[0] < 0:
             raise ValueError(
@@ -214,7 +215,9 @@ def _intervals(layers: Sequence[Layer], x: Tensor, radius: float) -> list[tuple[
     return intervals
 
 
-def _activations(layers: Sequence[Layer], x: Tensor, intervals) -> tuple[Tensor, Tensor | None]:
+def _activations(
+    layers: Sequence[Layer], x: Tensor, intervals: list[Interval]
+) -> tuple[Tensor, Tensor | None]:
     """The centre and the reach of the last layer's activations; at first x and the ball."""
     if not layers:
         return x, None
@@ -227,7 +230,9 @@ def _most_moved(rows: Tensor, radius: float, reach: Tensor | None) -> Tensor:
     return radius * rows.norm(dim=1) if reach is None else reach @ rows.abs().T
 
 
-def _interval_margins(layers: Sequence[Layer], x, y, radius: float, intervals) -> Tensor:
+def _interval_margins(
+    layers: Sequence[Layer], x: Tensor, y: Tensor, radius: float, intervals: list[Interval]
+) -> Tensor:
     weight, bias = layers[-1].weight, layers[-1].bias
     centre, reach = _activations(layers[:-1], x, intervals)
     between = (weight[:, None] - weight).flatten(0, 1)
@@ -408,7 +413,7 @@ class CurvatureEstimate:
         table = pairs.new_zeros(self.classes, self.classes)
         return table.index_put((self.label.to(pairs.device), self.target.to(pairs.device)), pairs)
 
-    def _pairs(self, steps: int, ranges_of=None) -> Tensor:
+    def _pairs(self, steps: int, ranges_of: RangesOf | None = None) -> Tensor:
         return curvature_sum(*self._margins(), partial(self.power.advance, steps=steps), ranges_of)
 
     def _margins(self) -> tuple[list[Layer], Tensor]:
@@ -416,7 +421,9 @@ class CurvatureEstimate:
         return layers, layers[-1].weight[self.label] - layers[-1].weight[self.target]
 
 
-def _ranges(layers: Sequence[Layer], x: Tensor, radius: float, place: int, links: list[Link]):
+def _ranges(
+    layers: Sequence[Layer], x: Tensor, radius: float, place: int, links: list[Link]
+) -> Ranges:
     """The ranges of a layer's slopes and bends over a ball, as a training sees them."""
     z = Network(tuple(layers)).preactivations(x[None])[place][0]
     reach = radius * sum(link.factor * link.matrix.norm(dim=1) for link in links)

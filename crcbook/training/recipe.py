@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import cast
 
 METHODS = (
     "standard", "adversarial", "crt", "crt-published", "ibp", "crown-ibp", "lipschitz",
@@ -71,7 +72,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the values."""
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
+            value, kind = getattr(self, field.name), cast(type, field.type)
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or (isinstance(value, bool) and kind is not bool):
                 raise TypeError(f"{field.name} must be of type {kind.__name__}; got {value!r}")
