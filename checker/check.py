@@ -425,8 +425,9 @@ class Proofs:
     Tensors, with T = classes - 1: ``index`` and ``label`` (images,), ``image_sha256`` (images, 32),
     ``radius`` and ``curvature`` (images, T), where given ``valid`` (images,), the radius of the
     ball where the curvatures hold, and ``margin`` (images, T), what f is at least up to the radius,
-    in place of 0. A point c is x plus ``scale`` (images, T) times as many rows of ``steps`` as
-    ``digits`` (images, T) says, in turn, each counting 1/256 of the one before.
+    in place of 0. A point c is x plus ``scale`` (images, T) times a number of as many digits to the
+    base 16 as ``digits`` (images, T) says, one before the point. A digit is a row of ``steps`` less
+    8, in turn; a byte holds a coordinate and, times 16, the one half of all further.
     """
 
     def __init__(self, path: Path):
@@ -447,7 +448,9 @@ class Proofs:
         digits, scale = self.tensors["digits"][i], self.tensors["scale"][i]
         numbers = map(vector, np.broadcast_arrays(*rows, digits)[:4])
         for count, factor, end, *claim in zip(digits, scale, self.ends[i], *numbers, strict=True):
-            rows = self.tensors["steps"][end - count : end] / 256.0 ** np.arange(count)[:, None]
+            rows = self.tensors["steps"][end - count : end]
+            rows = np.concatenate([rows & 15, rows >> 4], axis=1)[:, : len(x)] - 8.0
+            rows /= 16.0 ** np.arange(count)[:, None]
             yield x + np.float64(factor) * rows.sum(axis=0), claim
 
     def mismatch(self, i: int, x: np.ndarray, y: np.ndarray) -> list[str]:

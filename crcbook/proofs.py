@@ -1,0 +1,293 @@
+r"""Certificates as files that a program without this package can check.
+
+A certified radius rests on a point c and a curvature k for each other class
+(:mod:`crcbook.minorant`). Both fit in a few kilobytes an image, and whoever has them, the weights
+and the image can verify the radius without trusting the program that found it: the folder
+``checker`` does so in ball arithmetic.
+
+Any c proves something, so c is rounded to as few bytes a coordinate as leave the image's radius
+what it was: none where c = x will do, which is so for most classes, one, two or three.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from crcbook.acceleration import Acceleration
+from crcbook.activations import ACTIVATIONS
+from crcbook.certificate import certify
+from crcbook.checkpoints import write_atomically
+from crcbook.minorant import Pairs, Prover
+from crcbook.networks import Network, read_network
+from crcbook.search import SEARCH_STEPS, fixed_point, search
+
+FORMAT = "crcbook proofs 1"
+_MOST_DIGITS = 6
+_LOSS = 1e-7  # of the radius, that rounding c may cost: fewer bytes are not worth more
+_ROOM = 2e-3  # that a search leaves above the radius, so that one byte a coordinate will do
+_CHUNK_PAIRS = 2048
+_STEPS = 20  # gradients in double precision, at most
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a proof file holds.
+
+    Attributes:
+        radius: ``(batch,)`` float64 l2 radii claimed against every other class; 0 where the file
+            says nothing of an input.
+        certified: ``(batch,)`` float64 radii of :func:`crcbook.certify`, never smaller.
+        summary: the counts written into the file.
+    """
+
+    radius: Tensor
+    certified: Tensor
+    summary: dict
+
+
+def prove(
+    model: nn.Sequential, x: Tensor, y: Tensor, path: Path | str, index: Tensor | None = None
+) -> Written:
+    """Certify inputs and write what the certificates rest on to a file.
+
+    The file holds for each input and other class the point c, the curvature k over all of R^n and
+    the radius they prove, and hashes of the network and of the inputs.
+
+    Args:
+        model: a Sequential that :func:`crcbook.networks.read_network` accepts, with one kind of
+            activation in its default setting.
+        x: ``(batch, *input_shape)`` inputs.
+        y: ``(batch,)`` int64 labels.
+        path: where to write, ``.safetensors`` by custom.
+        index: ``(batch,)`` positions of the inputs in the data that a checker will be given; 0, 1,
+            ... where None.
+
+    Returns:
+        The radii claimed, with the counts.
+
+    Raises:
+        TypeError: as :func:`crcbook.certify`.
+        ValueError: as :func:`crcbook.certify`, and for a network with several activations.
+        RuntimeError: where the file cannot be written.
+    """
+    network = read_network(model)
+    digest = network_digest(network)
+    certificate = certify(model, x, y)
+    certified = certificate.radius
+    x, y = x.detach().flatten(1).double(), y.long()
+    index = torch.arange(len(x)) if index is None else index
+    rows = ((certified > 0) & certified.isfinite()).nonzero().squeeze(1)
+    claims = _claims(network, x[rows], y[rows], certificate.target[rows], certified[rows])
+    tensors = {
+        "index": index[rows].numpy().astype(np.int64),
+        "label": y[rows].numpy(),
+        "image_sha256": _image_digests(x[rows].numpy()),
+        **claims,
+    }
+    radius = torch.zeros_like(certified)
+    radius[rows] = torch.from_numpy(claims["radius"]).amin(1)
+    facts = {
+        "model": digest,
+        "images": len(x),
+        "global curvature": len(rows),
+        "not certified": int((certified == 0).sum()),
+        "certified at any distance, not expressed": int(certified.isinf().sum()),
+    }
+    write_proofs(Path(path), tensors, facts)
+    return Written(radius, certified, facts)
+
+
+def write_proofs(path: Path, tensors: dict[str, np.ndarray], facts: dict) -> None:
+    """Write a proof file, sealed with a hash of all it holds.
+
+    Args:
+        path: where to.
+        tensors: the arrays, named as the checker's ``Proofs`` says.
+        facts: anything JSON can hold.
+
+    Raises:
+        RuntimeError: where the file cannot be written.
+    """
+    seal = sha256([facts], (tensors[name] for name in sorted(tensors)))
+    write_atomically(path, save(tensors, {FORMAT: json.dumps({**facts, "seal": seal})}))
+
+
+def sha256(words: list, arrays: Iterable[np.ndarray]) -> str:
+    """The hash of words and arrays: of their types, shapes and bytes, little end first.
+
+    Args:
+        words: anything JSON can hold.
+        arrays: the arrays.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    state = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    for array in arrays:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        state.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return state.hexdigest()
+
+
+def network_digest(network: Network) -> str:
+    """The hash of a network's activation and of its weights, as float64 numbers.
+
+    Args:
+        network: the float64 network.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: for a network with several activations, or one in another setting than the
+            table's.
+    """
+    rows = {(row.name, row.max_bend) for row in (layer.activation for layer in network.layers[:-1])}
+    if len(rows) > 1 or not rows <= {(row.name, row.max_bend) for row in ACTIVATIONS.values()}:
+        kinds = ", ".join(f"{name} with a second derivative up to {bend:g}" for name, bend in rows)
+        raise ValueError(
+            f"a proof file names one activation of {', '.join(ACTIVATIONS)} in its default setting "
+            f"for all layers; got {kinds}"
+        )
+    names = [name for name, _ in rows] or ["softplus"]
+    weights, biases = ([getattr(layer, part).cpu().numpy() for layer in network.layers]
+                       for part in ("weight", "bias"))  # fmt: skip
+    return sha256(names, [*weights, *biases])
+
+
+def _image_digests(x: np.ndarray) -> np.ndarray:
+    rows = [np.frombuffer(bytes.fromhex(sha256([], [row])), np.uint8) for row in x]
+    return np.stack(rows) if rows else np.zeros((0, 32), np.uint8)
+
+
+def _claims(network: Network, x: Tensor, y: Tensor, nearest: Tensor, radius: Tensor) -> dict:
+    """The claims about inputs with a certified radius, as arrays ``(inputs, targets)`` and steps.
+
+    Targets are the classes but the label, in increasing order.
+    """
+    targets = torch.arange(network.classes).expand(len(y), -1)
+    targets = targets[targets != y[:, None]].reshape(len(y), -1)
+    item = torch.arange(len(y)).repeat_interleave(targets.shape[1])
+    parts = []
+    for part in torch.arange(len(item)).split(_CHUNK_PAIRS):
+        pairs = Pairs.of(network, x[item[part]], y[item[part]], targets.reshape(-1)[part])
+        limits = pairs.target == nearest[item[part]]
+        parts.append(_encode(network, pairs, radius[item[part]], limits))
+    shape = tuple(targets.shape)
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: array if name == "steps" else array.reshape(shape) for name, array in whole.items()
+    }
+
+
+def _encode(network: Network, pairs: Pairs, aim: Tensor, limits: Tensor) -> dict:
+    """Points that prove the radii ``aim`` within ``_LOSS``, in as few digits as that takes."""
+    prover, goal = Prover.of(network), aim * (1 - _LOSS)
+    bound = _radius(prover, pairs, pairs.x0)
+    scale, digits = torch.zeros(len(aim)), [[] for _ in aim]
+    todo = (bound < goal).nonzero().squeeze(1)
+    enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf)
+    few = pairs.take(todo)
+    shift = find_points(network, few, enough[todo]) - few.x0
+    for count in range(1, _MOST_DIGITS + 1):
+        scale[todo], rows = to_digits(shift, count)
+        bound[todo] = _radius(prover, few, few.x0 + from_digits(rows, scale[todo]))
+        for i, row in zip(todo.tolist(), rows, strict=True):
+            digits[i] = list(row)
+        left = (bound[todo] < goal[todo]).nonzero().squeeze(1)
+        todo, few, shift = todo[left], few.take(left), shift[left]
+    flat = [row for rows in digits for row in rows]
+    return {
+        "radius": bound.numpy(),
+        "curvature": pairs.curvature.numpy(),
+        "digits": np.array([len(rows) for rows in digits], np.uint8),
+        "scale": scale.numpy(),
+        "steps": _packed(torch.stack(flat) if flat else torch.zeros(0, pairs.x0.shape[1])),
+    }
+
+
+def to_digits(shift: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Round vectors to numbers of few digits to the base 16, from -8 to 7, times a scale.
+
+    Args:
+        shift: ``(pairs, n)`` float64 vectors.
+        count: how many digits, the first before the point.
+
+    Returns:
+        ``(pairs,)`` float32 scales and ``(pairs, count, n)`` digits.
+    """
+    scale = (shift.abs().amax(1) / 7).float()
+    scale = torch.where(scale > 0, scale, 1.0)
+    unit = 16 ** (count - 1)  # of the last digit in those of the first
+    offset = 8 * sum(16**place for place in range(count))
+    whole = (shift / scale[:, None].double() * unit).round() + offset
+    whole = whole.clamp(0, 16**count - 1).long()
+    digits = [whole // 16 ** (count - 1 - place) % 16 - 8 for place in range(count)]
+    return scale, torch.stack(digits, dim=1)
+
+
+def from_digits(digits: Tensor, scale: Tensor) -> Tensor:
+    """The vectors that :func:`to_digits` rounded to.
+
+    Args:
+        digits: ``(pairs, count, n)``.
+        scale: ``(pairs,)``.
+
+    Returns:
+        ``(pairs, n)`` float64.
+    """
+    units = 16.0 ** -torch.arange(digits.shape[1], dtype=torch.float64)
+    return scale.double()[:, None] * (digits * units[:, None]).sum(1)
+
+
+def _packed(digits: Tensor) -> np.ndarray:
+    """Two digits a byte: those of the first half of the coordinates, and 16 times the others."""
+    digits = (digits + 8).numpy().astype(np.uint8)
+    half = (digits.shape[1] + 1) // 2
+    low, high = digits[:, :half].copy(), digits[:, half:]
+    low[:, : high.shape[1]] += 16 * high
+    return low
+
+
+def find_points(network: Network, pairs: Pairs, limit: Tensor) -> Tensor:
+    """Search for the points of expansion: all that a proof file needs of the search.
+
+    The search of :func:`crcbook.certify` stops where a step gains little. Here, where it has not
+    reached its limit, more steps follow in double precision.
+
+    Args:
+        network: the float64 network.
+        pairs: the margins.
+        limit: ``(pairs,)`` radii that are good enough.
+
+    Returns:
+        ``(pairs, n)`` points; any point proves something.
+    """
+    best, prover = pairs.x0.clone(), Prover.of(network)
+    start, _ = search(network.rough, pairs, pairs.x0, SEARCH_STEPS, limit)
+    radius = torch.full_like(limit, -torch.inf)
+    points, acceleration, left = start, Acceleration(), torch.arange(len(limit))
+    for _ in range(_STEPS):
+        few = pairs.take(left)
+        values = network.margin_and_gradient(points, few.label, few.target)
+        found = prover.minorant(few, points, *values).radius()
+        better = found > radius[left]
+        radius[left[better]], best[left[better]] = found[better], points[better]
+        keep = (radius[left] < limit[left]).nonzero().squeeze(1)
+        if not len(keep):
+            break
+        step = acceleration.step(points, fixed_point(few, points, *values, None) - points)
+        points, left, acceleration = (points + step)[keep], left[keep], acceleration.take(keep)
+    return best
+
+
+def _radius(prover: Prover, pairs: Pairs, point: Tensor) -> Tensor:
+    values = prover.network.margin_and_gradient(point, pairs.label, pairs.target)
+    return prover.minorant(pairs, point, *values).radius()
