@@ -12,21 +12,17 @@ ball around x alone, c must lie in that ball and r must not exceed its radius.
 
 Everything is decided in ball arithmetic (Arb, by python-flint): a number is known to lie in a ball,
 and a comparison is true only if it holds for all numbers of the balls. Weights, images and points
-are float64 numbers, hence exact. NumPy computes guesses alone, of which none is trusted. Nothing of
-the program that made the proofs is imported; this one file can be copied beside any weights:
-
-    python check.py proofs.safetensors model.safetensors data.npz
+are float64 numbers, hence exact. NumPy computes guesses, of which none is trusted.
 """
 
 import argparse
 import hashlib
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import flint
@@ -81,10 +77,9 @@ class Activation:
     @cached_property
     def line(self) -> list[Ends]:
         """Bounds on the whole line of the first two derivatives."""
-        slopes, bends = (
-            [self.derivatives(p)[i] for t in self.turns[i] for p in (t, -t)] for i in (1, 2)
-        )
-        return [hull([*slopes, *map(arb, self.limits)]), hull([*bends, arb(0)])]
+        rows = [[self.derivatives(p) for t in turns for p in (t, -t)] for turns in self.turns[1:]]
+        ends = [*(row[1] for row in rows[0]), *map(arb, self.limits)]
+        return [hull(ends), hull([arb(0), *(row[2] for row in rows[1])])]
 
 
 def hull(values: Iterable[arb]) -> Ends:
@@ -99,24 +94,16 @@ def hull(values: Iterable[arb]) -> Ends:
 # Balls around points where a derivative vanishes: the first, second and third one of SiLU, ...
 SILU1, SILU2 = arb("-1.2784645427610737951 +/- 1e-18"), arb("2.3993572805154676678 +/- 1e-18")
 SILU3, GELU1 = arb("3.4358409935351106890 +/- 1e-18"), arb("-0.75179152469356445746 +/- 1e-18")
-ZERO, ROOT, SHARP = arb(0), arb(2).sqrt(), (2 + arb(3).sqrt()).log()
+JUMP, ZERO, ROOT, SHARP = arb(-20).exp().log1p(), arb(0), arb(2).sqrt(), (2 + arb(3).sqrt()).log()
+GELU = [[GELU1], [ROOT], [ZERO, arb(2)]]
 ACTIVATIONS = {
-    "softplus": Activation(
-        lambda z: (1 + z.exp()).log(), [[], [], [ZERO]], (0, 1), arb(-20).exp().log1p()
-    ),
+    "softplus": Activation(lambda z: (1 + z.exp()).log(), [[], [], [ZERO]], (0, 1), JUMP),
     "sigmoid": Activation(lambda z: 1 / (1 + (-z).exp()), [[], [ZERO], [SHARP]], (0, 0)),
     "tanh": Activation(lambda z: 1 - 2 / (1 + (2 * z).exp()), [[], [ZERO], [SHARP / 2]], (0, 0)),
     "silu": Activation(lambda z: z / (1 + (-z).exp()), [[SILU1], [SILU2], [ZERO, SILU3]], (0, 1)),
-    "gelu": Activation(
-        lambda z: z * (1 + (z / ROOT).erf()) / 2, [[GELU1], [ROOT], [ZERO, arb(2)]], (0, 1)
-    ),
+    "gelu": Activation(lambda z: z * (1 + (z / ROOT).erf()) / 2, GELU, (0, 1)),
     "arctan": Activation(lambda z: z.atan(), [[], [ZERO], [1 / arb(3).sqrt()]], (0, 0)),
 }
-
-
-def product(a: Ends, b: Ends) -> Ends:
-    """Bounds of the products of numbers of two intervals."""
-    return hull(x * y for x in a for y in b)
 
 
 def above(number: arb) -> arb:
@@ -161,7 +148,8 @@ class Matrix:
 
     def __init__(self, floats: np.ndarray, balls: arb_mat | None = None):
         """Take float64 numbers as they are, or as close to ``balls``."""
-        self.floats, self.balls = floats, balls or arb_mat(floats.tolist())
+        self.floats = floats
+        self.balls = arb_mat(floats.tolist()) if balls is None else balls
         self.transposed = self.balls.transpose()
         self.rows: list[Vector] = self.balls.tolist()
 
@@ -219,30 +207,31 @@ class Network:
     """
 
     def __init__(self, weights: list, biases: list, activation: str, cache: Path | None = None):
-        """Take float64 weights ``(outputs, inputs)`` and biases ``(outputs,)`` in their order.
-
-        Bounds that take long are kept in the cache, under the digest of all that.
-        """
+        """Take arrays ``(outputs, inputs)`` and ``(outputs,)``; the cache keeps what takes long."""
         require(activation in ACTIVATIONS, f"the activation is none of {', '.join(ACTIVATIONS)}")
+        weights, biases = (
+            [a.astype(float, casting="safe") for a in part] for part in (weights, biases)
+        )
         self.digest = digest([activation], [*weights, *biases])
         self.activation, self.layers = ACTIVATIONS[activation], [Matrix(w) for w in weights]
         self.biases, self.hidden = [vector(bias) for bias in biases], range(len(weights) - 1)
+        self.slope = hull(abs(end) for end in self.activation.line[0])[1]
         self.line = [[self.activation.line] * len(bias) for bias in biases[:-1]]
-        self.cache, self.key = cache, f"{self.digest} {flint.__version__}"
-        known = json.loads(cache.read_text()) if cache and cache.exists() else {}
-        self.known, self.ball = known.get(self.key, {}), (None, None)
+        self.cache, key = cache, f"{self.digest} {flint.__version__}"
+        self.file = json.loads(cache.read_text()) if cache and cache.exists() else {}
+        self.known, self.ball = self.file.setdefault(key, {}), (None, None)
 
     @classmethod
     def read(cls, path: Path, activation: str | None, cache: Path | None) -> "Network":
         """Read a safetensors file of tensors named like 1.weight and 1.bias, in that order."""
         tensors, facts = read_tensors(path)
         activation = activation or json.loads(facts.get("crcbook", "{}")).get("activation")
-        place = {name: [int(i) for i in re.findall(r"\d+", name)] for name in tensors}
-        names = sorted((name for name in tensors if name.endswith("weight")), key=place.get)
+        names = [name for name in tensors if name.endswith(".weight")]
+        names.sort(key=lambda name: int(name.split(".")[-2]))
         zeros = {name[:-6] + "bias": np.zeros(len(tensors[name])) for name in names}
-        biases = [real((zeros | tensors)[name]) for name in zeros]
+        biases = [(zeros | tensors)[name] for name in zeros]
         require(set(tensors) <= {*names, *zeros}, f"{path} has more than weights and biases")
-        return cls([real(tensors[name]) for name in names], biases, activation, cache)
+        return cls([tensors[name] for name in names], biases, activation, cache)
 
     def values(self, place: int, vectors: list[Vector]) -> list[Vector]:
         """What a layer makes of vectors, before its activation."""
@@ -270,13 +259,10 @@ class Network:
         return zip(margins, gradients, strict=True)
 
     def gap(self, label: int, target: int) -> arb:
-        """How far from the margin what torch evaluates can be, rounding apart: softplus jumps.
-
-        Each unit adds its jump; a layer's input error grows by the norms and slopes it passes.
-        """
+        """How far from f torch's margin can be, rounding apart, for a unit may jump."""
         error = arb(0)
         for place in self.hidden if self.activation.jump != 0 else ():
-            error = error * self.norm(place) * steepest(self.line[place]) if place else error
+            error = error * self.norm(place) * self.slope if place else error
             error += self.activation.jump * arb(len(self.biases[place])).sqrt()
         return length(self.row(label, target)) * error
 
@@ -285,7 +271,7 @@ class Network:
         if name not in self.known:
             self.known[name] = float(above(prove()))
             if self.cache:
-                self.cache.write_text(json.dumps({self.key: self.known}, indent=1))
+                self.cache.write_text(json.dumps(self.file, indent=1))
         return arb(self.known[name])
 
     def norm(self, place: int) -> arb:
@@ -298,9 +284,9 @@ class Network:
         outer, found = [(entry, entry) for entry in self.row(label, target)], []
         for place in reversed(self.hidden):
             units = list(zip(outer, ranges[place], strict=True))
-            found.append([-product(ends, bend)[0] for ends, (_, bend) in units])
+            found.append([-hull(a * b for a in ends for b in bend)[0] for ends, (_, bend) in units])
             if place:
-                inner = [product(ends, slope) for ends, (slope, _) in units]
+                inner = [hull(a * b for a in ends for b in slope) for ends, (slope, _) in units]
                 outer = self.layers[place].image(inner, transposed=True)
         return found[::-1]
 
@@ -318,19 +304,15 @@ class Network:
             links = [
                 (Matrix(centre.floats @ m.floats, centre.balls * m.balls), f) for m, f in found[-1]
             ]
-            rest = weight.scaled([r.sqrt() for r in spread])
+            rest = weight.scaled([above(r.sqrt()) for r in spread])
             found.append([*links, (rest, norm(found[-1], spread))])
         return found
 
     def everywhere(self, label: int, target: int) -> arb:
         """The bound k over all of R^n."""
-
-        def prove() -> arb:
-            depths = self.depths(label, target, self.line)
-            pairs = zip(self.jacobians[: len(depths)], depths, strict=True)
-            return sum((norm(*pair) ** 2 for pair in pairs), arb(0))
-
-        return self.remembered(f"everywhere {label} {target}", prove)
+        depths = self.depths(label, target, self.line)
+        pairs = zip(self.jacobians[: len(depths)], depths, strict=True)
+        return sum((norm(*pair) ** 2 for pair in pairs), arb(0))
 
     def in_ball(self, label: int, target: int, ranges: Ranges) -> arb:
         """The bound k over a ball, where the slopes and bends keep to some ranges.
@@ -345,7 +327,8 @@ class Network:
         k = self.remembered(f"steep {label} {target}", lambda: weight.top(most))
         k += self.rough(0, plus(first, most, -1))
         for place, depths in enumerate(others, start=1):
-            lipschitz *= self.norm(place - 1) * steepest(ranges[place - 1])
+            slopes = (abs(end) for slope, _ in ranges[place - 1] for end in slope)
+            lipschitz *= self.norm(place - 1) * hull(slopes)[1]
             k += self.rough(place, depths) * lipschitz**2
         return k
 
@@ -358,7 +341,8 @@ class Network:
     def bound(self, label: int, target: int, x: Vector, radius: arb) -> arb:
         """The bound k over a ball around x; over all of R^n where the radius is infinite."""
         if not radius.is_finite():
-            return self.everywhere(label, target)
+            prove = partial(self.everywhere, label, target)
+            return self.remembered(f"everywhere {label} {target}", prove)
         if self.ball[:2] != (x, radius):
             self.ball = x, radius, self.ranges(x, radius)
         return self.in_ball(label, target, self.ball[2])
@@ -369,7 +353,7 @@ class Network:
         A preactivation moves by at most the radius times its row's norm and the norms and slopes
         below it; it stays also in the interval that those of the layer below allow.
         """
-        found, points, ends = [], [x], []
+        found, points, ends, derivatives = [], [x], [], self.activation.derivatives
         for place, layer in enumerate(self.layers[:-1]):
             (z,) = self.values(place, points)
             moves = [radius * length(row) for row in layer.rows]
@@ -378,29 +362,15 @@ class Network:
                 inner = zip(reach, layer.image(ends), self.biases[place], strict=True)
                 reach = [(a.max(c + b), d.min(e + b)) for (a, d), (c, e), b in inner]
             units = [self.activation.bounds(low.lower(), high.upper()) for low, high in reach]
-            points, ends = (
-                [[self.activation.derivatives(a, 1)[0] for a in z]],
-                [u[0] for u in units],
-            )
+            points, ends = [[derivatives(a, 1)[0] for a in z]], [unit[0] for unit in units]
             found.append([unit[1:] for unit in units])
-            radius *= self.norm(place) * steepest(self.line[place])
+            radius *= self.norm(place) * self.slope
         return found
 
 
 def norm(links: Links, depths: Vector) -> arb:
     """A bound of |diag(sqrt d) J| for the links of J and the positive part d of depths."""
     return sum((factor * matrix.top(depths).sqrt() for matrix, factor in links), arb(0))
-
-
-def steepest(units: list[list[Ends]]) -> arb:
-    """The largest absolute value of a slope."""
-    return hull(abs(end) for slope, _ in units for end in slope)[1]
-
-
-def real(array: np.ndarray) -> np.ndarray:
-    """The same real numbers in float64."""
-    require(array.dtype in (np.float16, np.float32, np.float64), f"{array.dtype} is no float type")
-    return array.astype(np.float64)
 
 
 def digest(words: list, arrays: Iterable[np.ndarray]) -> str:
@@ -453,31 +423,26 @@ class Proofs:
             rows /= 16.0 ** np.arange(count)[:, None]
             yield x + np.float64(factor) * rows.sum(axis=0), claim
 
-    def mismatch(self, i: int, x: np.ndarray, y: np.ndarray) -> list[str]:
-        """What is wrong with an image before anything is computed."""
-        index, label = self.index[i], self.label[i]
-        if not 0 <= index < len(x):
-            return ["there is no such image"]
-        same = digest([], [x[index]]) == self.tensors["image_sha256"][i].tobytes().hex()
-        wrong = [] if same else ["the proof is about another image"]
-        return wrong + ([] if label == y[index] else [f"the label of the image is {y[index]}"])
-
 
 def check(proofs: Proofs, network: Network, x: np.ndarray, y: np.ndarray) -> Iterator[tuple]:
     """For each image of a proof file its index, label, radius and a list of what is wrong."""
     require(proofs.model == network.digest, "the proofs are about another model")
     for start in range(0, len(proofs.index), BLOCK):
         block = range(start, min(start + BLOCK, len(proofs.index)))
-        wrong = {i: proofs.mismatch(i, x, y) for i in block}
-        jobs, points = [], {}
-        for i in (i for i in block if not wrong[i]):
-            image, label = x[proofs.index[i]], proofs.label[i]
+        jobs, points, wrong = [], {}, {i: [] for i in block}
+        for i in block:
+            image, label, right = x[proofs.index[i]], proofs.label[i], y[proofs.index[i]]
             targets = [t for t in range(len(network.biases[-1])) if t != label]
-            for target, (c, claim) in zip(targets, proofs.claims(i, image), strict=True):
-                place = points.setdefault(c.tobytes(), len(points))
-                jobs.append((i, vector(image), vector(c), claim, (place, label, target)))
-        found = [vector(np.frombuffer(point)) for point in points]
-        found = network.margins(found, [job[-1] for job in jobs]) if jobs else []
+            if digest([], [image]) != proofs.tensors["image_sha256"][i].tobytes().hex():
+                wrong[i].append("the proof is about another image")
+            elif label != right:
+                wrong[i].append(f"the label of the image is {right}")
+            else:
+                for target, (c, claim) in zip(targets, proofs.claims(i, image), strict=True):
+                    place = points.setdefault(c.tobytes(), len(points))
+                    jobs.append((i, vector(image), vector(c), claim, (place, label, target)))
+        columns = [vector(np.frombuffer(point)) for point in points]
+        found = network.margins(columns, [job[-1] for job in jobs]) if jobs else []
         for (i, image, c, claim, (_, *pair)), value in zip(jobs, found, strict=True):
             bound = network.bound(*pair, image, claim[-1])
             flaws = find_flaws(image, c, *claim, bound, network.gap(*pair), *value)
@@ -503,18 +468,18 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (images, inputs) and labels (images,): x and y of a file, or MNIST's own files."""
     if path.suffix in (".npz", ".safetensors"):
         tensors = np.load(path) if path.suffix == ".npz" else read_tensors(path)[0]
-        return real(tensors["x"]).reshape(len(tensors["x"]), -1), tensors["y"]
+        x, y = tensors["x"], tensors["y"]
+        return x.reshape(len(x), -1).astype(float, casting="safe"), y
     labels = Path(str(path).replace("images-idx3", "labels-idx1"))
-    pixels = np.frombuffer(path.read_bytes(), np.uint8, offset=16).reshape(-1, 28 * 28)
-    return real((pixels / 255).astype(np.float32)), np.frombuffer(labels.read_bytes()[8:], np.uint8)
+    x, y = (np.frombuffer(p.read_bytes(), "u1", offset=n) for p, n in ((path, 16), (labels, 8)))
+    return (x / 255).astype(np.float32).astype(float).reshape(len(y), -1), y
 
 
 def main() -> int:
     """Check a file, and return 0 if every image in it is proved, else 1."""
-    parser = argparse.ArgumentParser(description="Check proofs of certified radii.")
-    parser.add_argument("proofs", type=Path)
-    parser.add_argument("model", type=Path, help="safetensors: 1.weight, 1.bias, 3.weight, ...")
-    parser.add_argument("data", type=Path, help="x and y, .npz or .safetensors; or MNIST's images")
+    parser = argparse.ArgumentParser(description="Check proofs. Data: x and y, or MNIST's images.")
+    for name in ("proofs", "model", "data"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("--activation", choices=ACTIVATIONS, help="if the model does not say")
     parser.add_argument("--cache", type=Path, help="keeps the curvatures: a file of yours alone")
     options = parser.parse_args()
@@ -526,7 +491,7 @@ def main() -> int:
             verdict = "not proved: " + "; ".join(wrong) if wrong else f"proved, radius {radius:.6f}"
             print(f"image {index}, class {label}, {verdict}", flush=True)
             count, proved = count + 1, proved + (not wrong)
-    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, LookupError, ValueError, TypeError, SafetensorError) as error:
         print(f"refused: {error}")
         return 1
     print(f"{proved} of {count} images proved in {time.time() - started:.1f} seconds")

@@ -32,6 +32,9 @@ FORMAT = "crcbook proofs 1"
 _MOST_DIGITS = 6
 _LOSS = 1e-7  # of the radius, that rounding c may cost: fewer bytes are not worth more
 _ROOM = 2e-3  # that a search leaves above the radius, so that one byte a coordinate will do
+# Arb keeps 30 bits of the radius of a ball, so a checker's bounds may exceed ours by a little where
+# intervals pass through several layers.
+_WIDER = 1 + 2.0**-22
 _CHUNK_PAIRS = 2048
 _STEPS = 20  # gradients in double precision, at most
 
@@ -178,6 +181,8 @@ def _claims(network: Network, x: Tensor, y: Tensor, nearest: Tensor, radius: Ten
     parts = []
     for part in torch.arange(len(item)).split(_CHUNK_PAIRS):
         pairs = Pairs.of(network, x[item[part]], y[item[part]], targets.reshape(-1)[part])
+        if len(network.layers) > 2:
+            pairs = replace(pairs, curvature=pairs.curvature * _WIDER)
         limits = pairs.target == nearest[item[part]]
         parts.append(_encode(network, pairs, radius[item[part]], limits))
     shape = tuple(targets.shape)
