@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 ctx.prec = 128  # bits
 BLOCK = 16  # images whose products with the weights are computed together
 FORMAT = "crcbook proofs 1"
+real = partial(np.ndarray.astype, dtype=float, casting="safe")  # float64, or a TypeError
 Vector = list[arb]
 Ends = tuple[arb, arb]  # an interval
 Ranges = list[list[list[Ends]]]  # of a unit's slopes and bends, a list a unit, a list a layer
@@ -209,9 +210,7 @@ class Network:
     def __init__(self, weights: list, biases: list, activation: str, cache: Path | None = None):
         """Take arrays ``(outputs, inputs)`` and ``(outputs,)``; the cache keeps what takes long."""
         require(activation in ACTIVATIONS, f"the activation is none of {', '.join(ACTIVATIONS)}")
-        weights, biases = (
-            [a.astype(float, casting="safe") for a in part] for part in (weights, biases)
-        )
+        weights, biases = ([real(array) for array in part] for part in (weights, biases))
         self.digest = digest([activation], [*weights, *biases])
         self.activation, self.layers = ACTIVATIONS[activation], [Matrix(w) for w in weights]
         self.biases, self.hidden = [vector(bias) for bias in biases], range(len(weights) - 1)
@@ -300,10 +299,8 @@ class Network:
         found = [[(self.layers[0], arb(1))]]
         for weight, units in zip(self.layers[1:-1], self.line, strict=False):
             spread = [above((high - low) / 2) for (low, high), _ in units]
-            centre = weight.scaled([(low + high) / 2 for (low, high), _ in units])
-            links = [
-                (Matrix(centre.floats @ m.floats, centre.balls * m.balls), f) for m, f in found[-1]
-            ]
+            c = weight.scaled([(low + high) / 2 for (low, high), _ in units])
+            links = [(Matrix(c.floats @ m.floats, c.balls * m.balls), f) for m, f in found[-1]]
             rest = weight.scaled([above(r.sqrt()) for r in spread])
             found.append([*links, (rest, norm(found[-1], spread))])
         return found
@@ -317,8 +314,8 @@ class Network:
     def in_ball(self, label: int, target: int, ranges: Ranges) -> arb:
         """The bound k over a ball, where the slopes and bends keep to some ranges.
 
-        Let d* be the depths of the first layer if all slopes above it were the largest there are.
-        Its term is at most what d* gives, once for all balls, and what d - d* adds.
+        The first layer's d give at most what the d* do that the largest slopes above it lead to,
+        once for all balls, and what d - d* adds.
         """
         weight, lipschitz = self.layers[0], arb(1)
         extreme = [[[(slope[1], slope[1]), bend] for slope, bend in row] for row in self.line]
@@ -338,20 +335,21 @@ class Network:
         total = dot(depths, [dot(row, row) for row in self.layers[place].rows])
         return total.min(hull(depths)[1] * self.norm(place) ** 2)
 
-    def bound(self, label: int, target: int, x: Vector, radius: arb) -> arb:
-        """The bound k over a ball around x; over all of R^n where the radius is infinite."""
-        if not radius.is_finite():
-            prove = partial(self.everywhere, label, target)
-            return self.remembered(f"everywhere {label} {target}", prove)
-        if self.ball[:2] != (x, radius):
-            self.ball = x, radius, self.ranges(x, radius)
-        return self.in_ball(label, target, self.ball[2])
+    def bound(self, label: int, target: int, x: Vector, radius: arb, k: arb) -> arb:
+        """A proved bound, not above k if one can be found, over a ball of a radius around x."""
+        if radius.is_finite():
+            if self.ball[:2] != (x, radius):
+                self.ball = x, radius, self.ranges(x, radius)
+            proved = self.in_ball(label, target, self.ball[2])
+            if k >= proved:
+                return proved
+        return self.remembered(f"k {label} {target}", partial(self.everywhere, label, target))
 
     def ranges(self, x: Vector, radius: arb) -> Ranges:
-        """The ranges over a ball around x, from intervals of the preactivations.
+        """The ranges over a ball around x.
 
         A preactivation moves by at most the radius times its row's norm and the norms and slopes
-        below it; it stays also in the interval that those of the layer below allow.
+        below it, and keeps to the interval that those of the layer below allow.
         """
         found, points, ends, derivatives = [], [x], [], self.activation.derivatives
         for place, layer in enumerate(self.layers[:-1]):
@@ -444,7 +442,7 @@ def check(proofs: Proofs, network: Network, x: np.ndarray, y: np.ndarray) -> Ite
         columns = [vector(np.frombuffer(point)) for point in points]
         found = network.margins(columns, [job[-1] for job in jobs]) if jobs else []
         for (i, image, c, claim, (_, *pair)), value in zip(jobs, found, strict=True):
-            bound = network.bound(*pair, image, claim[-1])
+            bound = network.bound(*pair, image, claim[-1], claim[1])
             flaws = find_flaws(image, c, *claim, bound, network.gap(*pair), *value)
             wrong[i] += [f"class {pair[1]}: {flaw}" for flaw in flaws]
         for i in block:
@@ -469,7 +467,7 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix in (".npz", ".safetensors"):
         tensors = np.load(path) if path.suffix == ".npz" else read_tensors(path)[0]
         x, y = tensors["x"], tensors["y"]
-        return x.reshape(len(x), -1).astype(float, casting="safe"), y
+        return real(x).reshape(len(x), -1), y
     labels = Path(str(path).replace("images-idx3", "labels-idx1"))
     x, y = (np.frombuffer(p.read_bytes(), "u1", offset=n) for p, n in ((path, 16), (labels, 8)))
     return (x / 255).astype(np.float32).astype(float).reshape(len(y), -1), y

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 
 from crcbook.acceleration import Acceleration
 from crcbook.activations import ACTIVATIONS
+from crcbook.attacks import into_ball
 from crcbook.certificate import certify
 from crcbook.checkpoints import write_atomically
+from crcbook.curvature import ball_curvature, downward_curvature
 from crcbook.minorant import Pairs, Prover
 from crcbook.networks import Network, read_network
+from crcbook.rounding import RoundingModel
 from crcbook.search import SEARCH_STEPS, fixed_point, search
 
 FORMAT = "crcbook proofs 1"
@@ -33,8 +36,11 @@ _MOST_DIGITS = 6
 _LOSS = 1e-7  # of the radius, that rounding c may cost: fewer bytes are not worth more
 _ROOM = 2e-3  # that a search leaves above the radius, so that one byte a coordinate will do
 # Arb keeps 30 bits of the radius of a ball, so a checker's bounds may exceed ours by a little where
-# intervals pass through several layers.
-_WIDER = 1 + 2.0**-22
+# intervals pass through several layers, and by more where they were narrow.
+_WIDER, _WIDER_IN_BALLS = 1 + 2.0**-22, 1 + 2.0**-20
+_BALLS = 6  # tried an input, by bisection
+_INSIDE = 1e-9  # of a ball's radius: how far inside it the points stay
+_SHORT = 1e-6  # of the radius: what is missing more is counted
 _CHUNK_PAIRS = 2048
 _STEPS = 20  # gradients in double precision, at most
 
@@ -56,12 +62,19 @@ class Written:
 
 
 def prove(
-    model: nn.Sequential, x: Tensor, y: Tensor, path: Path | str, index: Tensor | None = None
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    path: Path | str,
+    curvature: str = "global",
+    index: Tensor | None = None,
 ) -> Written:
     """Certify inputs and write what the certificates rest on to a file.
 
-    The file holds for each input and other class the point c, the curvature k over all of R^n and
-    the radius they prove, and hashes of the network and of the inputs.
+    The file holds for each input and other class the point c, the curvature k and the radius they
+    prove, and hashes of the network and of the inputs. Radii that :func:`crcbook.certify` owes to
+    slabs or to curvature followed along paths have no such proof: the file claims what one ball's
+    curvature gives, and its summary counts them.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts, with one kind of
@@ -69,6 +82,7 @@ def prove(
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
         path: where to write, ``.safetensors`` by custom.
+        curvature: ``"global"``, over all of R^n, or ``"local"``: over balls where that gives more.
         index: ``(batch,)`` positions of the inputs in the data that a checker will be given; 0, 1,
             ... where None.
 
@@ -82,29 +96,31 @@ def prove(
     """
     network = read_network(model)
     digest = network_digest(network)
-    certificate = certify(model, x, y)
-    certified = certificate.radius
-    x, y = x.detach().flatten(1).double(), y.long()
-    index = torch.arange(len(x)) if index is None else index
-    rows = ((certified > 0) & certified.isfinite()).nonzero().squeeze(1)
-    claims = _claims(network, x[rows], y[rows], certificate.target[rows], certified[rows])
+    certificate = certify(model, x, y, curvature=curvature)
+    everywhere = certify(model, x, y) if curvature == "local" else certificate
+    certified, inputs, labels = certificate.radius, x.detach().flatten(1).double(), y.long()
+    rows = ((certified > 0) & everywhere.radius.isfinite()).nonzero().squeeze(1)
+    images = _Images.of(network, inputs[rows], labels[rows], everywhere.radius[rows])
+    images = images.in_balls(certified[rows]) if curvature == "local" else images
+    claims = images.claims(everywhere.target[rows])
     tensors = {
-        "index": index[rows].numpy().astype(np.int64),
-        "label": y[rows].numpy(),
-        "image_sha256": _image_digests(x[rows].numpy()),
+        "index": (rows if index is None else index[rows]).numpy().astype(np.int64),
+        "label": labels[rows].numpy(),
+        "image_sha256": _image_digests(inputs[rows].numpy()),
         **claims,
     }
     radius = torch.zeros_like(certified)
     radius[rows] = torch.from_numpy(claims["radius"]).amin(1)
-    facts = {
-        "model": digest,
+    summary = {
         "images": len(x),
-        "global curvature": len(rows),
+        "curvature over all of R^n": int(images.valid.isinf().sum()),
+        "curvature over a ball": int(images.valid.isfinite().sum()),
         "not certified": int((certified == 0).sum()),
-        "certified at any distance, not expressed": int(certified.isinf().sum()),
+        "not expressed: certified at any distance": int(everywhere.radius.isinf().sum()),
+        "larger by slabs or paths": int((certified[rows] > radius[rows] * (1 + _SHORT)).sum()),
     }
-    write_proofs(Path(path), tensors, facts)
-    return Written(radius, certified, facts)
+    write_proofs(Path(path), tensors, {"model": digest, **summary})
+    return Written(radius, certified, summary)
 
 
 def write_proofs(path: Path, tensors: dict[str, np.ndarray], facts: dict) -> None:
@@ -170,40 +186,115 @@ def _image_digests(x: np.ndarray) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, 32), np.uint8)
 
 
-def _claims(network: Network, x: Tensor, y: Tensor, nearest: Tensor, radius: Tensor) -> dict:
-    """The claims about inputs with a certified radius, as arrays ``(inputs, targets)`` and steps.
+@dataclass(frozen=True)
+class _Images:
+    """Inputs to make claims about.
 
-    Targets are the classes but the label, in increasing order.
+    Attributes:
+        network: the float64 network.
+        x: ``(inputs, n)``.
+        label: ``(inputs,)``.
+        target: ``(inputs, targets)`` the classes but the label, in increasing order.
+        aim: ``(inputs,)`` radii to be proved.
+        curvature: ``(inputs, targets)`` bounds k.
+        valid: ``(inputs,)`` radii of the balls where they hold.
     """
-    targets = torch.arange(network.classes).expand(len(y), -1)
-    targets = targets[targets != y[:, None]].reshape(len(y), -1)
-    item = torch.arange(len(y)).repeat_interleave(targets.shape[1])
-    parts = []
-    for part in torch.arange(len(item)).split(_CHUNK_PAIRS):
-        pairs = Pairs.of(network, x[item[part]], y[item[part]], targets.reshape(-1)[part])
-        if len(network.layers) > 2:
-            pairs = replace(pairs, curvature=pairs.curvature * _WIDER)
-        limits = pairs.target == nearest[item[part]]
-        parts.append(_encode(network, pairs, radius[item[part]], limits))
-    shape = tuple(targets.shape)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {
-        name: array if name == "steps" else array.reshape(shape) for name, array in whole.items()
-    }
+
+    network: Network
+    x: Tensor
+    label: Tensor
+    target: Tensor
+    aim: Tensor
+    curvature: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, network: Network, x: Tensor, label: Tensor, aim: Tensor) -> "_Images":
+        """Inputs with the curvature over all of R^n."""
+        target = torch.arange(network.classes).expand(len(label), -1)
+        target = target[target != label[:, None]].reshape(len(label), -1)
+        curvature = downward_curvature(network, label[:, None].expand_as(target), target)
+        wider = _WIDER if len(network.layers) > 2 else 1.0
+        everywhere = torch.full_like(aim, torch.inf)
+        return cls(network, x, label, target, aim, curvature * wider, everywhere)
+
+    def pairs(self, item: Tensor, target: Tensor) -> Pairs:
+        """The margins of inputs over the targets at some places."""
+        x, label = self.x[item], self.label[item]
+        return Pairs(x, label, self.target[item, target], self.curvature[item, target])
+
+    @property
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """The places of all pairs."""
+        return torch.ones_like(self.target).nonzero(as_tuple=True)
+
+    def in_balls(self, most: Tensor) -> "_Images":
+        """The same with curvatures of balls where they prove more; the balls' radii by bisection.
+
+        Args:
+            most: ``(inputs,)`` radii not worth exceeding.
+        """
+        best, low, high = self, self.aim, most * (1 + _SHORT)
+        for _ in range(_BALLS if len(self.network.layers) > 2 else 0):
+            middle = (low + high) / 2
+            trial = self._in_balls(middle)
+            item, target = self.everything
+            pairs = trial.pairs(item, target)
+            point = find_points(self.network, pairs, middle[item], middle[item])
+            found = _radius(Prover.of(self.network), pairs, point, middle[item])
+            reached = found.reshape(self.target.shape).amin(1)
+            best = best._where(reached > best.aim * (1 + _SHORT), replace(trial, aim=reached))
+            filled = reached >= middle * (1 - _LOSS)
+            low, high = low.where(~filled, middle), high.where(filled, middle)
+        return best
+
+    def _in_balls(self, radius: Tensor) -> "_Images":
+        item, target = self.everything
+        pairs = self.label[item], self.target[item, target]
+        rounding = RoundingModel.of(self.network)
+        curvature = ball_curvature(rounding, self.x, radius, item, *pairs) * _WIDER_IN_BALLS
+        return replace(self, curvature=curvature.reshape(self.target.shape), valid=radius)
+
+    def _where(self, better: Tensor, other: "_Images") -> "_Images":
+        aim, valid = (
+            torch.where(better, getattr(other, name), getattr(self, name))
+            for name in ("aim", "valid")
+        )
+        curvature = torch.where(better[:, None], other.curvature, self.curvature)
+        return replace(self, aim=aim, valid=valid, curvature=curvature)
+
+    def claims(self, nearest: Tensor) -> dict[str, np.ndarray]:
+        """The claims as arrays ``(inputs, targets)``, and the digits of their points.
+
+        Args:
+            nearest: ``(inputs,)`` the targets that limit the radii.
+        """
+        item, target = self.everything
+        parts = []
+        for part in torch.arange(len(item)).split(_CHUNK_PAIRS):
+            pairs, aim = self.pairs(item[part], target[part]), self.aim[item[part]]
+            limits = (pairs.target == nearest[item[part]]) | self.valid[item[part]].isfinite()
+            parts.append(_encode(self.network, pairs, aim, self.valid[item[part]], limits))
+        shape = tuple(self.target.shape)
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found |= {name: found[name].reshape(shape) for name in found if name != "steps"}
+        return found | {"valid": self.valid.numpy()} if self.valid.isfinite().any() else found
 
 
-def _encode(network: Network, pairs: Pairs, aim: Tensor, limits: Tensor) -> dict:
+def _encode(
+    network: Network, pairs: Pairs, aim: Tensor, valid: Tensor, limits: Tensor
+) -> dict[str, np.ndarray]:
     """Points that prove the radii ``aim`` within ``_LOSS``, in as few digits as that takes."""
     prover, goal = Prover.of(network), aim * (1 - _LOSS)
-    bound = _radius(prover, pairs, pairs.x0)
+    bound = _radius(prover, pairs, pairs.x0, valid)
     scale, digits = torch.zeros(len(aim)), [[] for _ in aim]
     todo = (bound < goal).nonzero().squeeze(1)
-    enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf)
+    enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf).minimum(valid)
     few = pairs.take(todo)
-    shift = find_points(network, few, enough[todo]) - few.x0
+    shift = find_points(network, few, enough[todo], valid[todo]) - few.x0
     for count in range(1, _MOST_DIGITS + 1):
         scale[todo], rows = to_digits(shift, count)
-        bound[todo] = _radius(prover, few, few.x0 + from_digits(rows, scale[todo]))
+        bound[todo] = _radius(prover, few, few.x0 + from_digits(rows, scale[todo]), valid[todo])
         for i, row in zip(todo.tolist(), rows, strict=True):
             digits[i] = list(row)
         left = (bound[todo] < goal[todo]).nonzero().squeeze(1)
@@ -261,7 +352,7 @@ def _packed(digits: Tensor) -> np.ndarray:
     return low
 
 
-def find_points(network: Network, pairs: Pairs, limit: Tensor) -> Tensor:
+def find_points(network: Network, pairs: Pairs, limit: Tensor, valid: Tensor) -> Tensor:
     """Search for the points of expansion: all that a proof file needs of the search.
 
     The search of :func:`crcbook.certify` stops where a step gains little. Here, where it has not
@@ -271,28 +362,34 @@ def find_points(network: Network, pairs: Pairs, limit: Tensor) -> Tensor:
         network: the float64 network.
         pairs: the margins.
         limit: ``(pairs,)`` radii that are good enough.
+        valid: ``(pairs,)`` radii of the balls that the points must keep to.
 
     Returns:
         ``(pairs, n)`` points; any point proves something.
     """
-    best, prover = pairs.x0.clone(), Prover.of(network)
-    start, _ = search(network.rough, pairs, pairs.x0, SEARCH_STEPS, limit)
+    prover, best = Prover.of(network), pairs.x0.clone()
     radius = torch.full_like(limit, -torch.inf)
-    points, acceleration, left = start, Acceleration(), torch.arange(len(limit))
+    point, _ = search(network.rough, pairs, pairs.x0, SEARCH_STEPS, limit)
+    acceleration, left = Acceleration(), torch.arange(len(limit))
     for _ in range(_STEPS):
         few = pairs.take(left)
-        values = network.margin_and_gradient(points, few.label, few.target)
-        found = prover.minorant(few, points, *values).radius()
+        inside = into_ball(few.x0, point, valid[left] * (1 - _INSIDE))
+        found = _radius(prover, few, inside, valid[left])
         better = found > radius[left]
-        radius[left[better]], best[left[better]] = found[better], points[better]
+        radius[left[better]], best[left[better]] = found[better], inside[better]
+        values = network.margin_and_gradient(point, few.label, few.target)
+        move = fixed_point(few, point, *values, None) - point
+        point = point + acceleration.step(point, move)
         keep = (radius[left] < limit[left]).nonzero().squeeze(1)
         if not len(keep):
             break
-        step = acceleration.step(points, fixed_point(few, points, *values, None) - points)
-        points, left, acceleration = (points + step)[keep], left[keep], acceleration.take(keep)
+        point, left, acceleration = point[keep], left[keep], acceleration.take(keep)
     return best
 
 
-def _radius(prover: Prover, pairs: Pairs, point: Tensor) -> Tensor:
+def _radius(prover: Prover, pairs: Pairs, point: Tensor, valid: Tensor) -> Tensor:
+    """What the points prove, in balls of the radii ``valid``."""
     values = prover.network.margin_and_gradient(point, pairs.label, pairs.target)
-    return prover.minorant(pairs, point, *values).radius()
+    radius = prover.minorant(pairs, point, *values).radius().minimum(valid)
+    outside = (point - pairs.x0).norm(dim=1) > valid * (1 - _INSIDE / 2)
+    return radius.masked_fill(outside, 0.0)
