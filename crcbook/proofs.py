@@ -33,13 +33,14 @@ from crcbook.search import SEARCH_STEPS, fixed_point, search
 
 FORMAT = "crcbook proofs 1"
 _MOST_DIGITS = 6
-_LOSS = 1e-7  # of the radius, that rounding c may cost: fewer bytes are not worth more
+_LOSS = 5e-7  # of the radius, that rounding c may cost: fewer bytes are not worth more
 _ROOM = 2e-3  # that a search leaves above the radius, so that one byte a coordinate will do
 # Arb keeps 30 bits of the radius of a ball, so a checker's bounds may exceed ours by a little where
 # intervals pass through several layers, and by more where they were narrow.
 _WIDER, _WIDER_IN_BALLS = 1 + 2.0**-22, 1 + 2.0**-20
 _BALLS = 6  # tried an input, by bisection
 _INSIDE = 1e-9  # of a ball's radius: how far inside it the points stay
+_WORTH = 1e-4  # of the radius: a ball that gains less is left
 _SHORT = 1e-6  # of the radius: what is missing more is counted
 _CHUNK_PAIRS = 2048
 _STEPS = 20  # gradients in double precision, at most
@@ -72,9 +73,10 @@ def prove(
     """Certify inputs and write what the certificates rest on to a file.
 
     The file holds for each input and other class the point c, the curvature k and the radius they
-    prove, and hashes of the network and of the inputs. Radii that :func:`crcbook.certify` owes to
-    slabs or to curvature followed along paths have no such proof: the file claims what one ball's
-    curvature gives, and its summary counts them.
+    prove, and hashes of the network and of the inputs. What :func:`crcbook.certify` owes to slabs,
+    to curvature followed along paths, or to a range of the last activation in which a class can
+    never win has no such proof: the file claims what one quadratic a class gives, and its summary
+    counts the radii that were larger.
 
     Args:
         model: a Sequential that :func:`crcbook.networks.read_network` accepts, with one kind of
@@ -116,8 +118,10 @@ def prove(
         "curvature over all of R^n": int(images.valid.isinf().sum()),
         "curvature over a ball": int(images.valid.isfinite().sum()),
         "not certified": int((certified == 0).sum()),
-        "not expressed: certified at any distance": int(everywhere.radius.isinf().sum()),
-        "larger by slabs or paths": int((certified[rows] > radius[rows] * (1 + _SHORT)).sum()),
+        "certified at any distance: not expressed": int(everywhere.radius.isinf().sum()),
+        "certified further by other means: not expressed": int(
+            (certified[rows] > radius[rows] * (1 + _SHORT)).sum()
+        ),
     }
     write_proofs(Path(path), tensors, {"model": digest, **summary})
     return Written(radius, certified, summary)
@@ -212,7 +216,7 @@ class _Images:
     def of(cls, network: Network, x: Tensor, label: Tensor, aim: Tensor) -> "_Images":
         """Inputs with the curvature over all of R^n."""
         target = torch.arange(network.classes).expand(len(label), -1)
-        target = target[target != label[:, None]].reshape(len(label), -1)
+        target = target[target != label[:, None]].reshape(len(label), network.classes - 1)
         curvature = downward_curvature(network, label[:, None].expand_as(target), target)
         wider = _WIDER if len(network.layers) > 2 else 1.0
         everywhere = torch.full_like(aim, torch.inf)
@@ -243,7 +247,7 @@ class _Images:
             point = find_points(self.network, pairs, middle[item], middle[item])
             found = _radius(Prover.of(self.network), pairs, point, middle[item])
             reached = found.reshape(self.target.shape).amin(1)
-            best = best._where(reached > best.aim * (1 + _SHORT), replace(trial, aim=reached))
+            best = best._where(reached > best.aim * (1 + _WORTH), replace(trial, aim=reached))
             filled = reached >= middle * (1 - _LOSS)
             low, high = low.where(~filled, middle), high.where(filled, middle)
         return best
