@@ -14,9 +14,10 @@ margin at distance :math:`\|\delta\|` with :math:`q - \beta` in the place of q a
 with fused operations or without, an inner product of n terms and the addition of a bias commit at
 most n + 1 roundings a term, so that the computed preactivation of a layer with input
 :math:`\hat a` is off by at most :math:`\gamma_{n+2}(|W||\hat a| + |b|)` in each entry. With
-:math:`\|\hat a - a\| \le e` and :math:`\|a\| \le S`, in the l2 norm
+:math:`\|\hat a - a\| \le e`, and :math:`\|a - a_c\| \le D` for the activations :math:`a_c` at c,
+in the l2 norm
 
-.. math:: e_z = \|W\|e + \gamma_{n+2}\bigl(\||W|\|(S+e) + \|b\|\bigr) + \epsilon,
+.. math:: e_z = \|W\|e + \gamma_{n+2}\bigl(\||W||a_c| + |b|\| + \||W|\|(D+e)\bigr) + \epsilon,
 
 where :math:`\epsilon` exceeds all underflow, gradual or not. A float32 activation errs by at most
 :math:`\tau` times its natural scale (``SINGLE_ROUNDING``), so with g the largest slope and N the
@@ -24,11 +25,12 @@ width
 
 .. math:: e' = g e_z + \tau\bigl(g(Z + e_z) + \sqrt N|\sigma(0)|\bigr) + \epsilon.
 
-The sizes S and Z grow by Lipschitz constants from the norms of a and z at c; hence all four are
-affine in :math:`\|x-c\|`, with coefficients that are carried through the layers. The logits of two
-classes are two inner products with the same :math:`\hat a`:
+Here Z bounds the norm of z. D and Z grow by Lipschitz constants from c; hence all bounds are affine
+in :math:`\|x-c\|`, with coefficients that are carried through the layers. The logits of two classes
+are two inner products with the same :math:`\hat a`:
 
-.. math:: \|w_y-w_t\|\,e + \gamma_{n+2}\bigl((\|w_y\|+\|w_t\|)(S+e) + |b_y|+|b_t|\bigr) + \epsilon.
+.. math:: \|w_y-w_t\|\,e + \gamma_{n+2}\bigl((|w_y|+|w_t|) \cdot |a_c| + (\|w_y\|+\|w_t\|)(D+e) +
+   |b_y|+|b_t|\bigr) + \epsilon.
 
 Softplus jumps to the identity above 20 in torch; that is far below :math:`\tau` times 20.
 Reduced precision inside products (TF32, bfloat16) and fast products of matrices (Strassen) are
@@ -41,7 +43,7 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import OUTWARD, SINGLE_TINY, SINGLE_UNIT, TINY_NORM, gamma
+from crcbook.arithmetic import OUTWARD, SINGLE_TINY, SINGLE_UNIT, gamma
 from crcbook.networks import Network, remembered
 from crcbook.rounding import RoundingModel
 from crcbook.spectral import spectral_norm_bound
@@ -100,48 +102,53 @@ def float32_error(
     _check_weights(network)
     if centre is None:
         centre = network.layers[0].weight.new_zeros(len(label), network.inputs)
-    size, error, most = _hidden_error(network, centre)
+    near, away, error, most = _hidden_error(network, centre)
     last = network.layers[-1]
     own, other = last.weight[label], last.weight[target]
-    offsets = last.bias[label].abs() + last.bias[target].abs()
-    terms = gamma(last.weight.shape[1] + 2, SINGLE_UNIT)
-    spread = (own - other).norm(dim=1) * OUTWARD
     lengths = (own.norm(dim=1) + other.norm(dim=1)) * OUTWARD
-    total = error * spread + (size + error) * (terms * lengths) + (terms * offsets + SINGLE_TINY)
-    total = total + SINGLE_TINY * lengths
-    most = torch.maximum(most, (size + error).at(_FARTHEST) * lengths + offsets)
-    rate = torch.as_tensor(total.rate, dtype=spread.dtype).expand_as(spread) * OUTWARD
+    offsets = last.bias[label].abs() + last.bias[target].abs()
+    sums = ((own.abs() + other.abs()) * near).sum(1) * OUTWARD + offsets
+    sums = (away + error) * lengths + sums
+    terms = gamma(last.weight.shape[1] + 2, SINGLE_UNIT)
+    total = error * ((own - other).norm(dim=1) * OUTWARD) + sums * terms
+    total = total + SINGLE_TINY * (1 + lengths)
+    most = torch.maximum(most, sums.at(_FARTHEST))
+    rate = torch.as_tensor(total.rate, dtype=lengths.dtype).expand_as(lengths) * OUTWARD
     start = torch.where(most < _LARGEST, total.start * OUTWARD, torch.inf)
     return rate, start
 
 
-def _hidden_error(network: Network, centre: Tensor) -> tuple[Affine, Affine, Tensor]:
-    """Bounds of the last activation's norm, of its error, and of the largest sum before it."""
-    rounding = RoundingModel.of(network)
-    size = Affine(1.0, centre.norm(dim=1) * OUTWARD + TINY_NORM)
-    error = Affine(0.0, torch.zeros_like(size.start))
+def _hidden_error(network: Network, centre: Tensor) -> tuple[Tensor, Affine, Affine, Tensor]:
+    """What is known of the last hidden activations.
+
+    Args:
+        network: the float64 network.
+        centre: ``(pairs, n)``.
+
+    Returns:
+        ``(pairs, width)`` their magnitudes at the centre, as computed; bounds of how far the true
+        ones are from these, and of the error of what float32 computes; and ``(pairs,)`` bounds of
+        all sums on the way.
+    """
+    rounding, at_centre = RoundingModel.of(network), network.preactivations(centre)
     slacks = rounding.preactivation_errors(centre.norm(dim=1))
-    values, lipschitz, most = network.preactivations(centre), 1.0, size.at(_FARTHEST)
-    rows = zip(rounding.hidden(), _magnitudes(network), values, slacks, strict=True)
+    nothing = torch.zeros_like(centre[:, 0])
+    near, away, error = centre.abs(), Affine(1.0, nothing), Affine(0.0, nothing)
+    most = near.norm(dim=1) + _FARTHEST
+    rows = zip(rounding.hidden(), _magnitudes(network), at_centre, slacks, strict=True)
     for (layer, norm, _), magnitude, z, slack in rows:
-        activation, width = layer.activation, len(layer.bias) ** 0.5
-        at_zero = width * abs(float(activation.value(layer.bias.new_zeros(1))))
-        terms = gamma(layer.weight.shape[1] + 2, SINGLE_UNIT)
-        bias = float(layer.bias.norm()) * OUTWARD
-        step = error * norm + (size + error) * (terms * magnitude)
-        step = step + (terms * bias + SINGLE_TINY * (1 + magnitude))
-        most = torch.maximum(most, (size + error).at(_FARTHEST) * magnitude + bias)
-        lipschitz *= norm
-        before = Affine(lipschitz, z.norm(dim=1) * OUTWARD + slack)
-        error = step * activation.max_slope
-        error = error + (before + step) * (SINGLE_ROUNDING * activation.max_slope)
+        row, terms = layer.activation, gamma(layer.weight.shape[1] + 2, SINGLE_UNIT)
+        at_zero = len(layer.bias) ** 0.5 * abs(float(row.value(layer.bias.new_zeros(1))))
+        sums = (near @ layer.weight.abs().T + layer.bias.abs()).norm(dim=1) * OUTWARD
+        sums = (away + error) * magnitude + sums
+        most = torch.maximum(most, sums.at(_FARTHEST))
+        step = error * norm + sums * terms + SINGLE_TINY * (1 + magnitude)
+        size = Affine(away.rate * norm, z.norm(dim=1) * OUTWARD + slack)
+        error = (step + (size + step) * SINGLE_ROUNDING) * row.max_slope
         error = error + (SINGLE_ROUNDING * at_zero + SINGLE_TINY)
-        lipschitz *= activation.max_slope
-        computed = activation.value(z).norm(dim=1) * OUTWARD
-        slack = activation.max_slope * slack
-        slack = slack + ROUNDING * (activation.max_slope * before.start + at_zero)
-        size = Affine(lipschitz, computed + slack * OUTWARD)
-    return size, error, most
+        slack = row.max_slope * slack + ROUNDING * (row.max_slope * size.start + at_zero)
+        near, away = row.value(z).abs(), Affine(size.rate * row.max_slope, slack * OUTWARD)
+    return near, away, error, most
 
 
 @remembered
