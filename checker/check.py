@@ -268,7 +268,8 @@ class Network:
     def remembered(self, name: str, prove: Callable[[], arb]) -> arb:
         """A proved bound, rounded up to few bits."""
         if name not in self.known:
-            self.known[name] = float(above(prove()))
+            bound = prove()  # 0, or by 2^-1000 more, so that float64 holds what it is rounded to
+            self.known[name] = float(above(bound + arb(2) ** -1000)) if bound != 0 else 0.0
             if self.cache:
                 self.cache.write_text(json.dumps(self.file, indent=1))
         return arb(self.known[name])
@@ -405,9 +406,8 @@ class Proofs:
         seal, self.model = facts.pop("seal", None), facts.get("model")
         tensors = [self.tensors[name] for name in sorted(self.tensors)]
         require(seal == digest([facts], tensors), f"{path} is no proof file, or was altered")
-        digits = self.tensors["digits"]
-        self.ends = np.cumsum(digits, dtype=np.int64).reshape(digits.shape)
         self.index, self.label = (self.tensors[name].tolist() for name in ("index", "label"))
+        self.ends = self.tensors["digits"].cumsum(dtype=int).reshape(self.tensors["digits"].shape)
 
     def claims(self, i: int, x: np.ndarray) -> Iterator[tuple[np.ndarray, Vector]]:
         """The point c of each claim, its radius, curvature and margin, and the ball's radius."""
@@ -430,7 +430,7 @@ def check(proofs: Proofs, network: Network, x: np.ndarray, y: np.ndarray) -> Ite
         jobs, points, wrong = [], {}, {i: [] for i in block}
         for i in block:
             image, label, right = x[proofs.index[i]], proofs.label[i], y[proofs.index[i]]
-            targets = [t for t in range(len(network.biases[-1])) if t != label]
+            targets = [t for t in range(len(network.layers[-1].rows)) if t != label]
             if digest([], [image]) != proofs.tensors["image_sha256"][i].tobytes().hex():
                 wrong[i].append("the proof is about another image")
             elif label != right:

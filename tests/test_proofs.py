@@ -192,9 +192,8 @@ def test_curvature_in_a_ball_holds_and_is_the_packages(case, radius):
         theirs = ball_curvature(
             RoundingModel.of(read), x, torch.tensor([radius]).double(), one, one, one + 1
         )
-        assert min(k, float(downward_curvature(read, one, one + 1))) <= float(theirs) * (
-            1 + 2.0**-20
-        )
+        found = min(k, float(downward_curvature(read, one, one + 1)))
+        assert found <= float(theirs) * (1 + 2.0**-20) + 1e-290
 
 
 def test_the_jump_of_torchs_softplus_is_allowed_for():
@@ -399,6 +398,14 @@ def test_numbers_that_are_none_prove_nothing(proved, tmp_path, name, value):
 
     rewrite(folder / "proofs.safetensors", tmp_path / "cheat.safetensors", change)
     assert checked(tmp_path / "cheat.safetensors", checker_network(model), x, y)[0]
+
+
+def test_a_linear_network_needs_no_curvature(tmp_path):
+    model = crc.mlp([4, 3], seed=0).double()
+    x, y = inputs_of(model, 3, torch.Generator().manual_seed(0))
+    written = prove(model, x, y, tmp_path / "proofs.safetensors")
+    assert torch.allclose(written.radius, written.certified, rtol=1e-9)
+    assert not any(checked(tmp_path / "proofs.safetensors", checker_network(model), x, y).values())
 
 
 def test_margins_at_a_radius_can_be_claimed(proved, tmp_path):
