@@ -5,10 +5,12 @@ A certified radius rests on a point c and a curvature k for each other class
 and the image can verify the radius without trusting the program that found it: the folder
 ``checker`` does so in ball arithmetic.
 
-Any c proves something, so c is rounded to as few bytes a coordinate as leave the image's radius
-what it was: none where c = x will do, which is so for most classes, one, two or three.
+Any c proves something, so :math:`c - x` is rounded to as few digits to the base 16 as leave the
+image's radius what it was: none where c = x will do, one or two for most classes, and five or six
+for the class that limits the radius.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable
@@ -33,8 +35,8 @@ from crcbook.search import SEARCH_STEPS, fixed_point, search
 
 FORMAT = "crcbook proofs 1"
 _MOST_DIGITS = 6
-_LOSS = 5e-7  # of the radius, that rounding c may cost: fewer bytes are not worth more
-_ROOM = 2e-3  # that a search leaves above the radius, so that one byte a coordinate will do
+_LOSS = 5e-7  # of the radius, that rounding c may cost: shorter files are not worth more
+_ROOM = 2e-3  # of the radius, that searches leave above it, so that one or two digits will do
 # Arb keeps 30 bits of the radius of a ball, so a checker's bounds may exceed ours by a little where
 # intervals pass through several layers, and by more where they were narrow.
 _WIDER, _WIDER_IN_BALLS = 1 + 2.0**-22, 1 + 2.0**-20
@@ -53,7 +55,8 @@ class Written:
     Attributes:
         radius: ``(batch,)`` float64 l2 radii claimed against every other class; 0 where the file
             says nothing of an input.
-        certified: ``(batch,)`` float64 radii of :func:`crcbook.certify`, never smaller.
+        certified: ``(batch,)`` float64 radii of :func:`crcbook.certify`, to compare. The claims can
+            be larger by a hair, as their searches go on for longer.
         summary: the counts written into the file.
     """
 
@@ -96,32 +99,34 @@ def prove(
         ValueError: as :func:`crcbook.certify`, and for a network with several activations.
         RuntimeError: where the file cannot be written.
     """
-    network = read_network(model)
+    network = read_network(copy.deepcopy(model).cpu())
     digest = network_digest(network)
     certificate = certify(model, x, y, curvature=curvature)
     everywhere = certify(model, x, y) if curvature == "local" else certificate
-    certified, inputs, labels = certificate.radius, x.detach().flatten(1).double(), y.long()
-    rows = ((certified > 0) & everywhere.radius.isfinite()).nonzero().squeeze(1)
-    images = _Images.of(network, inputs[rows], labels[rows], everywhere.radius[rows])
+    certified, alone, nearest = (
+        row.cpu() for row in (certificate.radius, everywhere.radius, everywhere.target)
+    )
+    x, y = x.detach().flatten(1).double().cpu(), y.long().cpu()
+    rows = ((certified > 0) & alone.isfinite()).nonzero().squeeze(1)
+    images = _Images.of(network, x[rows], y[rows], alone[rows])
     images = images.in_balls(certified[rows]) if curvature == "local" else images
-    claims = images.claims(everywhere.target[rows])
+    claims = images.claims(nearest[rows])
     tensors = {
         "index": (rows if index is None else index[rows]).numpy().astype(np.int64),
-        "label": labels[rows].numpy(),
-        "image_sha256": _image_digests(inputs[rows].numpy()),
+        "label": y[rows].numpy(),
+        "image_sha256": _image_digests(x[rows].numpy()),
         **claims,
     }
     radius = torch.zeros_like(certified)
     radius[rows] = torch.from_numpy(claims["radius"]).amin(1)
+    further = certified[rows] > radius[rows] * (1 + _SHORT)
     summary = {
         "images": len(x),
         "curvature over all of R^n": int(images.valid.isinf().sum()),
         "curvature over a ball": int(images.valid.isfinite().sum()),
         "not certified": int((certified == 0).sum()),
-        "certified at any distance: not expressed": int(everywhere.radius.isinf().sum()),
-        "certified further by other means: not expressed": int(
-            (certified[rows] > radius[rows] * (1 + _SHORT)).sum()
-        ),
+        "certified at any distance: not expressed": int(alone.isinf().sum()),
+        "certified further by other means: not expressed": int(further.sum()),
     }
     write_proofs(Path(path), tensors, {"model": digest, **summary})
     return Written(radius, certified, summary)
