@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from crcbook.certificate.question import Question
 from crcbook.proof.lines import crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
-
-if TYPE_CHECKING:
-    from crcbook.certificate.question import Question
-
 
 @dataclass(frozen=True)
 class Lines:

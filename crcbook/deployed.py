@@ -1,0 +1,166 @@
+r"""How far a float32 evaluation of a network can be from its margins in real arithmetic.
+
+A certificate speaks of real arithmetic; the program that runs computes in float32, in an order of
+summation that nobody promises. This module bounds what that can change, over a whole ball at once:
+
+.. math:: |(\hat z_y - \hat z_t)(x) - f(x)| \le \alpha \|x - c\| + \beta
+
+for every float32 input x up to a distance of 1e6, where the hats are what float32 computes. A bound
+:math:`f(x_0+\delta) \ge q - s\cdot\delta - \frac k2\|\delta\|^2` then stays one for the computed
+margin at distance :math:`\|\delta\|` with :math:`q - \beta` in the place of q and
+:math:`\|s\| + \alpha` in that of :math:`\|s\|`, where :math:`c = x_0`.
+
+**Derivation.** Let u be :math:`2^{-24}` and :math:`\gamma_k = ku/(1-ku)`. Whatever the order, and
+with fused operations or without, an inner product of n terms and the addition of a bias commit at
+most n + 1 roundings a term, so that the computed preactivation of a layer with input
+:math:`\hat a` is off by at most :math:`\gamma_{n+2}(|W||\hat a| + |b|)` in each entry. With
+:math:`\|\hat a - a\| \le e`, and :math:`\|a - a_c\| \le D` for the activations :math:`a_c` at c,
+in the l2 norm
+
+.. math:: e_z = \|W\|e + \gamma_{n+2}\bigl(\||W||a_c| + |b|\| + \||W|\|(D+e)\bigr) + \epsilon,
+
+where :math:`\epsilon` exceeds all underflow, gradual or not. A float32 activation errs by at most
+:math:`\tau` times its natural scale (``SINGLE_ROUNDING``), so with g the largest slope and N the
+width
+
+.. math:: e' = g e_z + \tau\bigl(g(Z + e_z) + \sqrt N|\sigma(0)|\bigr) + \epsilon.
+
+Here Z bounds the norm of z. D and Z grow by Lipschitz constants from c; hence all bounds are affine
+in :math:`\|x-c\|`, with coefficients that are carried through the layers. The logits of two classes
+are two inner products with the same :math:`\hat a`:
+
+.. math:: \|w_y-w_t\|\,e + \gamma_{n+2}\bigl((|w_y|+|w_t|) \cdot |a_c| + (\|w_y\|+\|w_t\|)(D+e) +
+   |b_y|+|b_t|\bigr) + \epsilon.
+
+Softplus jumps to the identity above 20 in torch; that is far below :math:`\tau` times 20.
+Reduced precision inside products (TF32, bfloat16) and fast products of matrices (Strassen) are
+excluded: no such program is covered.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crcbook.activations import ROUNDING
+from crcbook.arithmetic import OUTWARD, SINGLE_TINY, SINGLE_UNIT, gamma
+from crcbook.networks import Network, remembered
+from crcbook.rounding import RoundingModel
+from crcbook.spectral import spectral_norm_bound
+
+# Float32 activations of torch are within it of the truth, relative to the larger of their natural
+# scales g|z| and |sigma(0)|: 16 units in the last place, as for float64; the tests compare.
+SINGLE_ROUNDING = 2.0**-20
+_LARGEST, _FARTHEST = 1e30, 1e6  # sizes below which no sum overflows, at distances up to the other
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A bound that grows with the distance from a centre: ``rate * distance + start``.
+
+    Attributes:
+        rate: the growth a unit of l2 distance, a number or a tensor.
+        start: ``(pairs,)`` the bound at the centre.
+    """
+
+    rate: Tensor | float
+    start: Tensor
+
+    def __add__(self, other: "Affine | Tensor | float") -> "Affine":
+        """The sum of two bounds, or of a bound and a constant."""
+        if isinstance(other, Affine):
+            return Affine(self.rate + other.rate, self.start + other.start)
+        return Affine(self.rate, self.start + other)
+
+    def at(self, distance: float) -> Tensor:
+        """The bound at a distance."""
+        return self.rate * distance + self.start
+
+    def __mul__(self, factor: Tensor | float) -> "Affine":
+        """The bound times a nonnegative factor."""
+        return Affine(self.rate * factor, self.start * factor)
+
+
+def float32_error(
+    network: Network, label: Tensor, target: Tensor, centre: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Bounds of what float32 can change of margins: :math:`\alpha\|x - c\| + \beta`.
+
+    Args:
+        network: the float64 network, with weights that float32 holds.
+        label: ``(pairs,)`` classes.
+        target: ``(pairs,)`` classes.
+        centre: ``(pairs, n)`` points c, such as the inputs; the origin where None.
+
+    Returns:
+        ``(pairs,)`` :math:`\alpha` and :math:`\beta`, rounded upward; the second infinite where
+        float32 could overflow.
+
+    Raises:
+        ValueError: where float32 does not hold the weights: what runs is then another network.
+    """
+    _check_weights(network)
+    if centre is None:
+        centre = network.layers[0].weight.new_zeros(len(label), network.inputs)
+    near, away, error, most = _hidden_error(network, centre)
+    last = network.layers[-1]
+    own, other = last.weight[label], last.weight[target]
+    lengths = (own.norm(dim=1) + other.norm(dim=1)) * OUTWARD
+    offsets = last.bias[label].abs() + last.bias[target].abs()
+    sums = ((own.abs() + other.abs()) * near).sum(1) * OUTWARD + offsets
+    sums = (away + error) * lengths + sums
+    terms = gamma(last.weight.shape[1] + 2, SINGLE_UNIT)
+    total = error * ((own - other).norm(dim=1) * OUTWARD) + sums * terms
+    total = total + SINGLE_TINY * (1 + lengths)
+    most = torch.maximum(most, sums.at(_FARTHEST))
+    rate = torch.as_tensor(total.rate, dtype=lengths.dtype).expand_as(lengths) * OUTWARD
+    start = torch.where(most < _LARGEST, total.start * OUTWARD, torch.inf)
+    return rate, start
+
+
+def _hidden_error(network: Network, centre: Tensor) -> tuple[Tensor, Affine, Affine, Tensor]:
+    """What is known of the last hidden activations.
+
+    Args:
+        network: the float64 network.
+        centre: ``(pairs, n)``.
+
+    Returns:
+        ``(pairs, width)`` their magnitudes at the centre, as computed; bounds of how far the true
+        ones are from these, and of the error of what float32 computes; and ``(pairs,)`` bounds of
+        all sums on the way.
+    """
+    rounding, at_centre = RoundingModel.of(network), network.preactivations(centre)
+    slacks = rounding.preactivation_errors(centre.norm(dim=1))
+    nothing = torch.zeros_like(centre[:, 0])
+    near, away, error = centre.abs(), Affine(1.0, nothing), Affine(0.0, nothing)
+    most = near.norm(dim=1) + _FARTHEST
+    rows = zip(rounding.hidden(), _magnitudes(network), at_centre, slacks, strict=True)
+    for (layer, norm, _), magnitude, z, slack in rows:
+        row, terms = layer.activation, gamma(layer.weight.shape[1] + 2, SINGLE_UNIT)
+        at_zero = len(layer.bias) ** 0.5 * abs(float(row.value(layer.bias.new_zeros(1))))
+        sums = (near @ layer.weight.abs().T + layer.bias.abs()).norm(dim=1) * OUTWARD
+        sums = (away + error) * magnitude + sums
+        most = torch.maximum(most, sums.at(_FARTHEST))
+        step = error * norm + sums * terms + SINGLE_TINY * (1 + magnitude)
+        size = Affine(away.rate * norm, z.norm(dim=1) * OUTWARD + slack)
+        error = (step + (size + step) * SINGLE_ROUNDING) * row.max_slope
+        error = error + (SINGLE_ROUNDING * at_zero + SINGLE_TINY)
+        slack = row.max_slope * slack + ROUNDING * (row.max_slope * size.start + at_zero)
+        near, away = row.value(z).abs(), Affine(size.rate * row.max_slope, slack * OUTWARD)
+    return near, away, error, most
+
+
+@remembered
+def _magnitudes(network: Network) -> tuple[float, ...]:
+    """Bounds of the spectral norms of the hidden weights' absolute values."""
+    return tuple(spectral_norm_bound(layer.weight.abs()) for layer in network.layers[:-1])
+
+
+def _check_weights(network: Network) -> None:
+    for place, layer in enumerate(network.layers):
+        if any((part != part.float().double()).any() for part in (layer.weight, layer.bias)):
+            raise ValueError(
+                f"a float32 program needs weights that float32 holds; it would round those of "
+                f"Linear layer {place}: convert the model with model.float() first"
+            )

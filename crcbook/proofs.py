@@ -1,0 +1,404 @@
+r"""Certificates as files that a program without this package can check.
+
+A certified radius rests on a point c and a curvature k for each other class
+(:mod:`crcbook.minorant`). Both fit in a few kilobytes an image, and whoever has them, the weights
+and the image can verify the radius without trusting the program that found it: the folder
+``checker`` does so in ball arithmetic.
+
+Any c proves something, so :math:`c - x` is rounded to as few digits to the base 16 as leave the
+image's radius what it was: none where c = x will do, one or two for most classes, and five or six
+for the class that limits the radius.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from crcbook.acceleration import Acceleration
+from crcbook.activations import ACTIVATIONS
+from crcbook.attacks import into_ball
+from crcbook.certificate import certify
+from crcbook.checkpoints import write_atomically
+from crcbook.curvature import ball_curvature, downward_curvature
+from crcbook.minorant import Pairs, Prover
+from crcbook.networks import Network, read_network
+from crcbook.rounding import RoundingModel
+from crcbook.search import SEARCH_STEPS, fixed_point, search
+
+FORMAT = "crcbook proofs 1"
+_MOST_DIGITS = 6
+_LOSS = 5e-7  # of the radius, that rounding c may cost: shorter files are not worth more
+_ROOM = 2e-3  # of the radius, that searches leave above it, so that one or two digits will do
+# Arb keeps 30 bits of the radius of a ball, so a checker's bounds may exceed ours by a little where
+# intervals pass through several layers, and by more where they were narrow.
+_WIDER, _WIDER_IN_BALLS = 1 + 2.0**-22, 1 + 2.0**-20
+_BALLS = 6  # tried an input, by bisection
+_INSIDE = 1e-9  # of a ball's radius: how far inside it the points stay
+_WORTH = 1e-4  # of the radius: a ball that gains less is left
+_SHORT = 1e-6  # of the radius: what is missing more is counted
+_CHUNK_PAIRS = 2048
+_STEPS = 20  # gradients in double precision, at most
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a proof file holds.
+
+    Attributes:
+        radius: ``(batch,)`` float64 l2 radii claimed against every other class; 0 where the file
+            says nothing of an input.
+        certified: ``(batch,)`` float64 radii of :func:`crcbook.certify`, to compare. The claims can
+            be larger by a hair, as their searches go on for longer.
+        summary: the counts written into the file.
+    """
+
+    radius: Tensor
+    certified: Tensor
+    summary: dict
+
+
+def prove(
+    model: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    path: Path | str,
+    curvature: str = "global",
+    index: Tensor | None = None,
+) -> Written:
+    """Certify inputs and write what the certificates rest on to a file.
+
+    The file holds for each input and other class the point c, the curvature k and the radius they
+    prove, and hashes of the network and of the inputs. What :func:`crcbook.certify` owes to slabs,
+    to curvature followed along paths, or to a range of the last activation in which a class can
+    never win has no such proof: the file claims what one quadratic a class gives, and its summary
+    counts the radii that were larger.
+
+    Args:
+        model: a Sequential that :func:`crcbook.networks.read_network` accepts, with one kind of
+            activation in its default setting.
+        x: ``(batch, *input_shape)`` inputs.
+        y: ``(batch,)`` int64 labels.
+        path: where to write, ``.safetensors`` by custom.
+        curvature: ``"global"``, over all of R^n, or ``"local"``: over balls where that gives more.
+        index: ``(batch,)`` positions of the inputs in the data that a checker will be given; 0, 1,
+            ... where None.
+
+    Returns:
+        The radii claimed, with the counts.
+
+    Raises:
+        TypeError: as :func:`crcbook.certify`.
+        ValueError: as :func:`crcbook.certify`, and for a network with several activations.
+        RuntimeError: where the file cannot be written.
+    """
+    network = read_network(copy.deepcopy(model).cpu())
+    digest = network_digest(network)
+    certificate = certify(model, x, y, curvature=curvature)
+    everywhere = certify(model, x, y) if curvature == "local" else certificate
+    certified, alone, nearest = (
+        row.cpu() for row in (certificate.radius, everywhere.radius, everywhere.target)
+    )
+    x, y = x.detach().flatten(1).double().cpu(), y.long().cpu()
+    rows = ((certified > 0) & alone.isfinite()).nonzero().squeeze(1)
+    images = _Images.of(network, x[rows], y[rows], alone[rows])
+    images = images.in_balls(certified[rows]) if curvature == "local" else images
+    claims = images.claims(nearest[rows])
+    tensors = {
+        "index": (rows if index is None else index[rows]).numpy().astype(np.int64),
+        "label": y[rows].numpy(),
+        "image_sha256": _image_digests(x[rows].numpy()),
+        **claims,
+    }
+    radius = torch.zeros_like(certified)
+    radius[rows] = torch.from_numpy(claims["radius"]).amin(1)
+    further = certified[rows] > radius[rows] * (1 + _SHORT)
+    summary = {
+        "images": len(x),
+        "curvature over all of R^n": int(images.valid.isinf().sum()),
+        "curvature over a ball": int(images.valid.isfinite().sum()),
+        "not certified": int((certified == 0).sum()),
+        "certified at any distance: not expressed": int(alone.isinf().sum()),
+        "certified further by other means: not expressed": int(further.sum()),
+    }
+    write_proofs(Path(path), tensors, {"model": digest, **summary})
+    return Written(radius, certified, summary)
+
+
+def write_proofs(path: Path, tensors: dict[str, np.ndarray], facts: dict) -> None:
+    """Write a proof file, sealed with a hash of all it holds.
+
+    Args:
+        path: where to.
+        tensors: the arrays, named as the checker's ``Proofs`` says.
+        facts: anything JSON can hold.
+
+    Raises:
+        RuntimeError: where the file cannot be written.
+    """
+    seal = sha256([facts], (tensors[name] for name in sorted(tensors)))
+    write_atomically(path, save(tensors, {FORMAT: json.dumps({**facts, "seal": seal})}))
+
+
+def sha256(words: list, arrays: Iterable[np.ndarray]) -> str:
+    """The hash of words and arrays: of their types, shapes and bytes, little end first.
+
+    Args:
+        words: anything JSON can hold.
+        arrays: the arrays.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    state = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    for array in arrays:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        state.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return state.hexdigest()
+
+
+def network_digest(network: Network) -> str:
+    """The hash of a network's activation and of its weights, as float64 numbers.
+
+    Args:
+        network: the float64 network.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: for a network with several activations, or one in another setting than the
+            table's.
+    """
+    rows = {(row.name, row.max_bend) for row in (layer.activation for layer in network.layers[:-1])}
+    if len(rows) > 1 or not rows <= {(row.name, row.max_bend) for row in ACTIVATIONS.values()}:
+        kinds = ", ".join(f"{name} with a second derivative up to {bend:g}" for name, bend in rows)
+        raise ValueError(
+            f"a proof file names one activation of {', '.join(ACTIVATIONS)} in its default setting "
+            f"for all layers; got {kinds}"
+        )
+    names = [name for name, _ in rows] or ["softplus"]
+    weights, biases = ([getattr(layer, part).cpu().numpy() for layer in network.layers]
+                       for part in ("weight", "bias"))  # fmt: skip
+    return sha256(names, [*weights, *biases])
+
+
+def _image_digests(x: np.ndarray) -> np.ndarray:
+    rows = [np.frombuffer(bytes.fromhex(sha256([], [row])), np.uint8) for row in x]
+    return np.stack(rows) if rows else np.zeros((0, 32), np.uint8)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Inputs to make claims about.
+
+    Attributes:
+        network: the float64 network.
+        x: ``(inputs, n)``.
+        label: ``(inputs,)``.
+        target: ``(inputs, targets)`` the classes but the label, in increasing order.
+        aim: ``(inputs,)`` radii to be proved.
+        curvature: ``(inputs, targets)`` bounds k.
+        valid: ``(inputs,)`` radii of the balls where they hold.
+    """
+
+    network: Network
+    x: Tensor
+    label: Tensor
+    target: Tensor
+    aim: Tensor
+    curvature: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, network: Network, x: Tensor, label: Tensor, aim: Tensor) -> "_Images":
+        """Inputs with the curvature over all of R^n."""
+        target = torch.arange(network.classes).expand(len(label), -1)
+        target = target[target != label[:, None]].reshape(len(label), network.classes - 1)
+        curvature = downward_curvature(network, label[:, None].expand_as(target), target)
+        wider = _WIDER if len(network.layers) > 2 else 1.0
+        everywhere = torch.full_like(aim, torch.inf)
+        return cls(network, x, label, target, aim, curvature * wider, everywhere)
+
+    def pairs(self, item: Tensor, target: Tensor) -> Pairs:
+        """The margins of inputs over the targets at some places."""
+        x, label = self.x[item], self.label[item]
+        return Pairs(x, label, self.target[item, target], self.curvature[item, target])
+
+    @property
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """The places of all pairs."""
+        return torch.ones_like(self.target).nonzero(as_tuple=True)
+
+    def in_balls(self, most: Tensor) -> "_Images":
+        """The same with curvatures of balls where they prove more; the balls' radii by bisection.
+
+        Args:
+            most: ``(inputs,)`` radii not worth exceeding.
+        """
+        best, low, high = self, self.aim, most * (1 + _SHORT)
+        for _ in range(_BALLS if len(self.network.layers) > 2 else 0):
+            middle = (low + high) / 2
+            trial = self._in_balls(middle)
+            item, target = self.everything
+            pairs = trial.pairs(item, target)
+            point = find_points(self.network, pairs, middle[item], middle[item])
+            found = _radius(Prover.of(self.network), pairs, point, middle[item])
+            reached = found.reshape(self.target.shape).amin(1)
+            best = best._where(reached > best.aim * (1 + _WORTH), replace(trial, aim=reached))
+            filled = reached >= middle * (1 - _LOSS)
+            low, high = low.where(~filled, middle), high.where(filled, middle)
+        return best
+
+    def _in_balls(self, radius: Tensor) -> "_Images":
+        item, target = self.everything
+        pairs = self.label[item], self.target[item, target]
+        rounding = RoundingModel.of(self.network)
+        curvature = ball_curvature(rounding, self.x, radius, item, *pairs) * _WIDER_IN_BALLS
+        return replace(self, curvature=curvature.reshape(self.target.shape), valid=radius)
+
+    def _where(self, better: Tensor, other: "_Images") -> "_Images":
+        aim, valid = (
+            torch.where(better, getattr(other, name), getattr(self, name))
+            for name in ("aim", "valid")
+        )
+        curvature = torch.where(better[:, None], other.curvature, self.curvature)
+        return replace(self, aim=aim, valid=valid, curvature=curvature)
+
+    def claims(self, nearest: Tensor) -> dict[str, np.ndarray]:
+        """The claims as arrays ``(inputs, targets)``, and the digits of their points.
+
+        Args:
+            nearest: ``(inputs,)`` the targets that limit the radii.
+        """
+        item, target = self.everything
+        parts = []
+        for part in torch.arange(len(item)).split(_CHUNK_PAIRS):
+            pairs, aim = self.pairs(item[part], target[part]), self.aim[item[part]]
+            limits = (pairs.target == nearest[item[part]]) | self.valid[item[part]].isfinite()
+            parts.append(_encode(self.network, pairs, aim, self.valid[item[part]], limits))
+        shape = tuple(self.target.shape)
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found |= {name: found[name].reshape(shape) for name in found if name != "steps"}
+        return found | {"valid": self.valid.numpy()} if self.valid.isfinite().any() else found
+
+
+def _encode(
+    network: Network, pairs: Pairs, aim: Tensor, valid: Tensor, limits: Tensor
+) -> dict[str, np.ndarray]:
+    """Points that prove the radii ``aim`` within ``_LOSS``, in as few digits as that takes."""
+    prover, goal = Prover.of(network), aim * (1 - _LOSS)
+    bound = _radius(prover, pairs, pairs.x0, valid)
+    scale, digits = torch.zeros(len(aim)), [[] for _ in aim]
+    todo = (bound < goal).nonzero().squeeze(1)
+    enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf).minimum(valid)
+    few = pairs.take(todo)
+    shift = find_points(network, few, enough[todo], valid[todo]) - few.x0
+    for count in range(1, _MOST_DIGITS + 1):
+        scale[todo], rows = to_digits(shift, count)
+        bound[todo] = _radius(prover, few, few.x0 + from_digits(rows, scale[todo]), valid[todo])
+        for i, row in zip(todo.tolist(), rows, strict=True):
+            digits[i] = list(row)
+        left = (bound[todo] < goal[todo]).nonzero().squeeze(1)
+        todo, few, shift = todo[left], few.take(left), shift[left]
+    flat = [row for rows in digits for row in rows]
+    return {
+        "radius": bound.numpy(),
+        "curvature": pairs.curvature.numpy(),
+        "digits": np.array([len(rows) for rows in digits], np.uint8),
+        "scale": scale.numpy(),
+        "steps": _packed(torch.stack(flat) if flat else torch.zeros(0, pairs.x0.shape[1])),
+    }
+
+
+def to_digits(shift: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Round vectors to numbers of few digits to the base 16, from -8 to 7, times a scale.
+
+    Args:
+        shift: ``(pairs, n)`` float64 vectors.
+        count: how many digits, the first before the point.
+
+    Returns:
+        ``(pairs,)`` float32 scales and ``(pairs, count, n)`` digits.
+    """
+    scale = (shift.abs().amax(1) / 7).float()
+    scale = torch.where(scale > 0, scale, 1.0)
+    unit = 16 ** (count - 1)  # of the last digit in those of the first
+    offset = 8 * sum(16**place for place in range(count))
+    whole = (shift / scale[:, None].double() * unit).round() + offset
+    whole = whole.clamp(0, 16**count - 1).long()
+    digits = [whole // 16 ** (count - 1 - place) % 16 - 8 for place in range(count)]
+    return scale, torch.stack(digits, dim=1)
+
+
+def from_digits(digits: Tensor, scale: Tensor) -> Tensor:
+    """The vectors that :func:`to_digits` rounded to.
+
+    Args:
+        digits: ``(pairs, count, n)``.
+        scale: ``(pairs,)``.
+
+    Returns:
+        ``(pairs, n)`` float64.
+    """
+    units = 16.0 ** -torch.arange(digits.shape[1], dtype=torch.float64)
+    return scale.double()[:, None] * (digits * units[:, None]).sum(1)
+
+
+def _packed(digits: Tensor) -> np.ndarray:
+    """Two digits a byte: those of the first half of the coordinates, and 16 times the others."""
+    digits = (digits + 8).numpy().astype(np.uint8)
+    half = (digits.shape[1] + 1) // 2
+    low, high = digits[:, :half].copy(), digits[:, half:]
+    low[:, : high.shape[1]] += 16 * high
+    return low
+
+
+def find_points(network: Network, pairs: Pairs, limit: Tensor, valid: Tensor) -> Tensor:
+    """Search for the points of expansion: all that a proof file needs of the search.
+
+    The search of :func:`crcbook.certify` stops where a step gains little. Here, where it has not
+    reached its limit, more steps follow in double precision.
+
+    Args:
+        network: the float64 network.
+        pairs: the margins.
+        limit: ``(pairs,)`` radii that are good enough.
+        valid: ``(pairs,)`` radii of the balls that the points must keep to.
+
+    Returns:
+        ``(pairs, n)`` points; any point proves something.
+    """
+    prover, best = Prover.of(network), pairs.x0.clone()
+    radius = torch.full_like(limit, -torch.inf)
+    point, _ = search(network.rough, pairs, pairs.x0, SEARCH_STEPS, limit)
+    acceleration, left = Acceleration(), torch.arange(len(limit))
+    for _ in range(_STEPS):
+        few = pairs.take(left)
+        inside = into_ball(few.x0, point, valid[left] * (1 - _INSIDE))
+        found = _radius(prover, few, inside, valid[left])
+        better = found > radius[left]
+        radius[left[better]], best[left[better]] = found[better], inside[better]
+        values = network.margin_and_gradient(point, few.label, few.target)
+        move = fixed_point(few, point, *values, None) - point
+        point = point + acceleration.step(point, move)
+        keep = (radius[left] < limit[left]).nonzero().squeeze(1)
+        if not len(keep):
+            break
+        point, left, acceleration = point[keep], left[keep], acceleration.take(keep)
+    return best
+
+
+def _radius(prover: Prover, pairs: Pairs, point: Tensor, valid: Tensor) -> Tensor:
+    """What the points prove, in balls of the radii ``valid``."""
+    values = prover.network.margin_and_gradient(point, pairs.label, pairs.target)
+    radius = prover.minorant(pairs, point, *values).radius().minimum(valid)
+    outside = (point - pairs.x0).norm(dim=1) > valid * (1 - _INSIDE / 2)
+    return radius.masked_fill(outside, 0.0)

@@ -1,0 +1,149 @@
+"""What float32 can change of a margin, against float32 itself in many orders of summation."""
+
+import mpmath
+import pytest
+import torch
+from conftest import SMOOTH, evaluate_exactly
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crcbook as crc
+from crcbook.activations import ACTIVATIONS
+from crcbook.deployed import SINGLE_ROUNDING, float32_error
+from crcbook.networks import read_network
+
+
+@st.composite
+def float32_networks(draw):
+    """A float32 network of 2 to 4 layers, and its generator."""
+    seed = draw(st.integers(0, 2**31 - 1))
+    hidden = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    model = crc.mlp(
+        [draw(st.integers(1, 30)), *hidden, 3], draw(st.sampled_from(SMOOTH)), seed=seed
+    )
+    scale = draw(st.sampled_from([0.25, 1.0, 4.0]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    return model, torch.Generator().manual_seed(seed)
+
+
+def in_some_order(model, x, order):
+    """Logits in float32, every sum taken in one of several orders."""
+    for module in model[1:]:
+        if not hasattr(module, "weight"):
+            x = module(x)
+            continue
+        terms = x[:, None, :] * module.weight
+        if order == "torch":
+            x = module(x)
+            continue
+        if order == "bias first":
+            x = module.bias.expand(len(x), -1)
+            for j in range(terms.shape[2]):
+                x = x + terms[:, :, j]
+            continue
+        if order == "large first":
+            terms = terms.gather(2, terms.abs().argsort(dim=2, descending=True))
+        total = torch.zeros_like(terms[:, :, 0])
+        for j in range(terms.shape[2]):
+            total = total + terms[:, :, j]
+        x = total + module.bias
+    return x
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_float32_activations_are_within_their_rounding(name):
+    near = torch.linspace(-30, 30, 300_001)
+    far = torch.logspace(-30, 4, 100_001)
+    z = torch.cat([near, far, -far])
+    row = ACTIVATIONS[name]
+    error = (crc.mlp([1, 1, 2], name)[2](z).double() - row.value(z.double())).abs()
+    scale = torch.maximum(
+        row.max_slope * z.double().abs(), row.value(torch.zeros(1).double()).abs()
+    )
+    assert (error <= SINGLE_ROUNDING * scale).all()
+
+
+@given(float32_networks(), st.floats(0.0, 8.0))
+def test_what_float32_computes_is_within_the_bound_in_any_order(case, radius):
+    model, generator = case
+    network = read_network(model)
+    centre = torch.randn(8, network.inputs, generator=generator)
+    away = torch.randn(8, network.inputs, generator=generator)
+    x = centre + radius * away / away.norm(dim=1, keepdim=True)
+    label, target = torch.zeros(8, dtype=torch.int64), torch.full((8,), 2)
+    exact, _ = network.margin_and_gradient(x.double(), label, target)
+    for middle in (centre.double(), None):
+        rate, start = float32_error(network, label, target, middle)
+        distance = (x.double() - (0 if middle is None else middle)).norm(dim=1)
+        bound = rate * distance + start
+        for order in ("torch", "bias first", "large first", "bias last"):
+            logits = in_some_order(model, x, order).double()
+            error = (logits[:, 0] - logits[:, 2] - exact).abs()
+            assert (error <= bound + 1e-11 * (1 + exact.abs())).all()
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_bound_is_within_reason(name):
+    """Far below a margin, and not above a few thousand times what happens."""
+    model = crc.mlp([50, 40, 30, 4], name, seed=1)
+    network = read_network(model)
+    x = torch.rand(200, 50, generator=torch.Generator().manual_seed(0))
+    label, target = torch.zeros(200, dtype=torch.int64), torch.ones(200, dtype=torch.int64)
+    rate, start = float32_error(network, label, target, x.double())
+    exact, _ = network.margin_and_gradient(x.double(), label, target)
+    logits = model(x).detach().double()
+    error = (logits[:, 0] - logits[:, 1] - exact).abs().max()
+    assert error < start.min() and start.max() < 5000 * error and start.max() < 1e-3
+    assert (rate > 0).all() and rate.max() < 1e-4
+
+
+def test_around_the_input_the_bound_is_the_smaller_one():
+    network = read_network(crc.mlp([20, 30, 3], seed=0))
+    x = torch.rand(5, 20, generator=torch.Generator().manual_seed(0)).double()
+    label, target = torch.zeros(5, dtype=torch.int64), torch.ones(5, dtype=torch.int64)
+    rate, start = float32_error(network, label, target)
+    _, around = float32_error(network, label, target, x)
+    assert (around <= start + rate * x.norm(dim=1) * (1 + 1e-9)).all()
+
+
+def test_an_input_that_float32_classifies_otherwise_is_within_the_bound():
+    """Between two inputs of different classes lie some that float32 decides wrongly."""
+    model = crc.mlp([10, 64, 2], seed=0)
+    network, one = read_network(model), torch.tensor([0])
+    generator, found = torch.Generator().manual_seed(0), 0
+    for _ in range(40):
+        low, high = torch.randn(2, 1, 10, generator=generator) * 3
+        margins = [
+            float(network.margin_and_gradient(p.double(), one, one + 1)[0]) for p in (low, high)
+        ]
+        if margins[0] * margins[1] > 0:
+            continue
+        low, high = (low, high) if margins[0] > 0 else (high, low)
+        for _ in range(40):
+            middle = (low + high) / 2
+            margin = float(network.margin_and_gradient(middle.double(), one, one + 1)[0])
+            low, high = (middle, high) if margin > 0 else (low, middle)
+            logits = model(middle).detach()
+            if margin > 1e-12 and logits[0, 0] <= logits[0, 1]:
+                found += 1
+                with mpmath.workdps(30):
+                    exact, _ = evaluate_exactly(network, middle[0].double(), 0, 1)
+                _, start = float32_error(network, one, one + 1, middle.double())
+                assert 0 < exact <= float(start)
+    assert found > 0
+
+
+def test_weights_that_float32_rounds_are_refused():
+    model = crc.mlp([3, 4, 2], seed=0).double()
+    model[1].weight.data.mul_(1 / 3)
+    with pytest.raises(ValueError, match="float32"):
+        float32_error(read_network(model), torch.tensor([0]), torch.tensor([1]))
+
+
+def test_where_float32_could_overflow_there_is_no_bound():
+    model = crc.mlp([3, 4, 2], seed=0)
+    x = torch.full((1, 3), 1e35).double()
+    _, start = float32_error(read_network(model), torch.tensor([0]), torch.tensor([1]), x)
+    assert start.isinf().all()
