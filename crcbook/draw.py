@@ -1,0 +1,75 @@
+"""The page on which a reader draws a digit and sees it certified: its data and its markup.
+
+The page computes in the reader's browser, with no network: ``draw_proof.js`` holds the numerics,
+``draw_page.js`` what one sees of them. Python proves what does not depend on the digit, the
+curvature of each pair of classes, and hands over the weights.
+"""
+
+import base64
+import json
+
+import numpy as np
+import torch
+from torch import nn
+
+from crcbook.curvature import downward_curvature
+from crcbook.networks import read_network
+from crcbook.rounding import RoundingModel
+
+
+def network_script(model: nn.Sequential) -> str:
+    """A script that hands a network, and the constants of proofs about it, to ``draw_proof.js``.
+
+    Args:
+        model: one hidden layer of softplus units, its weights float32.
+
+    Returns:
+        JavaScript that assigns one object; a page opened from disk can load nothing but scripts.
+
+    Raises:
+        ValueError: for another kind of network.
+    """
+    network = read_network(model)
+    first, last = network.layers[0], network.layers[-1]
+    if len(network.layers) != 2 or first.activation.name != "softplus":
+        raise ValueError("the page computes one hidden layer of softplus units, no other network")
+    rounding = RoundingModel.of(network)
+    label, target = _pairs(network.classes)
+    rows = network.margin_weights(label, target)
+    data = {
+        "inputs": network.inputs,
+        "width": len(first.bias),
+        "classes": network.classes,
+        "curvature": _table(downward_curvature(network, label, target), network.classes),
+        "rowNorm": _table(rows.norm(dim=1), network.classes),
+        "deviation": _table(rounding.deviation(rows), network.classes),
+        "spectralNorm": rounding.norms[0],
+        "frobeniusNorm": rounding.frobenius[0],
+        "maxSlope": first.activation.max_slope,
+        "maxBend": first.activation.max_bend,
+        "weights": _base64([first.weight, first.bias, last.weight, last.bias]),
+    }
+    return f"window.crcDrawNetwork = {json.dumps(data, separators=(',', ':'), allow_nan=False)};\n"
+
+
+def _pairs(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every label with every other class, in the order of a table without its diagonal."""
+    label = torch.arange(classes).repeat_interleave(classes)
+    target = torch.arange(classes).repeat(classes)
+    return label[label != target], target[label != target]
+
+
+def _table(values: torch.Tensor, classes: int) -> list[list[float]]:
+    """Values of :func:`_pairs` as a table; its diagonal, which nobody reads, is 0."""
+    table = torch.zeros(classes, classes, dtype=torch.float64)
+    table[_pairs(classes)] = values.cpu()
+    return table.tolist()
+
+
+def _base64(tensors: list[torch.Tensor]) -> str:
+    """Float32 numbers, one tensor after the other; that they lose nothing is checked."""
+    exact = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+    single = exact.astype("<f4")
+    if not np.array_equal(single, exact):
+        raise ValueError("the page holds float32 weights; these are not")
+    return base64.b64encode(single.tobytes()).decode("ascii")
