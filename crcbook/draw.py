@@ -7,14 +7,67 @@ curvature of each pair of classes, and hands over the weights.
 
 import base64
 import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from string import Template
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import HTML
 from torch import nn
 
 from crcbook.curvature import downward_curvature
 from crcbook.networks import read_network
 from crcbook.rounding import RoundingModel
+
+NETWORK = "results/mnist-2-softplus-crt-long.safetensors"  # in the book's folder
+SCRIPT = "draw_network.js"  # what :func:`network_script` is called in the built book
+_SCRIPTS = ("draw_proof.js", "draw_page.js")
+_SIDE = 28
+
+
+def read_digits(path: str | Path) -> np.ndarray:
+    """Read a sheet of digits: a row a class, ten of each, 28 by 28 pixels.
+
+    Args:
+        path: a PNG of 280 by 280 grey pixels.
+
+    Returns:
+        ``(10, 10, 28, 28)`` uint8: class, number in the class, row, column.
+
+    Raises:
+        ValueError: for a picture of another size.
+    """
+    picture = np.rint(plt.imread(path) * 255).astype(np.uint8)
+    if picture.shape != (10 * _SIDE, 10 * _SIDE):
+        raise ValueError(f"{path} must have 280 by 280 grey pixels; got {picture.shape}")
+    return picture.reshape(10, _SIDE, 10, _SIDE).swapaxes(1, 2)
+
+
+def draw_page(model: nn.Sequential, digits: np.ndarray) -> HTML:
+    """The sheet to draw on, with all that it says about what is drawn.
+
+    Args:
+        model: the network whose script, :func:`network_script`, lies beside the page.
+        digits: ``(10, 10, 28, 28)`` uint8 images to start from, as :func:`read_digits` gives them.
+
+    Returns:
+        HTML that loads that script, 4 MB, and nothing else.
+    """
+    package = files("crcbook")
+    template = Template(package.joinpath("draw.html").read_text("utf-8"))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    scripts = (package.joinpath(name).read_text("utf-8") for name in _SCRIPTS)
+    return HTML(
+        template.substitute(
+            network=f"_static/{SCRIPT}",
+            bytes=4 * math.ceil(4 * weights / 3),
+            digits=base64.b64encode(digits.tobytes()).decode("ascii"),
+            script="\n".join(scripts),
+        )
+    )
 
 
 def network_script(model: nn.Sequential) -> str:

@@ -40,7 +40,7 @@ const CrcProof = (() => {
   // a + t b
   const along = (a, t, b) => a.map((value, i) => value + t * b[i]);
 
-  const SEARCH = { steps: 40, gain: 1e-7, patience: 4 };
+  const STEPS = 40, GAIN = 1e-7, PATIENCE = 4; // of a search; a smaller relative gain is none
   const SETTLED = 1e-6; // of the distance: what is left to gain is of the order of its square
   const BISECTIONS = 40;
   const REACHES = [1, 1.001, 1.03, 1.3, 2, 4]; // how far beyond a point to look for the boundary
@@ -250,16 +250,17 @@ const CrcProof = (() => {
     }
 
     // Look for the c whose parabola proves the largest radius: towards the boundary, but never
-    // with a step beyond 1/k, where the dual ends (crcbook/search.py).
-    search(x0, pair, start = x0, steps = SEARCH.steps, until = Infinity) {
+    // with a step beyond 1/k, where the dual ends (crcbook/search.py). It ends where it gains
+    // nothing more, or once the radius passes `until`: a class further away than another is done.
+    search(x0, pair, { start = x0, steps = STEPS, gain = GAIN, until = Infinity } = {}) {
       const most = 1 / this.curvature[pair.label][pair.target];
       let best = { radius: -1, point: x0 }, stalled = 0;
       const eta = (c, found) => Math.min(most, this.toBoundary(x0, c, found));
       this.walk(x0, pair, start, steps, eta, (c, found) => {
         const radius = this.radius(x0, pair, c, found);
-        stalled = radius - best.radius > SEARCH.gain * radius ? 0 : stalled + 1;
+        stalled = radius - best.radius > gain * radius ? 0 : stalled + 1;
         if (radius > best.radius) best = { radius, point: c };
-        return stalled < SEARCH.patience && radius <= until;
+        return stalled < PATIENCE && radius <= until;
       });
       return best;
     }
@@ -328,6 +329,20 @@ const CrcProof = (() => {
         rows.push({ ...pair, radius, point: x0, searched: false });
       }
       return { x0, label, logits, rows };
+    }
+
+    // Raise the radii of `look` until the smallest is one that was searched for: then it is the
+    // radius against every class. `options(row)` are the search's; `ready()` may end it earlier,
+    // with a radius that is smaller and no less proved.
+    raise(view, options = () => ({}), ready = () => false) {
+      let least = Infinity;
+      for (let row = weakest(view.rows); !row.searched && !ready(); row = weakest(view.rows)) {
+        const found = this.search(view.x0, row, { until: least, ...options(row) });
+        if (found.radius > row.radius) Object.assign(row, found);
+        row.searched = true;
+        least = Math.min(least, row.radius);
+      }
+      return weakest(view.rows).radius;
     }
   }
 
