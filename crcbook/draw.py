@@ -18,8 +18,9 @@ import torch
 from IPython.display import HTML
 from torch import nn
 
+from crcbook.activations import ACTIVATIONS
 from crcbook.curvature import downward_curvature
-from crcbook.networks import read_network
+from crcbook.networks import Layer, read_network
 from crcbook.rounding import RoundingModel
 
 NETWORK = "results/mnist-2-softplus-crt-long.safetensors"  # in the book's folder
@@ -84,8 +85,10 @@ def network_script(model: nn.Sequential) -> str:
     """
     network = read_network(model)
     first, last = network.layers[0], network.layers[-1]
-    if len(network.layers) != 2 or first.activation.name != "softplus":
-        raise ValueError("the page computes one hidden layer of softplus units, no other network")
+    if len(network.layers) != 2 or not _is_plain_softplus(first) or len(first.bias) % 4:
+        raise ValueError(
+            "the page computes one hidden layer of softplus units, their number a multiple of 4"
+        )
     rounding = RoundingModel.of(network)
     label, target = _pairs(network.classes)
     rows = network.margin_weights(label, target)
@@ -103,6 +106,12 @@ def network_script(model: nn.Sequential) -> str:
         "weights": _base64([first.weight, first.bias, last.weight, last.bias]),
     }
     return f"window.crcDrawNetwork = {json.dumps(data, separators=(',', ':'), allow_nan=False)};\n"
+
+
+def _is_plain_softplus(layer: Layer) -> bool:
+    """Whether a layer's units are softplus with beta 1, which the page's formulas assume."""
+    row, plain = layer.activation, ACTIVATIONS["softplus"]
+    return (row.name, row.max_bend) == (plain.name, plain.max_bend)
 
 
 def _pairs(classes: int) -> tuple[torch.Tensor, torch.Tensor]:

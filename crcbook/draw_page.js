@@ -10,7 +10,8 @@
   const PAUSE = 150, CENTRE = 700; // ms after the last stroke: the full search, the centring
   const KEPT = 60; // strokes to undo
   const LARGEST = 5; // the distance at the end of the axis
-  const CHART = { left: 30, right: 54, top: 22, row: 19, bar: 11, bottom: 4 };
+  const CHART = { left: 30, right: 54, top: 22, row: 19, bar: 11, bottom: 4, slider: 24 };
+  const SAMPLE = [4, 0]; // shown first: a class, and which of its digits
   const STRIKES = 3; // classes that an attacker tries, the nearest first
 
   // A promised radius is only ever rounded down, a distance that an attack needs only ever up.
@@ -34,9 +35,9 @@
   }
   // White ink on black, as MNIST has it; a style sheet turns it round on a light page.
   const ink = (value) => [255, 255, 255].map((white) => white * clamp(value, 0, 1)).concat(255);
-  // What an attacker adds is orange, what is taken away blue; half of full ink shows fully.
+  // What an attacker adds is orange, what is taken away blue; a third of full ink shows fully.
   const change = (value) =>
-    (value > 0 ? [213, 94, 0] : [0, 114, 178]).concat(255 * Math.min(1, 2 * Math.abs(value)));
+    (value > 0 ? [213, 94, 0] : [0, 114, 178]).concat(255 * Math.min(1, 3 * Math.abs(value)));
 
   // --- The sheet: 784 numbers in [0, 1] -----------------------------------------------------------
 
@@ -113,7 +114,7 @@
     }
 
     async start() {
-      this.sheet.ink = Float64Array.from(this.digit(3, 0));
+      this.sheet.ink = Float64Array.from(this.digit(...SAMPLE));
       this.changed();
       this.setBudget();
       try {
@@ -324,20 +325,20 @@
       if (!view || !budget) return;
       const reach = (row) => row.adversary?.distance ?? 2 * row.radius;
       const rows = [...view.rows].sort((a, b) => reach(a) - reach(b)).slice(0, STRIKES);
-      const found = rows.map((row) => {
-        // An adversary that is known and affordable is an attack like any other.
-        if (row.adversary?.distance <= budget)
-          return { row, point: row.adversary.point, margin: -Infinity };
-        const start = row.adversary?.point ?? row.point;
-        return { row, ...prover.attack(view.x0, row, budget, start) };
-      });
-      const best = found.reduce((a, b) => (b.margin < a.margin ? b : a));
-      const broken = prover.isAdversarial(best.point, best.row);
-      if (broken && !(best.row.adversary?.distance <= budget))
-        best.row.adversary = prover.retreat(view.x0, best.row, best.point);
+      const found = rows.map((row) =>
+        ({ row, ...prover.attack(view.x0, row, budget, row.adversary?.point ?? row.point) }));
+      let best = found.reduce((a, b) => (b.margin < a.margin ? b : a));
+      let broken = prover.isAdversarial(best.point, best.row);
+      const known = rows.find((row) => row.adversary?.distance <= budget);
+      if (broken) this.keepNearest(best.row, prover.retreat(view.x0, best.row, best.point));
+      else if (known) [best, broken] = [{ row: known, point: known.adversary.point }, true];
       const logits = prover.logits(best.point);
       this.result = { ...best, broken, budget, label: logits.indexOf(Math.max(...logits)) };
       this.result.margin = logits[view.label] - logits[best.row.target];
+    }
+
+    keepNearest(row, adversary) {
+      if (adversary?.distance < (row.adversary?.distance ?? Infinity)) row.adversary = adversary;
     }
 
     setBudget(value) {
@@ -371,10 +372,11 @@
 
     summary() {
       const { view, radius, nearest } = this;
-      if (!(radius > 0)) return "Two digits tie here: nothing is certified.";
+      if (!(radius > 0)) return "Two digits tie here, so that nothing is certified.";
       const found = Number.isFinite(nearest.distance)
-        ? `The nearest picture we found that does not is ${up(nearest.distance)} away.` : "";
-      return `Every picture closer than ${down(radius)} is read as ${view.label}. ${found}`;
+        ? `The nearest one we found that is not lies ${up(nearest.distance)} away.` : "";
+      return `Every picture closer than ${down(radius)} is read as ${view.label} too: that is proved. ` +
+        found;
     }
 
     showAttack() {
@@ -398,14 +400,15 @@
     verdict() {
       const { view, result, budget } = this, length = budget.toFixed(2);
       if (this.kind() === "safe")
-        return `Proved: no change of length ${length} can turn this ${view.label}. ` +
-          (result ? `The worst one found leaves it ahead of ${result.row.target} by ` +
-            `${result.margin.toFixed(2)}.` : "");
+        return `It fails. No attack with a budget of ${length} can turn this ${view.label}: that is ` +
+          "proved, whatever the attack. " + (result ? "Ours left it ahead of " +
+          `${result.row.target} by ${result.margin.toFixed(2)}.` : "");
       if (!result) return "…";
       if (result.broken)
-        return `Turned: a change of length ${up(norm(minus(result.point, view.x0)))} makes ` +
-          `the network read ${result.label}.`;
-      return `Beyond the proof, and no attack found: at ${length} the answer may or may not hold.`;
+        return `It succeeds: ${up(norm(minus(result.point, view.x0)))} away, the network reads ` +
+          `${result.label}.`;
+      return `It failed, but nothing is proved: ${length} lies beyond the certified radius, and ` +
+        "another attack might succeed.";
     }
 
     say(text) {
@@ -434,12 +437,15 @@
         { textContent: words });
       for (let tick = 0; tick <= LARGEST; tick++) {
         element(svg, "path", { class: "crc-draw-grid", d: `M${x(tick)} ${CHART.top}V${height}` });
+        text([x(tick), height + CHART.slider + 13], "crc-draw-tick", tick);
       }
       for (let label = 0; label < 10; label++)
         text([CHART.left - 12, y(label) + 5],
           this.view?.label === label ? "crc-draw-own" : "crc-draw-digit", label);
       if (this.view) this.drawRows(svg, x, y, text, height);
-      element(svg, "path", { class: "crc-draw-spend", d: `M${x(this.budget)} ${CHART.top - 4}V${height + 30}` });
+      element(svg, "path", { class: "crc-draw-spend", d: `M${x(this.budget)} ${CHART.top - 4}V${height + CHART.slider / 2}` });
+      if (this.view)
+        text([x(0) + 8, y(this.view.label) + 5], "crc-draw-note", "the network's answer", "start");
     }
 
     drawRows(svg, x, y, text, height) {
@@ -457,8 +463,7 @@
             d: `M${x(adversary.distance)} ${y(target)}m-4 -4l8 8m0 -8l-8 8` });
         text([svg.clientWidth - 4, y(target) + 5], "crc-draw-value", down(own), "end");
       }
-      text([x(0) + 8, y(view.label) + 5], "crc-draw-note", "the network's answer", "start");
-      element(svg, "path", { class: "crc-draw-edge", d: `M${x(radius)} ${CHART.top - 4}V${height}` });
+      element(svg, "path", { class: "crc-draw-line", d: `M${x(radius)} ${CHART.top - 4}V${height}` });
       text([x(radius), CHART.top - 8], "crc-draw-limit", "certified");
     }
   }
