@@ -1,8 +1,8 @@
 """The page on which a reader draws a digit and sees it certified: its data and its markup.
 
 The page computes in the reader's browser, with no network: ``draw_proof.js`` holds the numerics,
-``draw_page.js`` what one sees of them. Python proves what does not depend on the digit, the
-curvature of each pair of classes, and hands over the weights.
+``draw_sheet.js`` what one draws on, ``draw_page.js`` what one sees. Python proves what does not
+depend on the digit, the curvature of each pair of classes, and hands over the weights.
 """
 
 import base64
@@ -25,7 +25,7 @@ from crcbook.rounding import RoundingModel
 
 NETWORK = "results/mnist-2-softplus-crt-long.safetensors"  # in the book's folder
 SCRIPT = "draw_network.js"  # what :func:`network_script` is called in the built book
-_SCRIPTS = ("draw_proof.js", "draw_page.js")
+_SCRIPTS = ("draw_proof.js", "draw_sheet.js", "draw_page.js")
 _SIDE = 28
 
 

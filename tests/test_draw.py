@@ -39,7 +39,8 @@ ADVERSARIES = """(images) => images.map((image) => {
     const prover = crcTest.prover, view = prover.look(Float64Array.from(image));
     prover.raise(view);
     const row = CrcProof.weakest(view.rows), found = prover.adversary(view.x0, row, row.point);
-    return found && { target: row.target, distance: found.distance, point: crcTest.pack(found.point) };
+    const { point, distance } = found ?? {};
+    return found && { target: row.target, distance, point: crcTest.pack(point) };
 })"""
 ATTACKS = """(images) => images.map((image) => {
     const prover = crcTest.prover, view = prover.look(Float64Array.from(image));
@@ -94,13 +95,15 @@ def open_page(browser, folder):
     """Open the page from disk; nothing may fail, and nothing is asked of a network."""
     complaints, contexts = [], []
 
-    def open_page(address=f"{folder.as_uri()}/page.html", state="settled", **options):
+    def open_page(address=None, state="settled", **options):
+        address = address or f"{folder.as_uri()}/page.html"
+        here = (address.removesuffix("page.html"), "blob:")
         context = browser.new_context(viewport={"width": 1000, "height": 1000}, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url)
-                if not request.url.startswith((address.rsplit("/", 1)[0], "blob:")) else None)  # fmt: skip
+        page.on("request", lambda request: request.url.startswith(here)
+                or complaints.append(request.url))  # fmt: skip
         page.goto(address)
         page.wait_for_selector(f".crc-draw[data-state={state}]")
         return page
@@ -227,7 +230,7 @@ def test_errors_are_within_what_is_subtracted(numerics, model, images):
 
 
 def exactly(layer, point, row):
-    """A margin without its bias, and its derivatives by the preactivations, in mpmath's precision."""
+    """A margin without its bias and its derivatives by preactivations, in mpmath's precision."""
     weights, bias = layer.weight.tolist(), layer.bias.tolist()
     z = [mpmath.fdot(weight, point) + b for weight, b in zip(weights, bias, strict=True)]
     margin = mpmath.fdot(row, [mpmath.log1p(mpmath.exp(entry)) for entry in z])
@@ -308,15 +311,21 @@ def read(page):
 
 
 def sheet(page):
-    return torch.tensor(page.evaluate("[...document.querySelector('.crc-draw').page.sheet.ink]"))
+    return torch.tensor(
+        page.evaluate("[...document.querySelector('.crc-draw').page.editor.sheet.ink]")
+    )
+
+
+def on_screen(page, x, y):
+    """Where the middle of a pixel of the sheet is on the screen."""
+    box = page.locator(".crc-draw-sheet").bounding_box()
+    return box["x"] + box["width"] * (x + 0.5) / 28, box["y"] + box["height"] * (y + 0.5) / 28
 
 
 def draw(page, *lines):
     """Draw lines with the mouse, in pixels of the sheet."""
-    box = page.locator(".crc-draw-sheet").bounding_box()
     for line in lines:
-        places = [(box["x"] + box["width"] * (x + 0.5) / 28, box["y"] + box["height"] * (y + 0.5) / 28)
-                  for x, y in line]  # fmt: skip
+        places = [on_screen(page, *place) for place in line]
         page.mouse.move(*places[0])
         page.mouse.down()
         for place in places[1:]:
@@ -354,14 +363,14 @@ def test_a_drawn_digit_looks_like_one_of_mnists_and_is_read(
     soft = ((ink > 0) & (ink < 1)).sum() / (ink > 0).sum()
     assert 0.4 < soft < 0.85
     record_property("ms of the last answer while drawing", page.evaluate(
-        "document.querySelector('.crc-draw').page.took"))  # fmt: skip
+        "document.querySelector('.crc-draw').page.answer.took"))  # fmt: skip
 
 
 def test_what_is_drawn_moves_to_the_middle_as_in_mnist(open_page):
     page = open_page()
     draw(page, [(5, 4), (4, 20)])
     page.wait_for_function(
-        """() => { const ink = document.querySelector('.crc-draw').page.sheet.ink;
+        """() => { const ink = document.querySelector('.crc-draw').page.editor.sheet.ink;
         const total = ink.reduce((a, b) => a + b);
         return Math.abs(ink.reduce((a, v, i) => a + v * (i % 28), 0) / total - 14) <= 0.5; }"""
     )
@@ -437,7 +446,7 @@ def test_the_page_shows_what_is_proved_rounded_down(open_page, model):
     label, radius = read(page)
     proved = crc.certify(model, sheet(page)[None], torch.tensor([int(label)]))
     assert radius <= proved.radius * (1 + 1e-3) and radius > proved.radius - 2e-3
-    exact = page.evaluate("document.querySelector('.crc-draw').page.radius")
+    exact = page.evaluate("document.querySelector('.crc-draw').page.answer.radius")
     assert radius <= exact < radius + 1e-3
     bars = page.locator(".crc-draw-value").all_text_contents()
     assert len(bars) == 9 and min(map(float, bars)) == radius
@@ -475,14 +484,9 @@ def test_while_one_draws_the_radius_follows(open_page):
     """From a 4 to a 9, by closing its top: the certificate shrinks, and grows on the other side."""
     page = open_page()
     page.locator(".crc-draw-digits button").nth(4).click()
-    box = page.locator(".crc-draw-sheet").bounding_box()
     seen = []
     for step in range(10):
-        place = (
-            box["x"] + box["width"] * (11 + 0.75 * step) / 28,
-            box["y"] + box["height"] * 7.5 / 28,
-        )
-        page.mouse.move(*place)
+        page.mouse.move(*on_screen(page, 10.5 + 0.75 * step, 7))
         page.mouse.down()
         page.wait_for_function("document.querySelector('.crc-draw').page.frame === null")
         seen.append(read(page))
