@@ -49,7 +49,7 @@ lab: install  ## open the chapters in JupyterLab, to change their code and move 
 pdf: book  ## print the book to _build/html/crcbook.pdf
 	$(PYTHON) tools/pdf.py
 
-pictures: book  ## draw book/explorer.png and book/social.png from the built book
+pictures: book  ## draw the pictures in book/ anew, from the built book
 	$(PYTHON) tools/pictures.py
 
 # A book that does not build fails this target, but does not keep the tests from saying why.
