@@ -71,8 +71,10 @@
       const { view, prover } = this;
       const reach = (row) => row.adversary?.distance ?? 2 * row.radius;
       const rows = [...view.rows].sort((a, b) => reach(a) - reach(b)).slice(0, STRIKES);
-      const attacks = rows.map((row) =>
-        ({ row, ...prover.attack(view.x0, row, budget, row.adversary?.point ?? row.point) }));
+      const attacks = rows.map((row) => {
+        const [start, steps] = row.adversary ? [row.adversary.point, 3] : [row.point, 5];
+        return { row, ...prover.attack(view.x0, row, budget, start, steps) };
+      });
       let { row, point } = attacks.reduce((a, b) => (b.margin < a.margin ? b : a));
       let broken = prover.isAdversarial(point, row);
       const known = rows.find((each) => reach(each) <= budget && each.adversary);
@@ -283,8 +285,8 @@
           `by ${result.margin.toFixed(2)}.` : "");
       if (!result) return "…";
       if (result.broken)
-        return `It succeeds: ${up(norm(minus(result.point, view.x0)))} away, the network reads ` +
-          `${result.label}.`;
+        return `It succeeds: this picture, ${up(norm(minus(result.point, view.x0)))} away, is read ` +
+          `as ${result.label}.`;
       return `It failed, but nothing is proved: ${length} lies beyond the certified radius, and ` +
         "another attack might succeed.";
     }
