@@ -8,12 +8,13 @@
 //     f(x0 + d) >= q - s.d - k|d|^2 / 2,   q = f(c) + g.(x0 - c) - k|x0 - c|^2 / 2,
 //                                          s = k(x0 - c) - g,         g the gradient of f at c.
 //
-// It is positive while |d| < 2q / (|s| + sqrt(|s|^2 + 2kq)): a certified radius (Theorem 2 of the
-// book, crcbook/minorant.py). Any c is proof enough, so `search` may look for a good one as it likes.
+// It is positive while |d| < 2q / (|s| + sqrt(|s|^2 + 2kq)): a certified radius (the book's chapter
+// on the Hessian-eigenvalue theorem; in Python, crcbook/minorant.py). Any c is proof enough, so
+// `search` may look for a good one as it likes.
 //
-// Numbers are IEEE float64, and what rounding may take from q and s is bounded as in
-// crcbook/rounding.py and subtracted. The one assumption is about Math.exp and Math.log1p, which
-// the language does not require to be correctly rounded: `FUNCTIONS`.
+// Numbers are IEEE float64, and what rounding may take from q and s is bounded and subtracted, as
+// in crcbook/rounding.py. The one assumption is about Math.exp and Math.log1p, which the language
+// does not require to be correctly rounded: see `FUNCTIONS`.
 const CrcProof = (() => {
   "use strict";
 
@@ -81,7 +82,7 @@ const CrcProof = (() => {
   }
 
   class Prover {
-    // `data` is what crcbook.draw.network_script wrote: weights and the constants of the proofs.
+    // `data` is what Python's network_script wrote: the weights and the constants of the proofs.
     constructor(data) {
       const { inputs, width, classes } = data;
       Object.assign(this, data);
@@ -179,8 +180,8 @@ const CrcProof = (() => {
     // --- Proofs --------------------------------------------------------------------------------
 
     // How far a computed margin and its gradient (an l2 norm) can be from the truth, at a point of
-    // a given length: crcbook/rounding.py for one hidden layer. A vector of length `size`, known
-    // within `error`, is carried forward and its derivative back.
+    // a given length: crcbook/rounding.py, for one hidden layer. The length of a vector and a bound
+    // of its error are carried through the layer, and the gradient's back.
     errors({ label, target }, length) {
       const { spectralNorm, frobeniusNorm, maxSlope, maxBend, inputs, width } = this;
       const weights = this.rowNorm[label][target];
