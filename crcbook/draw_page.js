@@ -20,7 +20,7 @@
   const change = (value) =>
     (value > 0 ? [213, 94, 0] : [0, 114, 178]).concat(255 * Math.min(1, 3 * Math.abs(value)));
 
-  // --- What is known of one picture ---------------------------------------------------------------
+  // --- What is known of one picture ------------------------------------------------------------
 
   // The view of a picture: the network's answer and a row for each other class, with its certified
   // radius and, once it was looked for, its nearest adversary.
@@ -91,7 +91,7 @@
     }
   }
 
-  // --- The chart ----------------------------------------------------------------------------------
+  // --- The chart -------------------------------------------------------------------------------
 
   // A row a class: the bar ends at its certified radius, the cross is its nearest adversary found,
   // and what lies between is open. The lines are the radius against all classes, and the budget.
@@ -157,12 +157,13 @@
       bar("bar", 0, radius);
       if (adversary) bar("open", radius, adversary.distance);
       if (adversary?.distance <= LARGEST)
-        this.add("path", "cross", { d: `M${this.x(adversary.distance)} ${middle}m-4 -4l8 8m0 -8l-8 8` });
+        this.add("path", "cross",
+          { d: `M${this.x(adversary.distance)} ${middle}m-4 -4l8 8m0 -8l-8 8` });
       this.text("value", this.svg.clientWidth - 4, middle + 5, down(radius), "end");
     }
   }
 
-  // --- The page -----------------------------------------------------------------------------------
+  // --- The page --------------------------------------------------------------------------------
 
   class Page {
     constructor(root) {
@@ -170,7 +171,8 @@
       this.find = (name) => root.querySelector(`.crc-draw-${name}`);
       this.chart = new Chart(this.find("plot"));
       this.slider = this.find("budget");
-      this.editor = new Editor(root, { changed: () => this.changed(), say: (text) => this.say(text) });
+      this.editor = new Editor(root,
+        { changed: () => this.changed(), say: (text) => this.say(text) });
       this.editor.example(...EXAMPLE);
       this.editor.show();
       this.slider.addEventListener("input", () => this.spend());
@@ -284,9 +286,9 @@
           "is proved, whatever the attack." + (result ? ` Ours left it ahead of ${result.target} ` +
           `by ${result.margin.toFixed(2)}.` : "");
       if (!result) return "…";
+      const away = up(norm(minus(result.point, view.x0)));
       if (result.broken)
-        return `It succeeds: this picture, ${up(norm(minus(result.point, view.x0)))} away, is read ` +
-          `as ${result.label}.`;
+        return `It succeeds: this picture, ${away} away, is read as ${result.label}.`;
       return `It failed, but nothing is proved: ${length} lies beyond the certified radius, and ` +
         "another attack might succeed.";
     }
@@ -296,7 +298,7 @@
     }
   }
 
-  // --- The weights --------------------------------------------------------------------------------
+  // --- The weights -----------------------------------------------------------------------------
 
   // 4 MB that only this page needs. A page on disk may load them by a script alone, which tells
   // nothing of its progress and takes an instant; from a server they are read piece by piece.

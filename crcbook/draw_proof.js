@@ -60,13 +60,14 @@ const CrcProof = (() => {
         this.changes.length = Math.min(this.changes.length, 2);
       }
       [this.point, this.move] = [point, move];
-      return this.shares().reduce(
-        (step, share, i) => (Number.isFinite(share) ? along(step, -share, this.changes[i][0]) : step),
-        move,
-      );
+      let step = move;
+      this.shares().forEach((share, i) => {
+        if (Number.isFinite(share)) step = along(step, -share, this.changes[i][0]);
+      });
+      return step;
     }
 
-    // The combination of the last changes that leaves the least of the move, if the map were affine.
+    // The combination of the last changes that would leave the least of an affine map's move.
     shares() {
       if (!this.changes.length) return [];
       const [[, newest], [, older] = []] = this.changes;
@@ -190,7 +191,8 @@ const CrcProof = (() => {
       const size =
         maxSlope * (spectralNorm * input + this.biasNorm) + Math.sqrt(width) * Math.LN2;
       const error = maxSlope * (1 + ROUNDING) * zError + ROUNDING * size;
-      const sums = gamma(width + 4) * (weights * (size + error) + 2 * Math.abs(this.offset(label, target)));
+      const offset = Math.abs(this.offset(label, target));
+      const sums = gamma(width + 4) * (weights * (size + error) + 2 * offset);
       const rowError = 2 * UNIT * weights;
       const unitError = maxSlope * rowError +
         (weights + rowError) * (maxBend * zError + 2 * ROUNDING * maxSlope);
@@ -230,7 +232,7 @@ const CrcProof = (() => {
     // --- Searches: they propose points, and prove nothing ---------------------------------------
 
     // Repeat c -> x0 - eta g(c), which leads straight down the margin as it looks from c. How far,
-    // `eta`, is what the three walks below differ in; `visit` sees each point, and may end the walk.
+    // `eta`, is what the two walks below differ in; `visit` sees each point, and may end the walk.
     walk(x0, pair, start, steps, eta, visit) {
       const acceleration = new Acceleration();
       let c = start;
@@ -297,7 +299,8 @@ const CrcProof = (() => {
       return { point: found, distance: norm(minus(found, x0)) * OUTWARD };
     }
 
-    // Look for the smallest margin in a ball: the same walk, each step to the sphere.
+    // Look for the smallest margin in a ball. Each step goes to the point of the sphere where the
+    // margin looks smallest from here, or half as far once that stops helping.
     attack(x0, pair, radius, start = x0, steps = 5) {
       let worst = { margin: Infinity, point: x0 };
       const inside = (point) => {
