@@ -51,7 +51,7 @@ lab: install  ## open the chapters in JupyterLab, to change their code and move 
 pdf: book  ## print the book to _build/html/crcbook.pdf
 	$(PYTHON) tools/pdf.py
 
-pictures: book  ## draw book/explorer.png and book/social.png from the built book
+pictures: book  ## draw the pictures in book/ anew, from the built book
 	$(PYTHON) tools/pictures.py
 
 check: export HYPOTHESIS_PROFILE := check

@@ -43,10 +43,10 @@ import torch
 from torch import Tensor
 
 from crcbook.activations import ROUNDING
-from crcbook.arithmetic import OUTWARD, SINGLE_TINY, SINGLE_UNIT, gamma
 from crcbook.networks import Network, remembered
-from crcbook.rounding import RoundingModel
-from crcbook.spectral import spectral_norm_bound
+from crcbook.proof.arithmetic import OUTWARD, SINGLE
+from crcbook.proof.eigenvalues import spectral_norm_bound
+from crcbook.proof.rounding import RoundingModel
 
 # Float32 activations of torch are within it of the truth, relative to the larger of their natural
 # scales g|z| and |sigma(0)|: 16 units in the last place, as for float64; the tests compare.
@@ -109,9 +109,9 @@ def float32_error(
     offsets = last.bias[label].abs() + last.bias[target].abs()
     sums = ((own.abs() + other.abs()) * near).sum(1) * OUTWARD + offsets
     sums = (away + error) * lengths + sums
-    terms = gamma(last.weight.shape[1] + 2, SINGLE_UNIT)
+    terms = SINGLE.gamma(last.weight.shape[1] + 2)
     total = error * ((own - other).norm(dim=1) * OUTWARD) + sums * terms
-    total = total + SINGLE_TINY * (1 + lengths)
+    total = total + SINGLE.tiny * (1 + lengths)
     most = torch.maximum(most, sums.at(_FARTHEST))
     rate = torch.as_tensor(total.rate, dtype=lengths.dtype).expand_as(lengths) * OUTWARD
     start = torch.where(most < _LARGEST, total.start * OUTWARD, torch.inf)
@@ -136,16 +136,16 @@ def _hidden_error(network: Network, centre: Tensor) -> tuple[Tensor, Affine, Aff
     near, away, error = centre.abs(), Affine(1.0, nothing), Affine(0.0, nothing)
     most = near.norm(dim=1) + _FARTHEST
     rows = zip(rounding.hidden(), _magnitudes(network), at_centre, slacks, strict=True)
-    for (layer, norm, _), magnitude, z, slack in rows:
-        row, terms = layer.activation, gamma(layer.weight.shape[1] + 2, SINGLE_UNIT)
+    for (layer, norm, _, _), magnitude, z, slack in rows:
+        row, terms = layer.activation, SINGLE.gamma(layer.weight.shape[1] + 2)
         at_zero = len(layer.bias) ** 0.5 * abs(float(row.value(layer.bias.new_zeros(1))))
         sums = (near @ layer.weight.abs().T + layer.bias.abs()).norm(dim=1) * OUTWARD
         sums = (away + error) * magnitude + sums
         most = torch.maximum(most, sums.at(_FARTHEST))
-        step = error * norm + sums * terms + SINGLE_TINY * (1 + magnitude)
+        step = error * norm + sums * terms + SINGLE.tiny * (1 + magnitude)
         size = Affine(away.rate * norm, z.norm(dim=1) * OUTWARD + slack)
         error = (step + (size + step) * SINGLE_ROUNDING) * row.max_slope
-        error = error + (SINGLE_ROUNDING * at_zero + SINGLE_TINY)
+        error = error + (SINGLE_ROUNDING * at_zero + SINGLE.tiny)
         slack = row.max_slope * slack + ROUNDING * (row.max_slope * size.start + at_zero)
         near, away = row.value(z).abs(), Affine(size.rate * row.max_slope, slack * OUTWARD)
     return near, away, error, most

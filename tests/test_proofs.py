@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 import crcbook as crc
-from crcbook.curvature import ball_curvature, downward_curvature
-from crcbook.minorant import Prover
 from crcbook.networks import read_network
-from crcbook.proofs import FORMAT, from_digits, network_digest, prove, to_digits, write_proofs
-from crcbook.rounding import RoundingModel
+from crcbook.proof.curvature import downward_curvature, local_curvature
+from crcbook.proof.prover import Prover
+from crcbook.proof.rounding import RoundingModel
+from crcbook.proof.sketches import Glance
+from crcbook.proof_file import FORMAT, from_digits, network_digest, prove, to_digits, write_proofs
 
 flint = pytest.importorskip("flint", reason="the checker needs python-flint: crcbook[check]")
 arb = flint.arb
@@ -189,7 +190,7 @@ def test_curvature_in_a_ball_holds_and_is_the_packages(case, radius):
         assert -least <= k * (1 + 1e-9) + 1e-12
     read, one = read_network(model), torch.tensor([0])
     if len(read.layers) > 2:
-        theirs = ball_curvature(
+        theirs = local_curvature(
             RoundingModel.of(read), x, torch.tensor([radius]).double(), one, one, one + 1
         )
         found = min(k, float(downward_curvature(read, one, one + 1)))
@@ -220,7 +221,7 @@ def test_proofs_of_any_network_are_proved_and_lose_next_to_nothing(tmp_path_fact
     finite = written.certified.isfinite() & (written.certified > 0)
     item, label, target = every_pair(read_network(model).classes, y)
     nowhere = torch.zeros(4).index_add(
-        0, item, (Prover.of(read_network(model)).floor(label, target) > 0).float()
+        0, item, (Glance.of(Prover.of(read_network(model))).lowest(label, target) > 0).float()
     )
     kept = finite & (nowhere == 0)  # no class that is ruled out by the last activation's range
     assert (written.radius[kept] >= written.certified[kept] * (1 - 1e-6)).all()

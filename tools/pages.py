@@ -15,6 +15,9 @@ from docutils import nodes
 from nbclient import NotebookClient
 from sphinx.util.fileutil import copy_asset
 
+from crcbook import load_model
+from crcbook.book import draw
+
 HERE = Path(__file__).parent
 ASSETS = [HERE / "pages.css", HERE.parent / "book" / "social.png"]
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -88,6 +91,14 @@ def copy_assets(app, error):
             copy_asset(path, Path(app.outdir) / "_static")
 
 
+def write_network(app, error):
+    """Write the weights that digits are drawn for: 4 MB, which their page alone loads."""
+    if error is None:
+        model = load_model(HERE.parent / "book" / draw.NETWORK)
+        script = Path(app.outdir) / "_static" / draw.SCRIPT
+        script.write_text(draw.network_script(model))
+
+
 def setup(app):
     """Register the hooks; tell ``crcbook.book.plots.show`` where it draws."""
     # The kernels that execute the chapters inherit it.
@@ -101,6 +112,7 @@ def setup(app):
     app.connect("html-page-context", mend_bibliography)
     app.connect("html-page-context", keep_together)
     app.connect("build-finished", copy_assets)
+    app.connect("build-finished", write_network)
     app.add_css_file("pages.css")
     return {
         "version": "1",

@@ -1,11 +1,13 @@
-"""Draw the book's two pictures from its own explorer: ``make pictures``.
+"""Draw the book's pictures from its own pages: ``make pictures``.
 
-``book/explorer.png`` opens the README; ``book/social.png`` is what a link to the book shows.
+``book/explorer.png`` and ``book/draw.png`` are in the README, the latter is also what is printed of
+the page to draw on; ``book/social.png`` is what a link to the book shows.
 """
 
 import base64
 
 from browser import CONFIG, ROOT, launch, serve
+from playwright.sync_api import Page
 
 _CARD = """
 <body style="margin:0;width:1200px;height:630px;background:#fff;display:flex;
@@ -20,10 +22,23 @@ _CARD = """
 </body>"""
 
 
+def picture_sheet(page: Page, address: str) -> None:
+    """Draw ``book/draw.png``: a digit, its certificate and an attack that fails.
+
+    Args:
+        page: a page of the browser.
+        address: where the book is served.
+    """
+    page.goto(f"{address}book/draw_a_digit.html")
+    page.wait_for_selector(".crc-draw[data-state=settled]")
+    page.locator(".crc-draw").screenshot(path=ROOT / "book" / "draw.png")
+
+
 def main() -> None:
-    """Draw both pictures."""
+    """Draw the pictures."""
     with serve() as address, launch() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 900}, device_scale_factor=2)
+        picture_sheet(page, address)
         page.goto(f"{address}book/decision_boundaries.html")
         page.wait_for_load_state("networkidle")
         explorer = page.locator(".crc-explorer").first

@@ -9,6 +9,7 @@ from crcbook.certificate.question import Question
 from crcbook.proof.lines import crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
 
+
 @dataclass(frozen=True)
 class Lines:
     """A stage of lines around the activations; slow, and best where networks saturate.

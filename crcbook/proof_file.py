@@ -1,7 +1,7 @@
 r"""Certificates as files that a program without this package can check.
 
 A certified radius rests on a point c and a curvature k for each other class
-(:mod:`crcbook.minorant`). Both fit in a few kilobytes an image, and whoever has them, the weights
+(:mod:`crcbook.proof.quadratic`). Both fit in a few kilobytes an image, and whoever has them, the weights
 and the image can verify the radius without trusting the program that found it: the folder
 ``checker`` does so in ball arithmetic.
 
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from crcbook.acceleration import Acceleration
 from crcbook.activations import ACTIVATIONS
-from crcbook.attacks import into_ball
 from crcbook.certificate import certify
+from crcbook.certificate.question import Radius
 from crcbook.checkpoints import write_atomically
-from crcbook.curvature import ball_curvature, downward_curvature
-from crcbook.minorant import Pairs, Prover
 from crcbook.networks import Network, read_network
-from crcbook.rounding import RoundingModel
-from crcbook.search import SEARCH_STEPS, fixed_point, search
+from crcbook.proof.curvature import downward_curvature, local_curvature
+from crcbook.proof.prover import Entries, Prover, evaluate
+from crcbook.stages.dual import SEARCH_STEPS
+from crcbook.stages.search import next_point, search
 
 FORMAT = "crcbook proofs 1"
 _MOST_DIGITS = 6
@@ -200,7 +200,7 @@ class _Images:
     """Inputs to make claims about.
 
     Attributes:
-        network: the float64 network.
+        prover: the network, prepared for proofs.
         x: ``(inputs, n)``.
         label: ``(inputs,)``.
         target: ``(inputs, targets)`` the classes but the label, in increasing order.
@@ -209,7 +209,7 @@ class _Images:
         valid: ``(inputs,)`` radii of the balls where they hold.
     """
 
-    network: Network
+    prover: Prover
     x: Tensor
     label: Tensor
     target: Tensor
@@ -225,12 +225,18 @@ class _Images:
         curvature = downward_curvature(network, label[:, None].expand_as(target), target)
         wider = _WIDER if len(network.layers) > 2 else 1.0
         everywhere = torch.full_like(aim, torch.inf)
-        return cls(network, x, label, target, aim, curvature * wider, everywhere)
+        return cls(Prover.of(network), x, label, target, aim, curvature * wider, everywhere)
 
-    def pairs(self, item: Tensor, target: Tensor) -> Pairs:
+    @property
+    def network(self) -> Network:
+        """The float64 network."""
+        return self.prover.network
+
+    def entries(self, item: Tensor, target: Tensor) -> Entries:
         """The margins of inputs over the targets at some places."""
-        x, label = self.x[item], self.label[item]
-        return Pairs(x, label, self.target[item, target], self.curvature[item, target])
+        x, label, valid = self.x[item], self.label[item], self.valid[item]
+        entries = Entries.of(self.prover, x, label, self.target[item, target])
+        return replace(entries, curvature=self.curvature[item, target], valid=valid)
 
     @property
     def everything(self) -> tuple[Tensor, Tensor]:
@@ -248,9 +254,8 @@ class _Images:
             middle = (low + high) / 2
             trial = self._in_balls(middle)
             item, target = self.everything
-            pairs = trial.pairs(item, target)
-            point = find_points(self.network, pairs, middle[item], middle[item])
-            found = _radius(Prover.of(self.network), pairs, point, middle[item])
+            entries = trial.entries(item, target)
+            found = _radius(self.prover, entries, find_points(self.prover, entries, middle[item]))
             reached = found.reshape(self.target.shape).amin(1)
             best = best._where(reached > best.aim * (1 + _WORTH), replace(trial, aim=reached))
             filled = reached >= middle * (1 - _LOSS)
@@ -260,8 +265,8 @@ class _Images:
     def _in_balls(self, radius: Tensor) -> "_Images":
         item, target = self.everything
         pairs = self.label[item], self.target[item, target]
-        rounding = RoundingModel.of(self.network)
-        curvature = ball_curvature(rounding, self.x, radius, item, *pairs) * _WIDER_IN_BALLS
+        curvature = local_curvature(self.prover.rounding, self.x, radius, item, *pairs)
+        curvature = curvature * _WIDER_IN_BALLS
         return replace(self, curvature=curvature.reshape(self.target.shape), valid=radius)
 
     def _where(self, better: Tensor, other: "_Images") -> "_Images":
@@ -281,29 +286,27 @@ class _Images:
         item, target = self.everything
         parts = []
         for part in torch.arange(len(item)).split(_CHUNK_PAIRS):
-            pairs, aim = self.pairs(item[part], target[part]), self.aim[item[part]]
-            limits = (pairs.target == nearest[item[part]]) | self.valid[item[part]].isfinite()
-            parts.append(_encode(self.network, pairs, aim, self.valid[item[part]], limits))
+            entries, aim = self.entries(item[part], target[part]), self.aim[item[part]]
+            limits = (entries.target == nearest[item[part]]) | entries.valid.isfinite()
+            parts.append(_encode(self.prover, entries, aim, limits))
         shape = tuple(self.target.shape)
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found |= {name: found[name].reshape(shape) for name in found if name != "steps"}
         return found | {"valid": self.valid.numpy()} if self.valid.isfinite().any() else found
 
 
-def _encode(
-    network: Network, pairs: Pairs, aim: Tensor, valid: Tensor, limits: Tensor
-) -> dict[str, np.ndarray]:
+def _encode(prover: Prover, entries: Entries, aim: Tensor, limits: Tensor) -> dict[str, np.ndarray]:
     """Points that prove the radii ``aim`` within ``_LOSS``, in as few digits as that takes."""
-    prover, goal = Prover.of(network), aim * (1 - _LOSS)
-    bound = _radius(prover, pairs, pairs.x0, valid)
+    goal, curvature = aim * (1 - _LOSS), entries.curvature
+    bound = _radius(prover, entries, torch.zeros_like(entries.x))
     scale, digits = torch.zeros(len(aim)), [[] for _ in aim]
     todo = (bound < goal).nonzero().squeeze(1)
-    enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf).minimum(valid)
-    few = pairs.take(todo)
-    shift = find_points(network, few, enough[todo], valid[todo]) - few.x0
+    enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf).minimum(entries.valid)
+    few = entries.take(todo)
+    shift = find_points(prover, few, enough[todo])
     for count in range(1, _MOST_DIGITS + 1):
         scale[todo], rows = to_digits(shift, count)
-        bound[todo] = _radius(prover, few, few.x0 + from_digits(rows, scale[todo]), valid[todo])
+        bound[todo] = _radius(prover, few, from_digits(rows, scale[todo]))
         for i, row in zip(todo.tolist(), rows, strict=True):
             digits[i] = list(row)
         left = (bound[todo] < goal[todo]).nonzero().squeeze(1)
@@ -311,10 +314,10 @@ def _encode(
     flat = [row for rows in digits for row in rows]
     return {
         "radius": bound.numpy(),
-        "curvature": pairs.curvature.numpy(),
+        "curvature": curvature.numpy(),
         "digits": np.array([len(rows) for rows in digits], np.uint8),
         "scale": scale.numpy(),
-        "steps": _packed(torch.stack(flat) if flat else torch.zeros(0, pairs.x0.shape[1])),
+        "steps": _packed(torch.stack(flat) if flat else torch.zeros(0, entries.x.shape[1])),
     }
 
 
@@ -361,44 +364,42 @@ def _packed(digits: Tensor) -> np.ndarray:
     return low
 
 
-def find_points(network: Network, pairs: Pairs, limit: Tensor, valid: Tensor) -> Tensor:
+def find_points(prover: Prover, entries: Entries, limit: Tensor) -> Tensor:
     """Search for the points of expansion: all that a proof file needs of the search.
 
     The search of :func:`crcbook.certify` stops where a step gains little. Here, where it has not
     reached its limit, more steps follow in double precision.
 
     Args:
-        network: the float64 network.
-        pairs: the margins.
-        limit: ``(pairs,)`` radii that are good enough.
-        valid: ``(pairs,)`` radii of the balls that the points must keep to.
+        prover: the network, prepared for proofs.
+        entries: the margins.
+        limit: ``(entries,)`` radii that are good enough.
 
     Returns:
-        ``(pairs, n)`` points; any point proves something.
+        ``(entries, n)`` displacements; any of them proves something.
     """
-    prover, best = Prover.of(network), pairs.x0.clone()
+    question, best = Radius(), torch.zeros_like(entries.x)
     radius = torch.full_like(limit, -torch.inf)
-    point, _ = search(network.rough, pairs, pairs.x0, SEARCH_STEPS, limit)
+    d = search(prover.rough, question, replace(entries, goal=limit), best, SEARCH_STEPS).double()
     acceleration, left = Acceleration(), torch.arange(len(limit))
     for _ in range(_STEPS):
-        few = pairs.take(left)
-        inside = into_ball(few.x0, point, valid[left] * (1 - _INSIDE))
-        found = _radius(prover, few, inside, valid[left])
+        few = entries.take(left)
+        most = few.valid * (1 - _INSIDE)
+        inside = d * (most / d.norm(dim=1)).nan_to_num(nan=1.0).clamp(max=1)[:, None]
+        found = _radius(prover, few, inside)
         better = found > radius[left]
         radius[left[better]], best[left[better]] = found[better], inside[better]
-        values = network.margin_and_gradient(point, few.label, few.target)
-        move = fixed_point(few, point, *values, None) - point
-        point = point + acceleration.step(point, move)
+        move = next_point(question, few, evaluate(prover.network, few, d)) - d
+        d = d + acceleration.step(d, move)
         keep = (radius[left] < limit[left]).nonzero().squeeze(1)
         if not len(keep):
             break
-        point, left, acceleration = point[keep], left[keep], acceleration.take(keep)
+        d, left, acceleration = d[keep], left[keep], acceleration.take(keep)
     return best
 
 
-def _radius(prover: Prover, pairs: Pairs, point: Tensor, valid: Tensor) -> Tensor:
-    """What the points prove, in balls of the radii ``valid``."""
-    values = prover.network.margin_and_gradient(point, pairs.label, pairs.target)
-    radius = prover.minorant(pairs, point, *values).radius().minimum(valid)
-    outside = (point - pairs.x0).norm(dim=1) > valid * (1 - _INSIDE / 2)
-    return radius.masked_fill(outside, 0.0)
+def _radius(prover: Prover, entries: Entries, d: Tensor) -> Tensor:
+    """What the quadratics at displaced inputs prove, in the entries' balls."""
+    outside = d.norm(dim=1) > entries.valid * (1 - _INSIDE / 2)
+    quadratic, _ = prover.prove(entries, d)
+    return quadratic.radius().minimum(entries.valid).masked_fill(outside, 0.0)
