@@ -1,8 +1,8 @@
 r"""Certificates as files that a program without this package can check.
 
 A certified radius rests on a point c and a curvature k for each other class
-(:mod:`crcbook.proof.quadratic`). Both fit in a few kilobytes an image, and whoever has them, the weights
-and the image can verify the radius without trusting the program that found it: the folder
+(:mod:`crcbook.proof.quadratic`). Both fit in a few kilobytes an image, and whoever has them, the
+weights and the image can verify the radius without trusting the program that found it: the folder
 ``checker`` does so in ball arithmetic.
 
 Any c proves something, so :math:`c - x` is rounded to as few digits to the base 16 as leave the

@@ -108,7 +108,7 @@ def numerics(browser, folder):
     page = browser.new_page()
     page.goto("about:blank")
     page.add_script_tag(path=folder / "_static" / SCRIPT)
-    page.add_script_tag(path=Path(crc.__file__).parent / "draw_proof.js")
+    page.add_script_tag(path=Path(crc.__file__).parent / "book" / "draw_proof.js")
     page.evaluate("() => { window.CrcProof = CrcProof; " + TOOLS + " }")
     yield page
     page.close()
@@ -219,20 +219,25 @@ def test_errors_are_within_what_is_subtracted(numerics, model, images):
     network = read_network(model)
     [row] = network.margin_weights(torch.tensor([4]), torch.tensor([9]))
     offset = network.layers[1].bias[4] - network.layers[1].bias[9]
-    rounding = Prover.of(network).rounding
-    facts = rounding.facts(torch.tensor([4]), torch.tensor([9]))
-    forward = rounding.forward(*rounding.first(point.norm()[None]))
-    value = rounding.value_error(facts, forward, forward.size + forward.error)
-    python = value, rounding.gradient_errors(facts, forward)[1]
     # No smaller than Python's, whose functions are assumed to be four times as exact.
-    for name, bound in zip(("value", "gradient"), python, strict=True):
-        assert bound <= errors[name] <= 6 * bound
+    for bound, python in zip((errors["value"], errors["gradient"]), python_errors(network, point),
+                             strict=True):  # fmt: skip
+        assert python <= bound <= 6 * python
     with mpmath.workdps(40):
         margin, units = exactly(network.layers[0], point.tolist(), row.tolist())
         assert abs(margin + mpmath.mpf(offset.item()) - found["margin"]) <= errors["value"]
         columns = network.layers[0].weight.T.tolist()
         far = [mpmath.fdot(column, units) - g for column, g in zip(columns, gradient, strict=True)]
         assert mpmath.norm(far) <= errors["gradient"]
+
+
+def python_errors(network, point):
+    """Python's bounds of what rounding does to the margin of 4 over 9 and to its gradient."""
+    rounding = Prover.of(network).rounding
+    facts = rounding.facts(torch.tensor([4]), torch.tensor([9]))
+    forward = rounding.forward(*rounding.first(point.norm()[None]))
+    value = rounding.value_error(facts, forward, forward.size + forward.error)
+    return value, rounding.gradient_errors(facts, forward)[1]
 
 
 def exactly(layer, point, row):
@@ -269,8 +274,7 @@ def test_no_radius_is_above_what_python_proves(request, model, images, speed, le
 
 def python_radius(model, x, label, target, points):
     """What Python proves when it is given the point c, one a margin."""
-    network = read_network(model)
-    prover = Prover.of(network)
+    prover = Prover.of(read_network(model))
     quadratic, _ = prover.prove(Entries.of(prover, x, label, target), points - x)
     return quadratic.radius()
 

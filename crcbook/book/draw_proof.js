@@ -9,12 +9,12 @@
 //                                          s = k(x0 - c) - g,         g the gradient of f at c.
 //
 // It is positive while |d| < 2q / (|s| + sqrt(|s|^2 + 2kq)): a certified radius (the book's chapter
-// on the Hessian-eigenvalue theorem; in Python, crcbook/minorant.py). Any c is proof enough, so
-// `search` may look for a good one as it likes.
+// on the Hessian-eigenvalue theorem; in Python, crcbook/proof/quadratic.py). Any c is proof enough,
+// so `search` may look for a good one as it likes.
 //
 // Numbers are IEEE float64, and what rounding may take from q and s is bounded and subtracted, as
-// in crcbook/rounding.py. The one assumption is about Math.exp and Math.log1p, which the language
-// does not require to be correctly rounded: see `FUNCTIONS`.
+// in crcbook/proof/rounding.py. The one assumption is about Math.exp and Math.log1p, which the
+// language does not require to be correctly rounded: see `FUNCTIONS`.
 const CrcProof = (() => {
   "use strict";
 
@@ -181,8 +181,8 @@ const CrcProof = (() => {
     // --- Proofs --------------------------------------------------------------------------------
 
     // How far a computed margin and its gradient (an l2 norm) can be from the truth, at a point of
-    // a given length: crcbook/rounding.py, for one hidden layer. The length of a vector and a bound
-    // of its error are carried through the layer, and the gradient's back.
+    // a given length: crcbook/proof/rounding.py, for one hidden layer. The length of a vector and a
+    // bound of its error are carried through the layer, and the gradient's back.
     errors({ label, target }, length) {
       const { spectralNorm, frobeniusNorm, maxSlope, maxBend, inputs, width } = this;
       const weights = this.rowNorm[label][target];
@@ -253,8 +253,9 @@ const CrcProof = (() => {
     }
 
     // Look for the c whose parabola proves the largest radius: towards the boundary, but never
-    // with a step beyond 1/k, where the dual ends (crcbook/search.py). It ends where it gains
-    // nothing more, or once the radius passes `until`: a class further away than another is done.
+    // with a step beyond 1/k, where the dual ends (crcbook/stages/search.py). The search is over
+    // where it gains nothing more, or once the radius passes `until`: a class further away than
+    // another is done.
     search(x0, pair, { start = x0, steps = STEPS, gain = GAIN, until = Infinity } = {}) {
       const most = 1 / this.curvature[pair.label][pair.target];
       let best = { radius: -1, point: x0 }, stalled = 0;
