@@ -241,7 +241,8 @@ class _Images:
     @property
     def everything(self) -> tuple[Tensor, Tensor]:
         """The places of all pairs."""
-        return torch.ones_like(self.target).nonzero(as_tuple=True)
+        item, target = torch.ones_like(self.target).nonzero(as_tuple=True)
+        return item, target
 
     def in_balls(self, most: Tensor) -> "_Images":
         """The same with curvatures of balls where they prove more; the balls' radii by bisection.
@@ -299,7 +300,8 @@ def _encode(prover: Prover, entries: Entries, aim: Tensor, limits: Tensor) -> di
     """Points that prove the radii ``aim`` within ``_LOSS``, in as few digits as that takes."""
     goal, curvature = aim * (1 - _LOSS), entries.curvature
     bound = _radius(prover, entries, torch.zeros_like(entries.x))
-    scale, digits = torch.zeros(len(aim)), [[] for _ in aim]
+    scale = torch.zeros(len(aim))
+    digits: list[list[Tensor]] = [[] for _ in aim]
     todo = (bound < goal).nonzero().squeeze(1)
     enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf).minimum(entries.valid)
     few = entries.take(todo)
