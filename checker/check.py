@@ -149,10 +149,10 @@ class Matrix:
 
     def __init__(self, floats: np.ndarray, balls: arb_mat | None = None):
         """Take float64 numbers as they are, or as close to ``balls``."""
-        self.floats = floats
-        self.balls = arb_mat(floats.tolist()) if balls is None else balls
+        self.floats, self.balls = floats, arb_mat(floats.tolist()) if balls is None else balls
         self.transposed = self.balls.transpose()
         self.rows: list[Vector] = self.balls.tolist()
+        self.squares = [dot(row, row) for row in self.rows]
 
     def scaled(self, factors: Vector) -> "Matrix":
         """The matrix times diag(factors)."""
@@ -333,7 +333,7 @@ class Network:
     def rough(self, place: int, depths: Vector) -> arb:
         """A bound like ``Matrix.top``, without an eigenvalue problem."""
         depths = [depth.max(arb(0)) for depth in depths]
-        total = dot(depths, [dot(row, row) for row in self.layers[place].rows])
+        total = dot(depths, self.layers[place].squares)
         return total.min(hull(depths)[1] * self.norm(place) ** 2)
 
     def bound(self, label: int, target: int, x: Vector, radius: arb, k: arb) -> arb:
@@ -355,7 +355,7 @@ class Network:
         found, points, ends, derivatives = [], [x], [], self.activation.derivatives
         for place, layer in enumerate(self.layers[:-1]):
             (z,) = self.values(place, points)
-            moves = [radius * length(row) for row in layer.rows]
+            moves = [radius * square.abs_upper().sqrt() for square in layer.squares]
             reach = [(a - b, a + b) for a, b in zip(z, moves, strict=True)]
             if place:
                 inner = zip(reach, layer.image(ends), self.biases[place], strict=True)
