@@ -34,6 +34,7 @@ class Activation:
         value_range: infimum and supremum of :math:`\sigma`, possibly infinite.
         deviation: largest distance between ``value`` and the function torch evaluates
             (``torch.nn.Softplus`` jumps to the identity above its threshold; 0 elsewhere).
+        deviates_from: the point below which there is no such distance.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Activation:
     slope_limits: tuple[float, float]
     value_range: tuple[float, float]
     deviation: float = 0.0
+    deviates_from: float = math.inf
 
     @property
     def slope_range(self) -> tuple[float, float]:
@@ -161,6 +163,7 @@ def softplus(beta: float = 1.0) -> Activation:
         slope_limits=(0.0, 1.0),
         value_range=(0.0, math.inf),
         deviation=math.log1p(math.exp(-SOFTPLUS_THRESHOLD)) / beta * (1 + ROUNDING),
+        deviates_from=SOFTPLUS_THRESHOLD / beta,
     )
 
 

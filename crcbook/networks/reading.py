@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from crcbook.activations import ACTIVATIONS, IDENTITY, activation_of
+from crcbook.networks.comparing import check_modes, compare
 from crcbook.networks.network import Layer, Network
 
-_CALLED = ("forward", "__call__", "_call_impl")  # what a module computes
+_CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
 _ADVICE = {  # what to do about layers that are no activations
     nn.Linear: "remove its parametrizations first",
@@ -23,12 +25,16 @@ _ADVICE = {  # what to do about layers that are no activations
 }
 
 
-def read_network(model: nn.Sequential) -> Network:
+def read_network(model: nn.Sequential, at: Tensor | None = None) -> Network:
     """Read a Sequential of Flatten, Linear and activations as a float64 network.
+
+    What was read is compared with the model itself, at random points and at the inputs given.
 
     Args:
         model: any Sequential (nested ones too) of ``Flatten``, ``Linear`` and the activations of
             the table, in any float dtype, on any device.
+        at: ``(batch, *input_shape)`` inputs at which to compare as well; None for random points
+            alone.
 
     Returns:
         The network with float64 copies of the weights, on the model's device.
@@ -37,11 +43,12 @@ def read_network(model: nn.Sequential) -> Network:
         TypeError: where the model is no Sequential.
         ValueError: for a layer, an order of layers or weights that cannot be certified, and for
             modules that compute something else than their class says (hooks, a ``forward`` of
-            their own).
-        RuntimeError: inside ``torch.autocast``.
+            their own, or what only the comparison shows).
+        RuntimeError: inside ``torch.autocast`` and other contexts that change what torch computes.
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be a torch.nn.Sequential; got {type(model).__name__}")
+    check_modes()
     _check_unchanged(model)
     layers: list[Layer] = []
     for module in submodules(model):
@@ -55,7 +62,12 @@ def read_network(model: nn.Sequential) -> Network:
     _check_sizes(layers)
     if torch.is_autocast_enabled(layers[0].weight.device.type):
         raise RuntimeError("certificates need full precision: leave torch.autocast first")
-    return Network(tuple(layers), _key(layers))
+    network = Network(tuple(layers), _key(layers))
+    if at is not None and at[0].numel() != network.inputs:
+        at = None  # refused where inputs are checked
+    like = next(module.weight for module in submodules(model) if isinstance(module, nn.Linear))
+    compare(model, network, (network.inputs,), like, at)
+    return network
 
 
 def _check_unchanged(module: nn.Module) -> None:
@@ -67,6 +79,8 @@ def _check_unchanged(module: nn.Module) -> None:
         raise ValueError(
             f"cannot certify {type(module).__name__}: its forward is not that of its layers in turn"
         )
+    if module._compiled_call_impl is not None:
+        raise ValueError(f"cannot certify a compiled {type(module).__name__}: give the original")
     if any(getattr(module, name) or getattr(modules, f"_global{name}") for name in _HOOKS):
         raise ValueError(
             f"cannot certify {type(module).__name__} with forward hooks, which may change what it "
@@ -100,18 +114,37 @@ def _check_flatten(module: nn.Flatten) -> None:
 
 
 def _linear(module: nn.Linear, position: int) -> Layer:
-    weight = module.weight.detach()
-    if not weight.is_floating_point():
-        raise ValueError(f"Linear layer {position} must have real weights; got {weight.dtype}")
-    if weight.device.type == "mps":  # has no float64
-        weight = weight.cpu()
-    weight = weight.to(torch.float64, copy=True)
-    bias = weight.new_zeros(weight.shape[0])
+    name = f"Linear layer {position}"
+    weight = _values(module.weight, f"{name}: weight", ("outputs", "inputs"))
+    bias = weight.new_zeros(len(weight))
     if module.bias is not None:
-        bias = module.bias.detach().to(weight, copy=True)
-    if not (weight.isfinite().all() and bias.isfinite().all()):
-        raise ValueError(f"Linear layer {position} must have finite weights; got NaN or infinity")
+        bias = _values(module.bias, f"{name}: bias", ("outputs",))
+    if bias.shape != weight.shape[:1]:  # torch adds a single number to all outputs
+        raise ValueError(
+            f"{name} must have a bias of shape {tuple(weight.shape[:1])}, one number an output; "
+            f"got {tuple(bias.shape)}"
+        )
     return Layer(weight, bias, IDENTITY)
+
+
+def _values(tensor: Tensor, name: str, dims: tuple[str, ...]) -> Tensor:
+    """A float64 copy of a plain tensor of numbers."""
+    if type(tensor) not in (Tensor, nn.Parameter):  # a subclass may have operations of its own
+        raise ValueError(f"{name} must be a plain torch.Tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in _DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise ValueError(f"{name} must be real, of {expected}; got {tensor.dtype}")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        kind = "meta" if tensor.is_meta else tensor.layout
+        raise ValueError(f"{name} must hold its numbers in a dense tensor; got a {kind} tensor")
+    if tensor.dim() != len(dims) or tensor.numel() == 0:
+        raise ValueError(f"{name} must be ({', '.join(dims)}); got shape {tuple(tensor.shape)}")
+    tensor = tensor.detach()
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
+    tensor = tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} must have finite weights; got NaN or infinity")
+    return tensor
 
 
 def _activated(layers: list[Layer], module: nn.Module) -> list[Layer]:
