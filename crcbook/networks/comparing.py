@@ -8,15 +8,22 @@ bounded here entry by entry; what differs by more is another function.
 """
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from crcbook.networks.affine import Affine
 from crcbook.networks.network import Network
+from crcbook.networks.operations import Head
 
 _MOST_INPUTS = 64  # of those given, evenly spaced
 _SCALES, _EACH = (1e-2, 1.0, 1e1, 1e3), 4  # random points: from flat to saturated activations
@@ -41,30 +48,70 @@ def check_modes() -> None:
 
 
 def compare(
-    model: nn.Module, network: Network, shape: tuple[int, ...], like: Tensor, at: Tensor | None
+    model: nn.Module,
+    network: Network,
+    segments: Sequence,
+    heads: Sequence[Head],
+    like: Tensor,
+    at: Tensor | None,
 ) -> None:
     """Check that a model computes what the network read from it does.
 
     Args:
         model: the model.
         network: what was read, in float64.
-        shape: of one input, as the model takes it.
+        segments: the affine steps and activations that it was read from, a layer each.
+        heads: what follows the logits.
         like: a tensor of the dtype and on the device of the model.
         at: ``(batch, *shape)`` inputs to look at besides random points; None for none.
 
     Raises:
         ValueError: where the two differ by more than rounding, or the model cannot be evaluated.
     """
-    points = _points(network, at).to(like.dtype).reshape(-1, *shape)
-    _compare(_evaluated(model, points.to(like.device)), network, points, like)
+    reading = _Reading(network, segments, heads)
+    points = _points(network, at).to(like.dtype).reshape(-1, *segments[0].shape)
+    _compare(_evaluated(model, points.to(like.device)), reading, points, like)
     if like.dtype == torch.float64:
         return
     like = like.new_empty(0, dtype=torch.float64, device=network.device)
     try:
-        logits = _evaluated(copy.deepcopy(model).to(like), points.to(like))
+        logits = _evaluated(_with_plain_weights(copy.deepcopy(model)).to(like), points.to(like))
     except Exception:  # whatever parts of a module that someone wrote for another dtype raise
         return
-    _compare(logits, network, points, like)
+    _compare(logits, reading, points, like)
+
+
+def _with_plain_weights(model: nn.Module) -> nn.Module:
+    """Put computed weights in place of what computes them, as they are in the model's precision."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in module.parametrizations:  # removing them would change the class, of both
+                module.parametrizations._modules[name] = _Constant(getattr(module, name))
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, SpectralNorm | WeightNorm):
+                hook.remove(module)
+                del module._forward_pre_hooks[key]
+    return model
+
+
+class _Constant(nn.Module):
+    """A module that gives a tensor."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value.detach())
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A network, and what it was read from."""
+
+    network: Network
+    segments: Sequence
+    heads: Sequence[Head]
 
 
 def _points(network: Network, at: Tensor | None) -> Tensor:
@@ -75,24 +122,26 @@ def _points(network: Network, at: Tensor | None) -> Tensor:
     if at is not None and len(at):
         step = -(-len(at) // _MOST_INPUTS)
         parts.append(at.detach()[::step].flatten(1).to("cpu", torch.float64))
-    return torch.cat(parts).to(network.device)
+    return torch.cat(parts)
 
 
-def _compare(logits: Tensor, network: Network, points: Tensor, like: Tensor) -> None:
-    expected, allowed = _expected(network, points.flatten(1).double(), like)
+def _compare(logits: Tensor, reading: _Reading, points: Tensor, like: Tensor) -> None:
+    expected, allowed = _expected(reading, points.double(), like)
+    logits = logits.to(expected).reshape(len(points), -1)
     if logits.shape != expected.shape:
         raise ValueError(
             f"the model gives {tuple(logits.shape)} for {len(points)} inputs, and the network read "
             f"from it {tuple(expected.shape)}: it cannot be certified"
         )
-    gap = (logits.to(expected) - expected).abs()
+    gap = (logits - expected).abs()
     wrong = ~(gap <= allowed) & allowed.isfinite()
     if wrong.any():
         found, explained = float(gap[wrong].max()), float(allowed[wrong].max())
         raise ValueError(
             "the model computes something else than what was read from it: logits differ by "
-            f"{found:.3g}, where rounding explains {explained:.3g}. Something changes its "
-            "forward pass (a patched method, a tensor or a module with operations of its own)"
+            f"{found:.3g}, where rounding explains {explained:.3g}. Is it in training mode, or "
+            "does something (a patched method, a module or a tensor with operations of its own) "
+            "change its forward pass?"
         )
 
 
@@ -107,41 +156,66 @@ def _evaluated(model: nn.Module, points: Tensor) -> Tensor:
         ) from error
     if type(logits) is not Tensor:
         raise ValueError(f"the model must give a tensor of logits; got {type(logits).__name__}")
-    return logits.flatten(1)
+    return logits
 
 
-def _expected(network: Network, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The network's logits, and how far another evaluation of them can be off.
+def _expected(reading: _Reading, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    r"""What the network gives, and how far another evaluation of the model can be off.
 
-    If :math:`\hat a` is within e of a, entry by entry, the computed :math:`W\hat a + b` is within
-    :math:`|W|e + \rho(|W|(|a| + e) + |b|)`, with :math:`\rho` the relative error of an inner
-    product, and an activation of slope at most g is within g times that and a few roundings.
+    A step's image of something within e of a, entry by entry, is within :math:`|A|e` of that of a,
+    and rounding adds :math:`\rho|A||a|`, with :math:`\rho` the relative error of a sum of so many
+    products. An activation of slope at most g is within g times that and a few roundings.
 
     Args:
-        network: the network.
-        x: ``(points, n)`` float64.
+        reading: the network, and the steps that the model takes.
+        x: ``(points, *shape)`` float64, on the CPU.
         like: a tensor of the dtype and on the device of the other evaluation.
 
     Returns:
-        ``(points, classes)`` float64 logits and allowed differences; infinite where the other
+        ``(points, outputs)`` float64 values and allowed differences; infinite where the other
         dtype may overflow.
     """
-    error, largest, info = torch.zeros_like(x), torch.zeros_like(x[:, 0]), torch.finfo(like.dtype)
-    for layer in network.layers:
-        row, size = layer.activation, layer.weight.abs().T
-        terms = (x.abs() + 2 * error) @ size + layer.bias.abs()
-        x = torch.addmm(layer.bias, x, layer.weight.T)
-        error = error @ size + 2 * _relative(layer.weight.shape[1], like) * terms
-        error = error + layer.weight.shape[1] * info.tiny
-        largest = largest.maximum(terms.amax(1))
-        at_zero = row.value(x.new_zeros(())).abs()
-        scale = row.max_slope * (x.abs() + 2 * error) + at_zero
+    error, fits, info = (
+        torch.zeros_like(x),
+        torch.ones(len(x), dtype=torch.bool),
+        torch.finfo(like.dtype),
+    )
+    for layer, segment in zip(reading.network.layers, reading.segments, strict=True):
+        row, length = layer.activation, x.flatten(1).norm(dim=1)
+        size, error, fit = _magnitudes(segment.steps, x.abs() + 2 * error, error, like)
+        z = torch.addmm(layer.bias, x.flatten(1).to(layer.bias), layer.weight.T).cpu()
+        size, error = size.flatten(1), error.flatten(1)
+        # The evaluation of the dense layer, and what it is off by.
+        error = error + 2 * _DOUBLE * (layer.weight.shape[1] + 2) * size
+        error = error + (layer.weight_error * length + layer.bias_error)[:, None]
+        fits &= fit
+        at_zero = row.value(z.new_zeros(())).abs()
+        scale = row.max_slope * (z.abs() + 2 * error) + at_zero
         # A straight line in place of the curve, from where one evaluation may take it.
-        jump = x + 2 * error + _ROUNDINGS * info.eps * x.abs() >= row.deviates_from
+        jump = z + 2 * error + _ROUNDINGS * info.eps * z.abs() >= row.deviates_from
         error = row.max_slope * error + _ROUNDINGS * info.eps * scale + row.deviation * jump
-        x = row.value(x)
-    fits = largest < info.max / 4
+        x = row.value(z)
+        error = error.reshape(len(x), *segment.after)
+        x = x.reshape(error.shape)
+    for head in reading.heads:  # none of them is steeper than 2 in the largest entry
+        x = head.value(x)
+        error = 2 * error.amax(1, keepdim=True) + _ROUNDINGS * info.eps * (1 + x.abs())
     return x, torch.where(fits[:, None], 4 * error, torch.inf)
+
+
+def _magnitudes(
+    steps: Sequence[Affine], size: Tensor, error: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of all magnitudes after some steps, what rounding makes of them, and what fits."""
+    info, fits = torch.finfo(like.dtype), torch.ones(len(size), dtype=torch.bool)
+    for step in steps:
+        size, error = step.magnitude(size), step.magnitude(error)
+        if step.shift is not None:
+            size = size + step.shift.abs()
+        if step.terms or step.shift is not None:
+            error = error + 2 * _relative(step.terms, like) * size + step.terms * info.tiny
+        fits &= size.reshape(len(size), -1).amax(1) < info.max / 4
+    return size, error, fits
 
 
 def _relative(terms: int, like: Tensor) -> float:
