@@ -3,10 +3,11 @@
 import copy
 from dataclasses import replace
 
+import mpmath
 import pytest
 import torch
 from conftest import random_networks
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -83,6 +84,13 @@ class Smooth(nn.Module):
 
 class Plain(nn.Linear):
     """A subclass that changes nothing."""
+
+
+class Exponential(nn.Linear):
+    """A linear map whose weights are computed in ``forward``."""
+
+    def forward(self, x):
+        return functional.linear(x, self.weight.exp() / 7, self.bias)
 
 
 class Negated(nn.Linear):
@@ -217,6 +225,9 @@ FORMS = {
     "compiled": (torch.compile(small()), VECTOR),
     "spectral norm": (changed(parametrizations.spectral_norm), VECTOR),
     "weight norm": (changed(parametrizations.weight_norm), VECTOR),
+    "weight of its own": (nn.Sequential(Exponential(6, 5), nn.Tanh(), nn.Linear(5, 3)), VECTOR),
+    "older weight norm": (changed(nn.utils.weight_norm), VECTOR),
+    "older spectral norm": (changed(nn.utils.spectral_norm), VECTOR),
     "pruned": (changed(lambda part: prune.random_unstructured(part, "weight", 0.5)), VECTOR),
     "tied": (tied(), VECTOR),
     "strided": (strided(), VECTOR),
@@ -297,13 +308,22 @@ def test_a_head_that_changes_no_answer_is_left_out(head):
     assert torch.equal(read_network(nn.Sequential(model, head), at=x).logits(x.double()), logits)
 
 
-def test_models_of_half_precision_and_exported_programs_are_read():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_of_half_precision_are_read(dtype):
     x = torch.randn(4, *IMAGE, generator=torch.Generator().manual_seed(0))
-    model = settled(Convolutional(FLATTENINGS[3]))
-    for dtype in (torch.float16, torch.bfloat16):
-        network = read_network(copy.deepcopy(model).to(dtype), at=x)
-        twin = copy.deepcopy(model).to(dtype).double()
-        torch.testing.assert_close(network.logits(x.flatten(1).double()), twin(x.double()))
+    model = settled(Convolutional(FLATTENINGS[3])).to(dtype)
+    logits = read_network(model, at=x).logits(x.flatten(1).double())
+    torch.testing.assert_close(logits, model.double()(x.double()))
+
+
+def test_exported_programs_are_read():
+    x = torch.randn(4, *IMAGE, generator=torch.Generator().manual_seed(0))
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Mish(), nn.Flatten(), nn.Linear(72, 3)
+    model = settled(nn.Sequential(Normalised(), *layers))
+    batches = {0: torch.export.Dim("batch", min=2, max=1000)}
+    program = torch.export.export(model, (x,), dynamic_shapes=(batches,))
+    logits = read_network(program, at=x).logits(x.flatten(1).double())
+    torch.testing.assert_close(logits.float(), model(x))
 
 
 def replaced(name, tensor):
@@ -544,3 +564,135 @@ def test_a_convolution_is_its_weights_exactly():
         count = network.layers[0].weight.count_nonzero(1)
         assert (count == 18).all() if padding == "circular" else (count <= 18).all()
     assert network.layers[1].weight_error == 0 and network.reading_error()[1] == 0
+
+
+def exact_matrix(module, size):
+    """What one affine module does to vectors of a size, as rows of mpmath numbers and a shift."""
+    exact = mpmath.mpf
+    if isinstance(module, nn.Linear):
+        return module.weight.tolist(), module.bias.tolist()
+    if isinstance(module, nn.BatchNorm1d):
+        roots = [mpmath.sqrt(exact(v) + exact(module.eps)) for v in module.running_var.tolist()]
+        scales = [exact(g) / root for g, root in zip(module.weight.tolist(), roots, strict=True)]
+        facts = zip(module.bias.tolist(), module.running_mean.tolist(), scales, strict=True)
+        shift = [exact(b) - exact(mean) * scale for b, mean, scale in facts]
+    elif isinstance(module, Arithmetic):
+        scales = [exact(module.factor) / exact(module.divisor)] * size
+        shift = [exact(module.shift)] * size
+    else:  # pairs are averaged
+        return [[exact(j // 2 == i) / 2 for j in range(size)] for i in range(size // 2)], [0] * (
+            size // 2
+        )
+    return [[scales[i] * (i == j) for j in range(size)] for i in range(size)], shift
+
+
+class Arithmetic(nn.Module):
+    def __init__(self, factor, divisor, shift):
+        super().__init__()
+        self.factor, self.divisor, self.shift = factor, divisor, shift
+
+    def forward(self, x):
+        return self.shift + x * self.factor / self.divisor
+
+
+class Pairs(nn.Module):
+    def forward(self, x):
+        return functional.avg_pool1d(x[:, None], 2)[:, 0]
+
+
+@st.composite
+def affine_chains(draw):
+    """Affine modules on vectors, one after another, and their number of inputs."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    inputs = size = draw(st.sampled_from([2, 4, 6]))
+    chain, number = [], st.floats(-9, 9).filter(lambda value: abs(value) > 0.1)
+    for kind in draw(st.lists(st.sampled_from(["linear", "norm", "numbers", "pairs"]), max_size=4)):
+        if kind == "pairs" and size % 2 == 0 and size > 2:
+            chain.append(Pairs())
+            size //= 2
+        elif kind == "norm":
+            chain.append(nn.BatchNorm1d(size))
+        elif kind == "numbers":
+            chain.append(Arithmetic(draw(number), draw(number), draw(number)))
+        else:
+            outputs = draw(st.sampled_from([2, 3, 4]))
+            chain.append(nn.Linear(size, outputs))
+            size = outputs
+    return settled(nn.Sequential(*chain, nn.Linear(size, 3)).double()), inputs
+
+
+@settings(max_examples=25)
+@given(affine_chains())
+def test_a_product_of_maps_is_off_by_no_more_than_it_says(case):
+    model, inputs = case
+    network = read_network(model, at=torch.randn(3, inputs).double())
+    layer = network.layers[0]
+    with mpmath.workdps(50):
+        weight, bias, size = mpmath.eye(inputs), mpmath.zeros(inputs, 1), inputs
+        for part in model:
+            rows, shift = exact_matrix(part, size)
+            matrix = mpmath.matrix(rows)
+            weight, bias = matrix * weight, matrix * bias + mpmath.matrix(shift)
+            size = len(shift)
+        off = mpmath.mnorm(weight - mpmath.matrix(layer.weight.tolist()), "f")
+        off_bias = mpmath.norm(bias - mpmath.matrix(layer.bias.tolist()))
+    assert off <= layer.weight_error and off_bias <= layer.bias_error
+    alone = len(model) == 1
+    assert (layer.weight_error == 0 and layer.bias_error == 0) if alone else True
+    assert layer.weight_error <= 1e-11 * (1 + float(off) + 100 ** len(model))
+
+
+@st.composite
+def convolutional_models(draw):
+    """A small convolutional classifier of images of 6 by 6 pixels."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    channels, stride = draw(st.sampled_from([2, 4])), draw(st.sampled_from([1, 2]))
+    groups, padding = draw(st.sampled_from([1, 2])), draw(st.sampled_from([0, 1, "same"]))
+    stride = 1 if padding == "same" else stride
+    act = draw(st.sampled_from([nn.Softplus, nn.Tanh, nn.Mish, nn.ELU, nn.Softsign]))
+    parts = [nn.Conv2d(2, channels, 3, stride, padding, groups=groups), act()]
+    parts[1:1] = draw(st.sampled_from([[], [nn.BatchNorm2d(channels)], [nn.AvgPool2d(2)]]))
+    size = nn.Sequential(*parts).eval()(torch.zeros(1, 2, 6, 6)).shape
+    if min(size[2:]) >= 2 and draw(st.booleans()):
+        parts += [nn.Conv2d(channels, 3, 2, dilation=1), nn.AdaptiveAvgPool2d(1), act()]
+    model = nn.Sequential(*parts, nn.Flatten(), nn.LazyLinear(3)).eval()
+    model(torch.zeros(1, 2, 6, 6))
+    return settled(model).double()
+
+
+def dense(network):
+    """The network that was read, as a Sequential of Linear layers."""
+    modules = {"softplus": nn.Softplus, "tanh": nn.Tanh, "mish": nn.Mish, "elu": nn.ELU}
+    modules |= {"softsign": nn.Softsign, "identity": nn.Identity}
+    parts = []
+    for layer in network.layers:
+        linear = nn.Linear(*reversed(layer.weight.shape)).double()
+        linear.weight.data, linear.bias.data = layer.weight, layer.bias
+        parts += [linear, modules[layer.activation.name]()]
+    return nn.Sequential(*parts)
+
+
+@settings(max_examples=25)
+@given(convolutional_models(), st.integers(0, 2**31))
+def test_no_attack_enters_a_certified_ball(model, seed):
+    """Radii of what was read, and an attack on the model itself."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 2, 6, 6, generator=generator, dtype=torch.float64)
+    network = read_network(model, at=x)
+    torch.testing.assert_close(network.logits(x.flatten(1)), model(x), rtol=1e-10, atol=1e-10)
+    y = model(x).argmax(1)
+    cert = crc.certify(dense(network), x.flatten(1), y)
+    assert (cert.radius > 0).all()
+    radius = cert.radius.clamp(max=1e3).reshape(-1, 1, 1, 1) * (1 - 1e-6)
+    point = x + radius * functional.normalize(
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).flatten(1)
+    ).reshape(x.shape)
+    for _ in range(10):
+        point = point.detach().requires_grad_()
+        logits = model(point)
+        own = logits.gather(1, y[:, None]).squeeze(1)
+        others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        assert (own > others).all()
+        (slope,) = torch.autograd.grad((own - others).sum(), point)
+        way = point - x - radius * functional.normalize(slope.flatten(1)).reshape(x.shape)
+        point = x + radius * functional.normalize(way.flatten(1)).reshape(x.shape)

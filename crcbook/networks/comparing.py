@@ -14,9 +14,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -47,86 +44,88 @@ def check_modes() -> None:
             )
 
 
-def compare(
-    model: nn.Module,
-    network: Network,
-    segments: Sequence,
-    heads: Sequence[Head],
-    like: Tensor,
-    at: Tensor | None,
-) -> None:
-    """Check that a model computes what the network read from it does.
+@dataclass(frozen=True)
+class Reading:
+    """A network, and what it was read from.
 
-    Args:
-        model: the model.
+    Attributes:
         network: what was read, in float64.
         segments: the affine steps and activations that it was read from, a layer each.
         heads: what follows the logits.
-        like: a tensor of the dtype and on the device of the model.
-        at: ``(batch, *shape)`` inputs to look at besides random points; None for none.
-
-    Raises:
-        ValueError: where the two differ by more than rounding, or the model cannot be evaluated.
     """
-    reading = _Reading(network, segments, heads)
-    points = _points(network, at).to(like.dtype).reshape(-1, *segments[0].shape)
-    _compare(_evaluated(model, points.to(like.device)), reading, points, like)
-    if like.dtype == torch.float64:
-        return
-    like = like.new_empty(0, dtype=torch.float64, device=network.device)
-    try:
-        logits = _evaluated(_with_plain_weights(copy.deepcopy(model)).to(like), points.to(like))
-    except Exception:  # whatever parts of a module that someone wrote for another dtype raise
-        return
-    _compare(logits, reading, points, like)
-
-
-def _with_plain_weights(model: nn.Module) -> nn.Module:
-    """Put computed weights in place of what computes them, as they are in the model's precision."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in module.parametrizations:  # removing them would change the class, of both
-                module.parametrizations._modules[name] = _Constant(getattr(module, name))
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, SpectralNorm | WeightNorm):
-                hook.remove(module)
-                del module._forward_pre_hooks[key]
-    return model
-
-
-class _Constant(nn.Module):
-    """A module that gives a tensor."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("value", value.detach())
-
-    def forward(self) -> Tensor:
-        return self.value
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A network, and what it was read from."""
 
     network: Network
     segments: Sequence
     heads: Sequence[Head]
 
 
-def _points(network: Network, at: Tensor | None) -> Tensor:
-    """``(points, n)`` random points and some of the inputs."""
-    generator = torch.Generator().manual_seed(0)
+def points_for(shape: Sequence[int], at: Tensor | None) -> Tensor:
+    """Points to compare at.
+
+    Args:
+        shape: of an input.
+        at: ``(batch, *input_shape)`` inputs; None for none.
+
+    Returns:
+        ``(points, *shape)`` float64 random points and some of the inputs, on the CPU.
+    """
+    generator, size = torch.Generator().manual_seed(0), torch.Size(shape).numel()
     drawn = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    parts = [scale * torch.randn(_EACH, network.inputs, **drawn) for scale in _SCALES]
-    if at is not None and len(at):
+    parts = [scale * torch.randn(_EACH, size, **drawn) for scale in _SCALES]
+    if at is not None and at[0].numel() == size:
         step = -(-len(at) // _MOST_INPUTS)
-        parts.append(at.detach()[::step].flatten(1).to("cpu", torch.float64))
-    return torch.cat(parts)
+        given = at.detach()[::step].flatten(1).to("cpu", torch.float64)
+        parts.append(given[given.isfinite().all(1)])
+    return torch.cat(parts).reshape(-1, *shape)
 
 
-def _compare(logits: Tensor, reading: _Reading, points: Tensor, like: Tensor) -> None:
-    expected, allowed = _expected(reading, points.double(), like)
+def in_double(model: nn.Module, points: Tensor) -> nn.Module | None:
+    """A float64 copy of a model; None where it cannot be copied, or not be evaluated.
+
+    Args:
+        model: the model.
+        points: inputs to try it on.
+
+    Returns:
+        The copy, on the model's device, or on the CPU where that device has no float64.
+    """
+    try:
+        twin = copy.deepcopy(model)
+        twin = (twin.cpu() if device_of(model).type == "mps" else twin).double()
+        evaluated(twin, points.to(device_of(twin)))
+    except Exception:  # whatever a module raises that someone wrote for another dtype
+        return None
+    return twin
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's tensors are.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The device of the first of them.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def compare(model: nn.Module, reading: Reading, like: Tensor, points: Tensor) -> None:
+    """Check that a model computes what the network read from it does.
+
+    Args:
+        model: the model, or its float64 copy.
+        reading: the network, and what it was read from.
+        like: a tensor of the dtype and on the device of the model.
+        points: ``(points, *shape)`` inputs to compare at.
+
+    Raises:
+        ValueError: where the two differ by more than rounding, or the model cannot be evaluated.
+    """
+    points = points.to(like)
+    logits = evaluated(model, points)
+    expected, allowed = _expected(reading, points.to("cpu", torch.float64), like)
     logits = logits.to(expected).reshape(len(points), -1)
     if logits.shape != expected.shape:
         raise ValueError(
@@ -145,7 +144,19 @@ def _compare(logits: Tensor, reading: _Reading, points: Tensor, like: Tensor) ->
         )
 
 
-def _evaluated(model: nn.Module, points: Tensor) -> Tensor:
+def evaluated(model: nn.Module, points: Tensor) -> Tensor:
+    """What a model gives.
+
+    Args:
+        model: the model.
+        points: ``(points, *shape)``, which are left as they are.
+
+    Returns:
+        Its output.
+
+    Raises:
+        ValueError: where the model fails, or gives no plain tensor.
+    """
     try:
         with torch.no_grad():
             logits = model(points.clone())  # some work in place
@@ -159,7 +170,7 @@ def _evaluated(model: nn.Module, points: Tensor) -> Tensor:
     return logits
 
 
-def _expected(reading: _Reading, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def _expected(reading: Reading, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     r"""What the network gives, and how far another evaluation of the model can be off.
 
     A step's image of something within e of a, entry by entry, is within :math:`|A|e` of that of a,

@@ -15,7 +15,14 @@ from torch.nn import functional
 
 from crcbook.activations import IDENTITY, Activation, activation_of
 from crcbook.networks.affine import Affine, compose
-from crcbook.networks.comparing import check_modes, compare
+from crcbook.networks.comparing import (
+    Reading,
+    check_modes,
+    compare,
+    device_of,
+    in_double,
+    points_for,
+)
 from crcbook.networks.network import Layer, Network
 from crcbook.networks.operations import Head, Step, check_plain
 from crcbook.networks.recording import record
@@ -51,7 +58,9 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
     The forward pass is run once on a tensor without numbers that notes what is done to it (see
     :mod:`crcbook.networks.recording`): a chain of affine maps and smooth activations. Affine maps
     that follow each other become one layer. What was read is compared with the model itself, at
-    random points and at the inputs given.
+    random points and at the inputs given. A model of lower precision is read from a float64 copy:
+    what it computes from its parameters alone, such as a weight of spectral norm 1, is taken as
+    float64 computes it.
 
     A model with one logit is read as one with two classes: class 0 has the logit 0, and class 1
     that of the model. A softmax, log-softmax, sigmoid or log-sigmoid at the end is left out.
@@ -77,12 +86,34 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
     if torch.is_autocast_enabled(like.device.type):
         raise RuntimeError("certificates need full precision: leave torch.autocast first")
     with torch.inference_mode(False), _without_compiler(), _unchanged_buffers(model):
-        steps, shape = _steps(model, like, at)
+        return _read(model, like, at)
+
+
+def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
+    """Read a model that has passed the door: from its float64 copy, where there is one."""
+    failed: list[Exception] = []
+    for shape in _shapes(model, at):
+        points = points_for(shape, at)
+        twin = in_double(model, points) if like.dtype != torch.float64 else None
+        try:
+            steps = _ended(record(twin or model, shape, like))
+        except Exception as error:  # whatever a model of someone else raises
+            failed = failed or [error]
+            continue
         segments, heads = _segments(steps, shape)
-        network = _built(segments, like)
-        given = at if at is not None and tuple(at.shape[1:]) == shape else None
-        compare(model, network, segments, heads, like, given)
-    return network
+        reading = Reading(_built(segments, like), segments, heads)
+        compare(model, reading, like, points)
+        if twin is not None:
+            compare(
+                twin, reading, torch.empty(0, dtype=torch.float64, device=device_of(twin)), points
+            )
+        return reading.network
+    if failed:
+        raise ValueError(_explained(model, at, failed[0])) from failed[0]
+    raise ValueError(
+        "the shape of an input cannot be told from the model's first layer: give inputs, as in "
+        "read_network(model, at=x)"
+    )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -136,23 +167,6 @@ def _without_compiler() -> AbstractContextManager:
     return nullcontext()
 
 
-def _steps(model: nn.Module, like: Tensor, at) -> tuple[tuple[Step, ...], tuple[int, ...]]:
-    """What the model does, and to inputs of which shape."""
-    failed: Exception | None = None
-    for shape in _shapes(model, at):
-        try:
-            return _ended(record(model, shape, like)), shape
-        except Exception as error:  # whatever a model of someone else raises
-            if failed is None:
-                failed, first = error, shape
-    if failed is not None:
-        raise ValueError(_explained(model, first, failed)) from failed
-    raise ValueError(
-        "the shape of an input cannot be told from the model's first layer: give inputs, as in "
-        "read_network(model, at=x)"
-    )
-
-
 def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
     """Shapes of an input to try: as it is, and flat."""
     if at is not None:
@@ -173,7 +187,7 @@ def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
         yield (first.shape[1],)
 
 
-def _explained(model: nn.Module, shape: Sequence[int], error: Exception) -> str:
+def _explained(model: nn.Module, at, error: Exception) -> str:
     """What went wrong, in which module, and what the model holds."""
     trace, where = error.__traceback__, model
     while trace is not None:
@@ -182,7 +196,8 @@ def _explained(model: nn.Module, shape: Sequence[int], error: Exception) -> str:
         trace = trace.tb_next
     text = str(where) if len(str(where)) < 100 else type(where).__name__
     if not isinstance(error, ValueError):
-        return f"the model fails on inputs of shape {tuple(shape)}, in {text}: {error}"
+        shape = next(_shapes(model, at))
+        return f"the model fails on inputs of shape {shape}, in {text}: {error}"
     kinds = Counter(
         type(module).__name__ for module in model.modules() if not len([*module.children()])
     )
