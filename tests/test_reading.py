@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from fractions import Fraction
 
 import mpmath
 import pytest
@@ -20,6 +21,7 @@ import crcbook as crc
 from crcbook.networks import Network, read_network
 from crcbook.networks import reading as module
 
+torch.manual_seed(0)  # of the weights below
 IMAGE, VECTOR = (1, 8, 8), (6,)
 
 
@@ -41,7 +43,7 @@ def settled(model):
 
 
 def changed(change):
-    model = small()
+    model = small(nn.Tanh())
     change(model[0])
     return model.eval()
 
@@ -595,6 +597,15 @@ class Arithmetic(nn.Module):
         return self.shift + x * self.factor / self.divisor
 
 
+class Added(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, x):
+        return x + self.number
+
+
 class Pairs(nn.Module):
     def forward(self, x):
         return functional.avg_pool1d(x[:, None], 2)[:, 0]
@@ -640,6 +651,17 @@ def test_a_product_of_maps_is_off_by_no_more_than_it_says(case):
     alone = len(model) == 1
     assert (layer.weight_error == 0 and layer.bias_error == 0) if alone else True
     assert layer.weight_error <= 1e-11 * (1 + float(off) + 100 ** len(model))
+
+
+@given(st.lists(st.floats(-1e3, 1e3).filter(lambda x: abs(x) > 1e-30), min_size=2, max_size=4))
+def test_sums_of_numbers_are_off_by_no_more_than_they_say(numbers):
+    layer = nn.Linear(1, 2).double()
+    layer.bias.data[:] = numbers[0]
+    model = nn.Sequential(layer, *(Added(number) for number in numbers[1:]))
+    read = read_network(model, at=torch.zeros(1, 1).double()).layers[0]
+    off = sum(map(Fraction, numbers)) - Fraction(float(read.bias[0]))
+    assert 2 * off**2 <= Fraction(read.bias_error) ** 2 and read.weight_error == 0
+    assert read.bias_error <= 1e-12
 
 
 @st.composite
