@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from crcbook.networks import architecture, mlp
+from crcbook.networks.onnx_files import load_onnx
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -120,19 +121,24 @@ def save_model(path: Path | str, model: nn.Sequential) -> None:
     save_tensors(Path(path), model.state_dict(), architecture(model))
 
 
-def load_model(path: Path | str) -> nn.Sequential:
-    """Read a network that :func:`save_model` wrote.
+def load_model(path: Path | str) -> nn.Module:
+    """Read a network that :func:`save_model` wrote, or an ONNX file.
 
     Args:
-        path: the file, or the folder of a training, which holds it as ``model.safetensors``.
+        path: the file, or the folder of a training, which holds it as ``model.safetensors``. An
+            ONNX file ends in ``.onnx``.
 
     Returns:
         The network, on the CPU.
 
     Raises:
+        ImportError: for an ONNX file without the ``onnx`` package.
         RuntimeError: where the file is missing, damaged or none of crcbook's.
+        ValueError: for an ONNX file with a network that cannot be certified.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        return load_onnx(path)
     path = path / "model.safetensors" if path.is_dir() else path
     tensors, facts = load_tensors(path)
     try:

@@ -79,6 +79,15 @@ class Convolutional(nn.Module):
         return -self.last(x) + 1
 
 
+class Valued(nn.Module):
+    def __init__(self, look):
+        super().__init__()
+        self.look, self.layer = look, nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.look(x, self.layer)
+
+
 class Smooth(nn.Module):
     def forward(self, x):
         return functional.softplus(x)
@@ -220,6 +229,8 @@ FORMS = {
     "subclasses": (nn.Sequential(Plain(6, 5), Smooth(), nn.Linear(5, 3)), VECTOR),
     "children": (nn.Sequential(*small(nn.Mish()).children()), VECTOR),
     "linears": (nn.Sequential(nn.Linear(6, 6), small(nn.Tanh(), nn.Linear(5, 5))), VECTOR),
+    "silu in full": (Valued(lambda x, f: f(x * torch.sigmoid(x))), VECTOR),
+    "mish in full": (Valued(lambda x, f: f(functional.softplus(x).tanh() * x)), VECTOR),
     "no hidden layer": (nn.Linear(6, 3), VECTOR),
     "activations": (nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 3), nn.Tanh()), VECTOR),
     "data parallel": (nn.DataParallel(small()), VECTOR),
@@ -354,15 +365,6 @@ class Residual(nn.Module):
         return self.last(x + torch.tanh(self.first(x)))
 
 
-class Valued(nn.Module):
-    def __init__(self, look):
-        super().__init__()
-        self.look, self.layer = look, nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.look(x, self.layer)
-
-
 def called_otherwise():
     model = small()
     model[0]._compiled_call_impl = lambda x: x[:, :5]
@@ -404,6 +406,8 @@ def called_otherwise():
         (Valued(lambda x, f: f(x) if x.sum() > 0 else -f(x)), "sum|looks at values"),
         (Valued(lambda x, f: f(x) if x[0, 0].item() > 0 else -f(x)), "select|item|__getitem__"),
         (Valued(lambda x, f: f(x) * f(x)), "mul joins two branches"),
+        (Valued(lambda x, f: f(x * torch.sigmoid(2 * x))), "mul joins two branches"),
+        (Valued(lambda x, f: f(x * functional.softplus(x, 2).tanh())), "mul joins two branches"),
         (Valued(lambda x, f: f(x) / 0), "divides by zero"),
         (Valued(lambda x, f: 1 / f(x)), "neither an affine map"),
         (Valued(lambda x, f: f(x.flip(0))), "flip mixes the items"),

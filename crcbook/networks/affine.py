@@ -101,7 +101,7 @@ def _bias(steps: Sequence[Affine], shape: Sequence[int]) -> tuple[Tensor, float]
     error = torch.zeros_like(value)
     for step in steps:
         size = step.magnitude(value.abs())
-        value, error = step.linear(value), step.magnitude(error) + _rounding(step, size)
+        value, error = step.linear(value), step.magnitude(error) + _rounding(step.terms, size)
         if step.shift is not None:
             value = value + step.shift
             error = error + gamma(1) * value.abs() * (size > 0)  # exact where it meets a zero
@@ -133,6 +133,9 @@ def _weight(steps: Sequence[Affine], shape: Sequence[int]) -> tuple[Tensor, floa
 def _send(steps: Sequence[Affine], images: Tensor, units: bool) -> tuple[Tensor, Tensor]:
     """Images of unit vectors after some more steps, and bounds of their entries' errors.
 
+    As long as an image has one entry that is not 0, a sum has one product: there is one rounding,
+    and none where that entry is 1.
+
     Args:
         steps: the steps.
         images: ``(vectors, *shape)``, exact.
@@ -141,21 +144,22 @@ def _send(steps: Sequence[Affine], images: Tensor, units: bool) -> tuple[Tensor,
     Returns:
         ``(vectors, *shape)`` images and the bounds.
     """
-    error = torch.zeros(())
+    error, alone = torch.zeros(()), units
     for step in steps:
-        # One number times a one, and zeros: there is nothing to round.
-        exact = step.terms == 0 or (units and step.stored)
+        terms = min(step.terms, 1) if alone and step.stored else step.terms
+        terms = 0 if units and step.stored else terms
         error = step.magnitude(error) if error.dim() else error
-        if not exact:
-            error = error + _rounding(step, step.magnitude(images.abs()))
+        if terms:
+            error = error + _rounding(terms, step.magnitude(images.abs()))
         images = step.linear(images)
-        alone = images.reshape(len(images), -1).count_nonzero(1).max() <= 1
-        units = units and step.terms == 0 and bool(alone)
+        units = units and step.terms == 0
+        alone = alone and bool(images.reshape(len(images), -1).count_nonzero(1).max() <= 1)
+        units = units and alone
     return images, error
 
 
-def _rounding(step: Affine, size: Tensor) -> Tensor:
-    return gamma(step.terms) * size + _TINY * (size > 0) if step.terms else torch.zeros_like(size)
+def _rounding(terms: int, size: Tensor) -> Tensor:
+    return gamma(terms) * size + _TINY * (size > 0) if terms else torch.zeros_like(size)
 
 
 def _units(inputs: int, first: int, count: int, shape: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ bounded here entry by entry; what differs by more is another function.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -111,7 +111,9 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def compare(model: nn.Module, reading: Reading, like: Tensor, points: Tensor) -> None:
+def compare(
+    model: Callable[[Tensor], Tensor], reading: Reading, like: Tensor, points: Tensor
+) -> None:
     """Check that a model computes what the network read from it does.
 
     Args:
@@ -144,7 +146,7 @@ def compare(model: nn.Module, reading: Reading, like: Tensor, points: Tensor) ->
         )
 
 
-def evaluated(model: nn.Module, points: Tensor) -> Tensor:
+def evaluated(model: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     """What a model gives.
 
     Args:

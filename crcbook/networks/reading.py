@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -89,8 +89,35 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
         return _read(model, like, at)
 
 
+def compare_with(reference: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+    """Hold what is read from a model against another evaluation of it.
+
+    Args:
+        reference: what gives the logits, in float32, of ``(points, *input_shape)``.
+        model: the model, which says of which shape its input is.
+
+    Raises:
+        ValueError: where the model cannot be certified, or the two differ by more than rounding.
+    """
+    read_network(model)
+    reading, points = _reading(model, _door(model), None)[:2]
+    compare(reference, reading, torch.empty(0), points)
+
+
 def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
     """Read a model that has passed the door: from its float64 copy, where there is one."""
+    reading, points, twin = _reading(model, like, at)
+    compare(model, reading, like, points)
+    if twin is not None:
+        exact = torch.empty(0, dtype=torch.float64, device=device_of(twin))
+        compare(twin, reading, exact, points)
+    return reading.network
+
+
+def _reading(
+    model: nn.Module, like: Tensor, at: Tensor | None
+) -> tuple[Reading, Tensor, nn.Module | None]:
+    """What is read, where to compare it, and the float64 copy."""
     failed: list[Exception] = []
     for shape in _shapes(model, at):
         points = points_for(shape, at)
@@ -101,13 +128,7 @@ def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
             failed = failed or [error]
             continue
         segments, heads = _segments(steps, shape)
-        reading = Reading(_built(segments, like), segments, heads)
-        compare(model, reading, like, points)
-        if twin is not None:
-            compare(
-                twin, reading, torch.empty(0, dtype=torch.float64, device=device_of(twin)), points
-            )
-        return reading.network
+        return Reading(_built(segments, like), segments, heads), points, twin
     if failed:
         raise ValueError(_explained(model, at, failed[0])) from failed[0]
     raise ValueError(
@@ -168,7 +189,8 @@ def _without_compiler() -> AbstractContextManager:
 
 
 def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
-    """Shapes of an input to try: as it is, and flat."""
+    """Shapes of an input to try: as it is, flat, and as a file says."""
+    known = getattr(model, "input_shape", None)
     if at is not None:
         if not (isinstance(at, Tensor) and at.is_floating_point()):
             kind = at.dtype if isinstance(at, Tensor) else type(at).__name__
@@ -180,6 +202,11 @@ def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
         yield tuple(at.shape[1:])
         if at.dim() > 2:
             yield (at[0].numel(),)
+        if known is not None and torch.Size(known).numel() == at[0].numel():
+            yield known
+        return
+    if known is not None:
+        yield known
         return
     matrices = (tensor for tensor in model.parameters() if tensor.dim() > 1)
     first = next(matrices, None)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation
 from crcbook.networks.affine import Affine
 from crcbook.networks.operations import (
     Head,
@@ -47,6 +48,9 @@ class Recorded(Tensor):
         """Note an operation, or answer what is asked about the shape."""
         kwargs, reader = kwargs or {}, reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
+        row = _product_row(func, inputs)
+        if row is not None:
+            return _extended(inputs[0], row)
         if len(inputs) > 1:
             raise Unreadable(
                 f"{name_of(func)} joins two branches (a residual block, for one), and networks are "
@@ -101,6 +105,23 @@ def _recorded(arguments) -> Iterator[Recorded]:
             yield argument
         elif isinstance(argument, tuple | list | type({}.values())):
             yield from _recorded(argument)
+
+
+def _product_row(func, inputs: Sequence[Recorded]) -> Activation | None:
+    """The activation that a product of two branches is, where someone wrote one out.
+
+    The branch without it is put first.
+    """
+    if len(inputs) != 2 or name_of(func) != "mul":
+        return None
+    inputs.sort(key=lambda x: len(x.steps))
+    plain, curved = (x.steps for x in inputs)
+    names = [getattr(step, "name", "") for step in curved[len(plain) :]]
+    same = all(first is second for first, second in zip(plain, curved, strict=False))
+    row = {("sigmoid",): "silu", ("softplus", "tanh"): "mish"}.get(tuple(names)) if same else None
+    if row == "mish" and curved[-2].max_bend != ACTIVATIONS["softplus"].max_bend:
+        return None
+    return None if row is None else {**ACTIVATIONS, **OTHER_ACTIVATIONS}[row]
 
 
 def _about_shape(func, args, kwargs):
