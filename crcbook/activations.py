@@ -35,6 +35,7 @@ class Activation:
         deviation: largest distance between ``value`` and the function torch evaluates
             (``torch.nn.Softplus`` jumps to the identity above its threshold; 0 elsewhere).
         deviates_from: the point below which there is no such distance.
+        settings: what torch's module is made with, where the name does not say it all.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Activation:
     value_range: tuple[float, float]
     deviation: float = 0.0
     deviates_from: float = math.inf
+    settings: tuple[tuple[str, float | str], ...] = ()
 
     @property
     def slope_range(self) -> tuple[float, float]:
@@ -171,6 +173,7 @@ def softplus(beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -> Activa
         value_range=(0.0, math.inf),
         deviation=math.log1p(math.exp(-threshold)) / beta * (1 + ROUNDING),
         deviates_from=threshold / beta,
+        settings=(("beta", beta), ("threshold", threshold)),
     )
 
 
@@ -201,6 +204,7 @@ def celu(alpha: float = 1.0, name: str = "celu") -> Activation:
         bend_extrema=(-_BESIDE_ZERO,),
         slope_limits=(0.0, 1.0),
         value_range=(-alpha, math.inf),
+        settings=(("alpha", alpha),),
     )
 
 
@@ -367,6 +371,7 @@ OTHER_ACTIVATIONS: dict[str, Activation] = {
         bend_extrema=(-_GELU_TANH_BEND, 0.0, _GELU_TANH_BEND),
         slope_limits=(0.0, 1.0),
         value_range=(-0.17004075057125408, math.inf),
+        settings=(("approximate", "tanh"),),
     ),
     "mish": Activation(
         name="mish",
@@ -425,6 +430,14 @@ _MODULES: dict[type[nn.Module], str] = {
     Arctan: "arctan",
     nn.Identity: "identity",
 }
+_OTHER_MODULES: dict[str, type[nn.Module]] = {
+    "gelu-tanh": nn.GELU,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
+    "celu": nn.CELU,
+    "logsigmoid": nn.LogSigmoid,
+    "softsign": nn.Softsign,
+}
 
 
 def activation_module(name: str) -> nn.Module:
@@ -442,6 +455,24 @@ def activation_module(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
     return next(module for module, key in _MODULES.items() if key == name)()
+
+
+def module_of(name: str, settings: dict[str, float | str]) -> nn.Module:
+    """The torch module that a row of any kind comes from.
+
+    Args:
+        name: the row's name.
+        settings: the row's settings.
+
+    Returns:
+        The module.
+
+    Raises:
+        KeyError: for a name that no row has.
+        TypeError: for settings that the module does not take.
+    """
+    modules = {key: module for module, key in _MODULES.items()} | _OTHER_MODULES
+    return modules[name](**settings)
 
 
 def activation_of(module: nn.Module) -> Activation | None:

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crcbook.networks import architecture, mlp
+from crcbook.activations import module_of
+from crcbook.networks import Network, architecture, mlp, read_network
 from crcbook.networks.onnx_files import load_onnx
 
 
@@ -107,18 +108,46 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise RuntimeError(f"cannot read {path} as a crcbook file: {error}") from error
 
 
-def save_model(path: Path | str, model: nn.Sequential) -> None:
-    """Write an :func:`crcbook.mlp` with what is needed to build it again.
+def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> None:
+    """Write a network with what is needed to build it again.
+
+    An :func:`crcbook.mlp` comes back as it was. Any other network comes back as the dense layers
+    that it is read as, in float64.
 
     Args:
         path: where to, ``.safetensors`` by custom.
-        model: the network, with one of the table's activations in its default setting.
+        model: the network.
+        at: inputs, as in :func:`crcbook.networks.read_network`.
 
     Raises:
-        ValueError: for a model ``mlp`` would not build.
+        ValueError: for a network that cannot be read.
         RuntimeError: where the file cannot be written.
     """
-    save_tensors(Path(path), model.state_dict(), architecture(model))
+    try:
+        tensors, facts = model.state_dict(), architecture(model)
+    except ValueError:
+        tensors, facts = _dense(read_network(model, at))
+    save_tensors(Path(path), tensors, facts)
+
+
+def _dense(network: Network) -> tuple[dict[str, Tensor], dict]:
+    """The layers of a network, and what stands between them."""
+    rows = [layer.activation for layer in network.layers]
+    facts = {"activations": [[row.name, dict(row.settings)] for row in rows]}
+    tensors = {}
+    for place, layer in enumerate(network.layers):
+        tensors[f"{place}.weight"], tensors[f"{place}.bias"] = layer.weight, layer.bias
+    return tensors, facts
+
+
+def _from_dense(tensors: dict[str, Tensor], facts: dict) -> nn.Sequential:
+    modules: list[nn.Module] = [nn.Flatten()]
+    for place, (name, settings) in enumerate(facts["activations"]):
+        weight, bias = tensors[f"{place}.weight"], tensors[f"{place}.bias"]
+        linear = nn.Linear(*reversed(weight.shape), dtype=weight.dtype)
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        modules += [linear, module_of(name, settings)]
+    return nn.Sequential(*modules[:-1])
 
 
 def load_model(path: Path | str) -> nn.Module:
@@ -142,6 +171,8 @@ def load_model(path: Path | str) -> nn.Module:
     path = path / "model.safetensors" if path.is_dir() else path
     tensors, facts = load_tensors(path)
     try:
+        if "activations" in facts:
+            return _from_dense(tensors, facts)
         model = mlp(facts["sizes"], facts["activation"])
         model.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:

@@ -42,7 +42,7 @@ EXACT = {
     "softsign": lambda z: z / (1 + abs(z)),
 }
 JUMPS = {"elu", "celu(0.5)", "celu(3)", "softsign"}  # of the bend, at 0
-BESIDE_ZERO = torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
+BESIDE_ZERO = torch.tensor([-1e-13, 1e-13], dtype=torch.float64)
 GRID = torch.linspace(-60, 60, 40_001, dtype=torch.float64)
 
 

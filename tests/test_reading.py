@@ -420,7 +420,7 @@ def called_otherwise():
         (Valued(lambda x, f: f(x)[:, None]), r"must give .batch, classes.; got .batch, 1, 3"),
         (one_logit(nn.Softmax(1)), "softmax over one class"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(6, 3)), r"flatten makes.*\(18,\)"),
-        (nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(3, 2)), "cannot be multiplied"),
+        (nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(3, 2)), "3 inputs are needed"),
         (nn.Sequential(nn.Flatten(), nn.Tanh()), "must have a linear layer"),
         (torch.jit.script(small()), "scripted"),
         (small(nn.Softplus(beta=-1.0)), "needs beta from"),
@@ -665,7 +665,7 @@ def test_sums_of_numbers_are_off_by_no_more_than_they_say(numbers):
     read = read_network(model, at=torch.zeros(1, 1).double()).layers[0]
     off = sum(map(Fraction, numbers)) - Fraction(float(read.bias[0]))
     assert 2 * off**2 <= Fraction(read.bias_error) ** 2 and read.weight_error == 0
-    assert read.bias_error <= 1e-12
+    assert read.bias_error <= 2**-49 * sum(map(abs, numbers))
 
 
 @st.composite

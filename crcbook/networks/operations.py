@@ -511,7 +511,7 @@ def refusal(func) -> str:
         advice = (
             "use average pooling"
             if func in _MAXIMA
-            else "use a smooth one such as softplus, or "
+            else "use a smooth activation such as softplus, or "
             "the recipe for ReLU in the book's chapter 'Certify your own network'"
         )
         name = "max pooling" if func in _MAXIMA else name

@@ -373,6 +373,10 @@ def submodules(model: nn.Sequential) -> Iterable[nn.Module]:
     Raises:
         ValueError: for another module, or one that computes something else than its class says.
     """
+    if not isinstance(model, nn.Sequential):
+        raise ValueError(
+            f"a Sequential of Flatten, Linear and activations is needed here; got {model}"
+        )
     _check_unchanged(model)
     for module in model:
         if isinstance(module, nn.Sequential):
@@ -392,5 +396,6 @@ def _check_unchanged(module: nn.Module) -> None:
         name in vars(module) or getattr(type(module), name) != getattr(kind, name)
         for name in _CALLED
     )
+    changed = changed or module._compiled_call_impl is not None
     if changed or module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"{type(module).__name__} computes something else than its layers in turn")

@@ -46,7 +46,12 @@ class Recorded(Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Note an operation, or answer what is asked about the shape."""
-        kwargs, reader = kwargs or {}, reader_of(func)
+        with torch._C.DisableTorchFunctionSubclass():  # what is asked below is no operation
+            return cls._note(func, args, kwargs or {})
+
+    @classmethod
+    def _note(cls, func, args, kwargs):
+        reader = reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
         row = _product_row(func, inputs)
         if row is not None:
@@ -127,8 +132,7 @@ def _product_row(func, inputs: Sequence[Recorded]) -> Activation | None:
 def _about_shape(func, args, kwargs):
     """What a function says of a shape; anything about numbers is refused."""
     try:
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
     except _NoNumbers:
         raise Unreadable(refusal(func)) from None
     if isinstance(result, Tensor):
@@ -149,6 +153,12 @@ def _extended(x: Recorded, *steps: Step) -> Recorded:
 
 def _checked(step: Affine, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of an item after a step, which must do the same to every item, and to it alone."""
+    if step.matrix is not None:
+        if step.matrix.shape[1:] != shape:
+            raise Unreadable(
+                f"{step.matrix.shape[1]} inputs are needed; got items of shape {shape}"
+            )
+        return tuple(step.matrix.shape[:1])
     size = torch.Size(shape).numel()
     item = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").cos().reshape(1, *shape)
     alone, bound = step.linear(item), step.magnitude(item.abs())
