@@ -296,6 +296,7 @@ def test_every_activation_is_read(activation, dtype):
         ([nn.Sigmoid()], torch.sigmoid),
         ([nn.LogSigmoid()], functional.logsigmoid),
         ([nn.Flatten(0)], lambda z: z),
+        ([nn.Sigmoid(), nn.Flatten(0)], torch.sigmoid),
     ],
 )
 def test_one_logit_is_read_as_two_classes(ending, function):

@@ -520,4 +520,8 @@ def refusal(func) -> str:
         return f"{name} is a linear map that crcbook does not read yet: write it as Linear or Conv"
     if name in ("__bool__", "item", "__float__", "__int__", "tolist", "numpy", "__index__"):
         return f"the forward pass looks at values ({name}), so it is not one formula for all inputs"
-    return f"{name} is neither an affine map nor an activation that crcbook knows"
+    return (
+        f"{name} is neither an affine map nor an activation that crcbook knows (it knows Linear, "
+        "convolutions, average pooling, BatchNorm in eval mode, padding, reshapes and arithmetic "
+        f"with constants; {', '.join([*ACTIVATIONS, *OTHER_ACTIVATIONS, 'celu'])})"
+    )

@@ -191,6 +191,7 @@ def _without_compiler() -> AbstractContextManager:
 def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
     """Shapes of an input to try: as it is, flat, and as a file says."""
     known = getattr(model, "input_shape", None)
+    known = known if isinstance(known, tuple) and all(type(n) is int for n in known) else None
     if at is not None:
         if not (isinstance(at, Tensor) and at.is_floating_point()):
             kind = at.dtype if isinstance(at, Tensor) else type(at).__name__
@@ -239,12 +240,15 @@ def _ended(result) -> tuple[Step, ...]:
         raise ValueError(
             f"the model must give (batch, classes); got (batch, {', '.join(map(str, shape))})"
         )
-    heads = []
+    heads, reshapes = [], []
+    while steps and isinstance(steps[-1], Affine) and steps[-1].ordered:
+        reshapes.insert(0, steps.pop())
     if steps and isinstance(steps[-1], Activation) and steps[-1].name in _INCREASING:
         row = steps.pop()
         heads.insert(0, Head(row.name, row.value))
     elif steps and isinstance(steps[-1], Head):
         heads.insert(0, steps.pop())
+    steps += reshapes
     if not any(isinstance(step, Affine) and step.terms for step in steps):
         raise ValueError("the model must have a linear layer that gives the logits")
     if shape in ((), (1,)):
