@@ -322,6 +322,19 @@ def test_a_head_that_changes_no_answer_is_left_out(head):
     assert torch.equal(read_network(nn.Sequential(model, head), at=x).logits(x.double()), logits)
 
 
+def test_compiled_and_parallel_parts_are_read_as_they_were_written():
+    """And without compiling them, which would take a minute."""
+    model = nn.Sequential(small(nn.Tanh()), nn.Tanh(), nn.Linear(3, 3))
+    expected = read_network(model).layers
+    inside = nn.Sequential(torch.compile(model[0]), *model[1:])
+    parallel = nn.Sequential(nn.DataParallel(model[0]), *model[1:])
+    itself = copy.deepcopy(model)
+    itself.compile()
+    for written in (inside, parallel, itself):
+        for ours, theirs in zip(read_network(written).layers, expected, strict=True):
+            assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_models_of_half_precision_are_read(dtype):
     x = torch.randn(4, *IMAGE, generator=torch.Generator().manual_seed(0))

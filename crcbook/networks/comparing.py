@@ -18,6 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from crcbook.activations import Activation
 from crcbook.networks.affine import Affine
 from crcbook.networks.network import Network
 from crcbook.networks.operations import Head
@@ -45,6 +46,23 @@ def check_modes() -> None:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """The affine steps up to an activation, and the activation.
+
+    Attributes:
+        steps: the affine steps.
+        shape: of an item that the first one takes.
+        after: the shape of an item that the last one gives.
+        activation: the identity for the logits.
+    """
+
+    steps: tuple[Affine, ...]
+    shape: tuple[int, ...]
+    after: tuple[int, ...]
+    activation: Activation
+
+
+@dataclass(frozen=True)
 class Reading:
     """A network, and what it was read from.
 
@@ -55,7 +73,7 @@ class Reading:
     """
 
     network: Network
-    segments: Sequence
+    segments: Sequence[Segment]
     heads: Sequence[Head]
 
 

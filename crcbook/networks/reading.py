@@ -5,7 +5,6 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from threading import Lock
 
@@ -17,6 +16,7 @@ from crcbook.activations import IDENTITY, Activation, activation_of
 from crcbook.networks.affine import Affine, compose
 from crcbook.networks.comparing import (
     Reading,
+    Segment,
     check_modes,
     compare,
     device_of,
@@ -33,23 +33,6 @@ _INCREASING = ("sigmoid", "logsigmoid")  # at the end, they change no answer
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
 _REMEMBERED_READINGS = 4
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The affine steps up to an activation, and the activation.
-
-    Attributes:
-        steps: the affine steps.
-        shape: of an item that the first one takes.
-        after: the shape of an item that the last one gives.
-        activation: the identity for the logits.
-    """
-
-    steps: tuple[Affine, ...]
-    shape: tuple[int, ...]
-    after: tuple[int, ...]
-    activation: Activation
 
 
 def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
