@@ -494,8 +494,8 @@ def activation_of(module: nn.Module) -> Activation | None:
     if name == "softplus":
         return softplus(float(module.beta), float(module.threshold))
     if name == "gelu":
-        return gelu(module.approximate)
-    return ACTIVATIONS.get(name)
+        return gelu(str(module.approximate))
+    return None if name is None else ACTIVATIONS[name]
 
 
 def gelu(approximate: str = "none") -> Activation:

@@ -144,7 +144,7 @@ def _from_dense(tensors: dict[str, Tensor], facts: dict) -> nn.Sequential:
     modules: list[nn.Module] = [nn.Flatten()]
     for place, (name, settings) in enumerate(facts["activations"]):
         weight, bias = tensors[f"{place}.weight"], tensors[f"{place}.bias"]
-        linear = nn.Linear(*reversed(weight.shape), dtype=weight.dtype)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
         linear.load_state_dict({"weight": weight, "bias": bias})
         modules += [linear, module_of(name, settings)]
     return nn.Sequential(*modules[:-1])

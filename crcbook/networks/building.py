@@ -42,7 +42,7 @@ def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn
     return nn.Sequential(*modules, linears[-1])
 
 
-def architecture(model: nn.Sequential) -> dict:
+def architecture(model: nn.Module) -> dict:
     """The widths and the activation of an :func:`crcbook.mlp`.
 
     Args:

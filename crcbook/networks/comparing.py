@@ -87,9 +87,10 @@ def points_for(shape: Sequence[int], at: Tensor | None) -> Tensor:
     Returns:
         ``(points, *shape)`` float64 random points and some of the inputs, on the CPU.
     """
-    generator, size = torch.Generator().manual_seed(0), torch.Size(shape).numel()
-    drawn = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    parts = [scale * torch.randn(_EACH, size, **drawn) for scale in _SCALES]
+    generator, size = torch.Generator("cpu").manual_seed(0), torch.Size(shape).numel()
+    drawn = torch.empty(len(_SCALES), _EACH, size, dtype=torch.float64, device="cpu")
+    drawn.normal_(generator=generator)
+    parts = [scale * part for scale, part in zip(_SCALES, drawn, strict=True)]
     if at is not None and at[0].numel() == size:
         step = -(-len(at) // _MOST_INPUTS)
         given = at.detach()[::step].flatten(1).to("cpu", torch.float64)

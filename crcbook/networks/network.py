@@ -124,10 +124,10 @@ class Network:
             g, omega = layer.activation.max_slope, layer.weight_error
             at_zero = abs(float(layer.activation.value(layer.bias.new_zeros(()))))
             constants = float(layer.bias.norm()), len(layer.bias) ** 0.5 * at_zero
-            error = tuple(
+            alpha, beta = (
                 g * ((norm + omega) * e + omega * s) for e, s in zip(error, size, strict=True)
             )
-            error = error[0], error[1] + g * layer.bias_error
+            error = alpha, beta + g * layer.bias_error
             size = g * norm * size[0], g * (norm * size[1] + constants[0]) + constants[1]
         last = self.layers[-1]
         # A margin takes the difference of two rows, and of two entries of the bias.

@@ -115,7 +115,7 @@ def _same(function: Callable[[Tensor], Tensor], name: str, **facts) -> Affine:
     return Affine(name, function, function, **facts)
 
 
-def _arguments(args, kwargs, *names: str) -> dict:
+def _arguments(args: tuple, kwargs: dict, *names: str) -> dict:
     """Arguments by name, without those not given."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -123,14 +123,14 @@ def _arguments(args, kwargs, *names: str) -> dict:
 # Entries that move
 
 
-def _unchanged(func, x, args, kwargs) -> tuple[Step, ...]:
+def _unchanged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     result = func(torch.zeros((), dtype=x.dtype, device="cpu"), *args[1:], **kwargs)
     if result.dtype != x.dtype and result.dtype not in DTYPES[:2]:
         raise Unreadable(f"{name_of(func)} rounds to {result.dtype}")
     return ()
 
 
-def _reshaped(func, x, args, kwargs) -> tuple[Step, ...]:
+def _reshaped(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     result = func(_zeros(x), *args[1:], **kwargs)
     shape = result.shape
     if result.dtype != torch.float64 or len(shape) == 0 or shape[0] != x.shape[0]:
@@ -142,12 +142,12 @@ def _reshaped(func, x, args, kwargs) -> tuple[Step, ...]:
     return (_same(lambda a: a.reshape(len(a), *item), name_of(func), ordered=True, facts=(item,)),)
 
 
-def _moved(func, x, args, kwargs) -> tuple[Step, ...]:
+def _moved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     facts = (args[1:], tuple(kwargs.items()))
     return (_same(lambda a: func(a, *args[1:], **kwargs), name_of(func), facts=facts),)
 
 
-def _padded(func, x, args, kwargs) -> tuple[Step, ...]:
+def _padded(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     given = _arguments(args[1:], kwargs, "pad", "mode", "value")
     pad, mode, value = given["pad"], given.get("mode", "constant"), given.get("value")
     if len(pad) > 2 * (x.dim() - 1):
@@ -163,7 +163,7 @@ def _padded(func, x, args, kwargs) -> tuple[Step, ...]:
 # Arithmetic with constants
 
 
-def _operand(func, x, args, kwargs) -> tuple[Tensor, bool]:
+def _operand(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, bool]:
     """The constant, as an item takes it, and whether it comes first."""
     given = _arguments(args, kwargs, "input", "other")
     first = given["input"] is not x
@@ -198,24 +198,24 @@ def _scaled(value: Tensor, terms: int = 1, stored: bool = True) -> Affine:
     return Affine("mul", lambda a: a * value, lambda a: a * size, terms, stored, facts=(value,))
 
 
-def _added(func, x, args, kwargs) -> tuple[Step, ...]:
+def _added(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     value, _ = _operand(func, x, args, kwargs)
     return (*_spread(x, value), _shifted("add", value))
 
 
-def _subtracted(func, x, args, kwargs) -> tuple[Step, ...]:
+def _subtracted(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     value, first = _operand(func, x, args, kwargs)
     if first or func in _REVERSED:
         return (*_negated(), *_spread(x, value), _shifted("sub", value))
     return (*_spread(x, value), _shifted("sub", -value))
 
 
-def _multiplied(func, x, args, kwargs) -> tuple[Step, ...]:
+def _multiplied(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     value, _ = _operand(func, x, args, kwargs)
     return (*_spread(x, value), _scaled(value))
 
 
-def _divided(func, x, args, kwargs) -> tuple[Step, ...]:
+def _divided(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     value, first = _operand(func, x, args, kwargs)
     if first:
         raise Unreadable("the input stands in a denominator")
@@ -229,7 +229,7 @@ def _divided(func, x, args, kwargs) -> tuple[Step, ...]:
 # Sums of products
 
 
-def _linear(func, x, args, kwargs) -> tuple[Step, ...]:
+def _linear(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     given = _arguments(args, kwargs, "input", "weight", "bias")
     weight, bias = given["weight"], given.get("bias")
     return _matrix(x, _constant(weight, "a linear layer's weight"), bias, "linear")
@@ -259,20 +259,20 @@ def _matrix(x: Tensor, weight: Tensor, bias, name: str) -> tuple[Step, ...]:
     return (step,)
 
 
-def _product(func, x, args, kwargs) -> tuple[Step, ...]:
+def _product(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     first, second = args[:2] if len(args) > 1 else (args[0], *kwargs.values())
     if first is not x or second.dim() != 2:
         raise Unreadable(f"{name_of(func)} is read for inputs times a constant matrix alone")
     return _matrix(x, _constant(second, "a matrix").T, None, "matmul")
 
 
-def _addmm(func, x, args, kwargs) -> tuple[Step, ...]:
+def _addmm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     if len(args) != 3 or args[1] is not x or kwargs:
         raise Unreadable("addmm is read as addmm(bias, input, matrix) alone")
     return _matrix(x, _constant(args[2], "a matrix").T, args[0], "addmm")
 
 
-def _convolved(func, x, args, kwargs) -> tuple[Step, ...]:
+def _convolved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     given = _arguments(args[:3], kwargs, "input", "weight", "bias")
     weight, bias = _constant(given.pop("weight"), "a convolution's weight"), given.pop("bias", None)
     given.pop("input")
@@ -296,7 +296,7 @@ def _convolved(func, x, args, kwargs) -> tuple[Step, ...]:
     return (step,)
 
 
-def _averaged(func, x, args, kwargs) -> tuple[Step, ...]:
+def _averaged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     def average(a: Tensor) -> Tensor:
         return func(a, *args[1:], **kwargs)
 
@@ -309,7 +309,7 @@ def _averaged(func, x, args, kwargs) -> tuple[Step, ...]:
     return (_same(average, name_of(func), terms=terms, stored=False, facts=facts),)
 
 
-def _batch_norm(func, x, args, kwargs) -> tuple[Step, ...]:
+def _batch_norm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     names = [
         "input",
         "running_mean",
@@ -323,7 +323,7 @@ def _batch_norm(func, x, args, kwargs) -> tuple[Step, ...]:
     if func is not functional.batch_norm:  # torch's own order
         names[1:5] = "weight", "bias", "running_mean", "running_var"
     given = _arguments(args, kwargs, *names)
-    if given.get("training") or given.get("running_mean") is None:
+    if given.get("training"):
         raise Unreadable("batch_norm takes its statistics from the batch: call model.eval()")
     shape = (-1, *(1 for _ in x.shape[2:]))
     mean, variance, weight, bias = (
@@ -332,15 +332,17 @@ def _batch_norm(func, x, args, kwargs) -> tuple[Step, ...]:
         else _constant(given[name], f"batch_norm's {name}").reshape(shape)
         for name in ("running_mean", "running_var", "weight", "bias")
     )
+    if mean is None or variance is None:
+        raise Unreadable("batch_norm takes its statistics from the batch: call model.eval()")
     variance = variance + float(given.get("eps", 1e-5))
-    if not (variance > 0).all():
+    if not bool((variance > 0).all()):
         raise ValueError("batch_norm must have variances above -eps")
-    scale = (1 if weight is None else weight) / variance.sqrt()
+    scale = (torch.ones_like(variance) if weight is None else weight) / variance.sqrt()
     steps = _shifted("batch_norm", -mean), _scaled(scale, _BATCH_NORM_TERMS, stored=False)
     return steps if bias is None else (*steps, _shifted("batch_norm", bias))
 
 
-def _dropped(func, x, args, kwargs) -> tuple[Step, ...]:
+def _dropped(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     given = _arguments(args, kwargs, "input", "p", "training")
     given.setdefault("training", given.pop("train", "alpha" not in name_of(func)))
     if given["training"] and given.get("p", 0.5) > 0:
@@ -355,16 +357,16 @@ def _row(row: Activation) -> Reader:
     return lambda func, x, args, kwargs: (row,)
 
 
-def _softplus(func, x, args, kwargs) -> tuple[Step, ...]:
+def _softplus(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     given = _arguments(args, kwargs, "input", "beta", "threshold")
     return (softplus(float(given.get("beta", 1)), float(given.get("threshold", 20))),)
 
 
-def _gelu(func, x, args, kwargs) -> tuple[Step, ...]:
+def _gelu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     return (gelu(kwargs.get("approximate", "none")),)
 
 
-def _elu(func, x, args, kwargs) -> tuple[Step, ...]:
+def _elu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     given = _arguments(args, kwargs, "input", "alpha", "scale", "input_scale")
     alpha = float(given.get("alpha", 1.0))
     if alpha != 1 or float(given.get("scale", 1)) != 1 or float(given.get("input_scale", 1)) != 1:
@@ -375,11 +377,11 @@ def _elu(func, x, args, kwargs) -> tuple[Step, ...]:
     return (OTHER_ACTIVATIONS["elu"],)
 
 
-def _celu(func, x, args, kwargs) -> tuple[Step, ...]:
+def _celu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     return (celu(float(_arguments(args, kwargs, "input", "alpha").get("alpha", 1.0))),)
 
 
-def _softmax(func, x, args, kwargs) -> tuple[Step, ...]:
+def _softmax(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     dim = _arguments(args, kwargs, "input", "dim").get("dim")
     if x.dim() != 2 or dim not in (1, -1, None):
         raise Unreadable(f"{name_of(func)} is read over the classes of (batch, classes) alone")
@@ -455,7 +457,7 @@ _READERS[Tensor.__rsub__] = _subtracted
 _READERS[Tensor.__getitem__] = _moved
 
 
-def reader_of(func) -> Reader | None:
+def reader_of(func: Callable) -> Reader | None:
     """What reads a function of torch.
 
     Args:
@@ -467,7 +469,7 @@ def reader_of(func) -> Reader | None:
     return _READERS.get(getattr(func, "overloadpacket", func))
 
 
-def name_of(func) -> str:
+def name_of(func: Callable) -> str:
     """What a function is called.
 
     Args:
@@ -477,10 +479,10 @@ def name_of(func) -> str:
         Its name.
     """
     name = getattr(func, "__name__", str(func))
-    return func.__self__.__name__ if name == "__get__" else name
+    return getattr(func, "__self__", func).__name__ if name == "__get__" else name
 
 
-def works_in_place(func, args, kwargs) -> bool:
+def works_in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
     """Whether a call changes its input.
 
     Args:
@@ -497,7 +499,7 @@ def works_in_place(func, args, kwargs) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
-def refusal(func) -> str:
+def refusal(func: Callable) -> str:
     """Why a function is not read, and what to do.
 
     Args:

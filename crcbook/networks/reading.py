@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from crcbook.networks.comparing import (
 )
 from crcbook.networks.network import Layer, Network
 from crcbook.networks.operations import Head, Step, check_plain
-from crcbook.networks.recording import record
+from crcbook.networks.recording import Recorded, record
 
 _CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -171,7 +172,7 @@ def _without_compiler() -> AbstractContextManager:
     return nullcontext()
 
 
-def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
+def _shapes(model: nn.Module, at: Tensor | None) -> Iterator[tuple[int, ...]]:
     """Shapes of an input to try: as it is, flat, and as a file says."""
     known = getattr(model, "input_shape", None)
     known = known if isinstance(known, tuple) and all(type(n) is int for n in known) else None
@@ -198,7 +199,7 @@ def _shapes(model: nn.Module, at) -> Iterator[tuple[int, ...]]:
         yield (first.shape[1],)
 
 
-def _explained(model: nn.Module, at, error: Exception) -> str:
+def _explained(model: nn.Module, at: Tensor | None, error: Exception) -> str:
     """What went wrong, in which module, and what the model holds."""
     trace, where = error.__traceback__, model
     while trace is not None:
@@ -216,26 +217,29 @@ def _explained(model: nn.Module, at, error: Exception) -> str:
     return f"cannot certify {text}: {error}. The model holds: {held}"
 
 
-def _ended(result) -> tuple[Step, ...]:
+def _ended(result: Recorded) -> tuple[Step, ...]:
     """The steps of a model, with two logits where it has one."""
     steps, shape = list(result.steps), tuple(result.shape[1:])
     if len(shape) > 1:
         raise ValueError(
             f"the model must give (batch, classes); got (batch, {', '.join(map(str, shape))})"
         )
-    heads, reshapes = [], []
+    heads: list[Step] = []
+    reshapes: list[Step] = []
     while steps and isinstance(steps[-1], Affine) and steps[-1].ordered:
         reshapes.insert(0, steps.pop())
-    if steps and isinstance(steps[-1], Activation) and steps[-1].name in _INCREASING:
-        row = steps.pop()
-        heads.insert(0, Head(row.name, row.value))
-    elif steps and isinstance(steps[-1], Head):
-        heads.insert(0, steps.pop())
+    last = steps[-1] if steps else None
+    if isinstance(last, Activation) and last.name in _INCREASING:
+        heads.insert(0, Head(last.name, last.value))
+        steps.pop()
+    elif isinstance(last, Head):
+        heads.insert(0, last)
+        steps.pop()
     steps += reshapes
     if not any(isinstance(step, Affine) and step.terms for step in steps):
         raise ValueError("the model must have a linear layer that gives the logits")
     if shape in ((), (1,)):
-        if heads and heads[0].name in ("softmax", "log_softmax"):
+        if isinstance(last, Head):
             raise ValueError("a softmax over one class is 1, whatever the input")
         steps += _with_class_of_zero(shape)
         heads.insert(0, Head("one logit", lambda logits: logits[:, 1:]))
@@ -256,7 +260,9 @@ def _with_class_of_zero(shape: tuple[int, ...]) -> list[Affine]:
 def _segments(
     steps: Sequence[Step], shape: tuple[int, ...]
 ) -> tuple[tuple[Segment, ...], tuple[Head, ...]]:
-    segments, affine, start = [], [], shape
+    segments: list[Segment] = []
+    affine: list[Affine] = []
+    start = shape
     for step in steps:
         if isinstance(step, Affine):
             affine.append(step)
@@ -337,7 +343,7 @@ def _key(segments: Sequence[Segment]) -> str:
     return digest.hexdigest()
 
 
-def _digest(digest, facts) -> None:
+def _digest(digest: Any, facts: Iterable) -> None:
     for fact in facts:
         if isinstance(fact, Tensor):
             digest.update(f"{fact.dtype} {tuple(fact.shape)}".encode())
@@ -348,7 +354,7 @@ def _digest(digest, facts) -> None:
             digest.update(repr(fact).encode())
 
 
-def submodules(model: nn.Sequential) -> Iterable[nn.Module]:
+def submodules(model: nn.Module) -> Iterable[nn.Module]:
     """The layers of a plain Sequential of Flatten, Linear and activations, for training.
 
     Args:

@@ -7,7 +7,8 @@ nested, shared or hooked layers. Python code that looks at shapes runs as it alw
 looks at values cannot.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Recorded(Tensor):
             return cls._note(func, args, kwargs or {})
 
     @classmethod
-    def _note(cls, func, args, kwargs):
+    def _note(cls, func: Callable, args: tuple, kwargs: dict) -> Any:
         reader = reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
         row = _product_row(func, inputs)
@@ -104,7 +105,7 @@ def record(model: nn.Module, shape: Sequence[int], like: Tensor) -> Recorded:
     return result
 
 
-def _recorded(arguments) -> Iterator[Recorded]:
+def _recorded(arguments: Iterable) -> Iterator[Recorded]:
     for argument in arguments:
         if isinstance(argument, Recorded):
             yield argument
@@ -112,7 +113,7 @@ def _recorded(arguments) -> Iterator[Recorded]:
             yield from _recorded(argument)
 
 
-def _product_row(func, inputs: Sequence[Recorded]) -> Activation | None:
+def _product_row(func: Callable, inputs: list[Recorded]) -> Activation | None:
     """The activation that a product of two branches is, where someone wrote one out.
 
     The branch without it is put first.
@@ -124,12 +125,12 @@ def _product_row(func, inputs: Sequence[Recorded]) -> Activation | None:
     names = [getattr(step, "name", "") for step in curved[len(plain) :]]
     same = all(first is second for first, second in zip(plain, curved, strict=False))
     row = {("sigmoid",): "silu", ("softplus", "tanh"): "mish"}.get(tuple(names)) if same else None
-    if row == "mish" and curved[-2].max_bend != ACTIVATIONS["softplus"].max_bend:
+    if row == "mish" and getattr(curved[-2], "max_bend", 0) != ACTIVATIONS["softplus"].max_bend:
         return None
     return None if row is None else {**ACTIVATIONS, **OTHER_ACTIVATIONS}[row]
 
 
-def _about_shape(func, args, kwargs):
+def _about_shape(func: Callable, args: tuple, kwargs: dict) -> Any:
     """What a function says of a shape; anything about numbers is refused."""
     try:
         result = func(*args, **kwargs)
