@@ -34,6 +34,8 @@ class Activation:
         value_range: infimum and supremum of :math:`\sigma`, possibly infinite.
         deviation: largest distance between ``value`` and the function torch evaluates
             (``torch.nn.Softplus`` jumps to the identity above its threshold; 0 elsewhere).
+        deviates_from: the point below which there is no such distance.
+        settings: what torch's module is made with, where the name does not say it all.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Activation:
     slope_limits: tuple[float, float]
     value_range: tuple[float, float]
     deviation: float = 0.0
+    deviates_from: float = math.inf
+    settings: tuple[tuple[str, float | str], ...] = ()
 
     @property
     def slope_range(self) -> tuple[float, float]:
@@ -136,19 +140,26 @@ class Arctan(nn.Module):
         return torch.atan(z)
 
 
-SOFTPLUS_THRESHOLD = 20.0
-_BETAS = (1e-20, 1e20)
+SOFTPLUS_THRESHOLD = 20.0  # torch's own
+_SCALES = (1e-20, 1e20)  # of a beta or an alpha
 
 
-def softplus(beta: float = 1.0) -> Activation:
+def softplus(beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -> Activation:
     r"""The row of :math:`\log(1+e^{\beta z})/\beta`.
 
     Args:
-        beta: the sharpness, positive.
+        beta: the sharpness, from 1e-20 to 1e20.
+        threshold: where torch goes over to the identity: for :math:`\beta z` above it.
 
     Returns:
         The row, with the jump of ``torch.nn.Softplus`` at its threshold as ``deviation``.
+
+    Raises:
+        ValueError: for another beta, or a threshold below -700 or NaN.
     """
+    _check_scale("Softplus", "beta", beta)
+    if not threshold >= -700:
+        raise ValueError(f"Softplus needs a threshold from -700; got threshold={threshold:g}")
     plain = beta == 1  # which spares two products of all numbers
     return Activation(
         name="softplus",
@@ -160,8 +171,48 @@ def softplus(beta: float = 1.0) -> Activation:
         bend_extrema=(0.0,),
         slope_limits=(0.0, 1.0),
         value_range=(0.0, math.inf),
-        deviation=math.log1p(math.exp(-SOFTPLUS_THRESHOLD)) / beta * (1 + ROUNDING),
+        deviation=math.log1p(math.exp(-threshold)) / beta * (1 + ROUNDING),
+        deviates_from=threshold / beta,
+        settings=(("beta", beta), ("threshold", threshold)),
     )
+
+
+def celu(alpha: float = 1.0, name: str = "celu") -> Activation:
+    r"""The row of z above 0 and :math:`\alpha(e^{z/\alpha}-1)` below; ELU where alpha is 1.
+
+    Its slope has no jump; its bend has one at 0, from :math:`1/\alpha` to 0. The theorems need
+    no more: only that the bend bounds the Lipschitz constants of the slope.
+
+    Args:
+        alpha: from 1e-20 to 1e20.
+        name: of the row.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: for another alpha.
+    """
+    _check_scale("CELU", "alpha", alpha)
+    return Activation(
+        name=name,
+        value=lambda z: torch.where(z > 0, z, alpha * torch.expm1(z.clamp(max=0) / alpha)),
+        slope=lambda z: torch.exp(z.clamp(max=0) / alpha),
+        bend=lambda z: torch.exp(z.clamp(max=0) / alpha) / alpha * (z < 0),
+        value_extrema=(),
+        slope_extrema=(),
+        bend_extrema=(-_BESIDE_ZERO,),
+        slope_limits=(0.0, 1.0),
+        value_range=(-alpha, math.inf),
+        settings=(("alpha", alpha),),
+    )
+
+
+def _check_scale(activation: str, name: str, scale: float) -> None:
+    if not _SCALES[0] <= scale <= _SCALES[1]:
+        raise ValueError(
+            f"{activation} needs {name} from {_SCALES[0]:g} to {_SCALES[1]:g}; got {name}={scale:g}"
+        )
 
 
 def _softplus(z: Tensor) -> Tensor:
@@ -187,19 +238,67 @@ def _silu_bend(z: Tensor) -> Tensor:
     return torch.sigmoid(z) * torch.sigmoid(-z) * (2 - z * torch.tanh(z / 2))
 
 
+def _mish_parts(z: Tensor) -> tuple[Tensor, Tensor]:
+    """``tanh(softplus(z))`` and its derivative, without cancellation."""
+    t = torch.tanh(_softplus(z))
+    return t, torch.sigmoid(z) * _tanh_slope(_softplus(z))
+
+
+def _mish_slope(z: Tensor) -> Tensor:
+    t, change = _mish_parts(z)
+    return t + z * change
+
+
+def _mish_bend(z: Tensor) -> Tensor:
+    t, change = _mish_parts(z)
+    return change * (2 + z * (torch.sigmoid(-z) - 2 * t * torch.sigmoid(z)))
+
+
+def _gelu_tanh_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of ``z sigmoid(w(z))``: z where w is no line yet, w and its first two derivatives."""
+    z = z.clamp(-_SATURATED, _SATURATED)
+    square = 3 * _CUBIC * z * z
+    rate = 2 * math.sqrt(2 / math.pi)
+    return z, rate * z * (1 + square / 3), rate * (1 + square), rate * 6 * _CUBIC * z
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    z, w, rate, _ = _gelu_tanh_parts(z)
+    return torch.sigmoid(w) * (1 + z * rate * torch.sigmoid(-w))
+
+
+def _gelu_tanh_bend(z: Tensor) -> Tensor:
+    z, w, rate, change = _gelu_tanh_parts(z)
+    bend = 2 * rate + z * (change - rate * rate * torch.tanh(w / 2))
+    return torch.sigmoid(w) * torch.sigmoid(-w) * bend
+
+
+def _softsign_slope(z: Tensor) -> Tensor:
+    return 1 / (1 + z.abs()).square()
+
+
 def _normal_density(z: Tensor) -> Tensor:
     return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
+_CUBIC, _SATURATED = 0.044715, 20.0  # of GELU with tanh: a constant, and from where 0 or z
+# Where a bend jumps at 0, this close to it on either side it is what it tends to.
+_BESIDE_ZERO = 1e-300
 _HALF_PI = math.nextafter(math.pi / 2, 2)  # math.pi is below pi
 _SIGMOID_BEND = math.log(2 + math.sqrt(3))
-# The positive roots of sigma'(-z) for SiLU and GELU, and of sigma'' and sigma''' for SiLU; a bound
-# evaluated at a point this close to
-# an extremum is off by the square of the error, far below ROUNDING.
+# Roots of sigma', sigma'' and sigma''': the positive ones where they come in pairs, and for the
+# values of SiLU and both GELUs that of sigma'(-z). A bound evaluated at a point this close to an
+# extremum is off by the square of the error, far below ROUNDING.
 _SILU_VALUE = 1.2784645427610738
 _GELU_VALUE = 0.7517915246935645
 _SILU_SLOPE = 2.3993572805154677
 _SILU_BEND = 3.4358409935351107
+_GELU_TANH_VALUE = 0.7524614220710162
+_GELU_TANH_SLOPE = 1.4185040087908284
+_GELU_TANH_BEND = 2.0134807246242580
+_MISH_VALUE = -1.1924312145154952
+_MISH_SLOPES = (-2.2563763963607932, 1.4905711794854284)
+_MISH_BENDS = (-3.2673378465204046, -0.08793443131491421, 2.1148425630208772)
 
 ACTIVATIONS: dict[str, Activation] = {
     "softplus": softplus(),
@@ -260,6 +359,56 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
 }
 
+# What a network that is read may contain besides; ``crcbook.mlp`` builds none of them.
+OTHER_ACTIVATIONS: dict[str, Activation] = {
+    "gelu-tanh": Activation(
+        name="gelu-tanh",
+        value=lambda z: nn.functional.gelu(z, approximate="tanh"),
+        slope=_gelu_tanh_slope,
+        bend=_gelu_tanh_bend,
+        value_extrema=(-_GELU_TANH_VALUE,),
+        slope_extrema=(-_GELU_TANH_SLOPE, _GELU_TANH_SLOPE),
+        bend_extrema=(-_GELU_TANH_BEND, 0.0, _GELU_TANH_BEND),
+        slope_limits=(0.0, 1.0),
+        value_range=(-0.17004075057125408, math.inf),
+        settings=(("approximate", "tanh"),),
+    ),
+    "mish": Activation(
+        name="mish",
+        value=nn.functional.mish,
+        slope=_mish_slope,
+        bend=_mish_bend,
+        value_extrema=(_MISH_VALUE,),
+        slope_extrema=_MISH_SLOPES,
+        bend_extrema=_MISH_BENDS,
+        slope_limits=(0.0, 1.0),
+        value_range=(-0.30884341301725045, math.inf),
+    ),
+    "elu": celu(name="elu"),
+    "logsigmoid": Activation(
+        name="logsigmoid",
+        value=lambda z: -_softplus(-z),
+        slope=lambda z: torch.sigmoid(-z),
+        bend=lambda z: -torch.sigmoid(z) * torch.sigmoid(-z),
+        value_extrema=(),
+        slope_extrema=(),
+        bend_extrema=(0.0,),
+        slope_limits=(1.0, 0.0),
+        value_range=(-math.inf, 0.0),
+    ),
+    "softsign": Activation(
+        name="softsign",
+        value=nn.functional.softsign,
+        slope=_softsign_slope,
+        bend=lambda z: -2 * z.sign() * _softsign_slope(z) / (1 + z.abs()),
+        value_extrema=(),
+        slope_extrema=(0.0,),
+        bend_extrema=(-_BESIDE_ZERO, _BESIDE_ZERO),
+        slope_limits=(0.0, 0.0),
+        value_range=(-1.0, 1.0),
+    ),
+}
+
 IDENTITY = Activation(
     name="identity",
     value=lambda z: z,
@@ -281,6 +430,14 @@ _MODULES: dict[type[nn.Module], str] = {
     Arctan: "arctan",
     nn.Identity: "identity",
 }
+_OTHER_MODULES: dict[str, type[nn.Module]] = {
+    "gelu-tanh": nn.GELU,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
+    "celu": nn.CELU,
+    "logsigmoid": nn.LogSigmoid,
+    "softsign": nn.Softsign,
+}
 
 
 def activation_module(name: str) -> nn.Module:
@@ -300,8 +457,26 @@ def activation_module(name: str) -> nn.Module:
     return next(module for module, key in _MODULES.items() if key == name)()
 
 
+def module_of(name: str, settings: dict[str, float | str]) -> nn.Module:
+    """The torch module that a row of any kind comes from.
+
+    Args:
+        name: the row's name.
+        settings: the row's settings.
+
+    Returns:
+        The module.
+
+    Raises:
+        KeyError: for a name that no row has.
+        TypeError: for settings that the module does not take.
+    """
+    modules = {key: module for module, key in _MODULES.items()} | _OTHER_MODULES
+    return modules[name](**settings)
+
+
 def activation_of(module: nn.Module) -> Activation | None:
-    """The row a torch module evaluates, or None where it is no activation of the table.
+    """The row a torch module of :func:`crcbook.mlp` evaluates; None where it is none of them.
 
     Args:
         module: any module.
@@ -310,25 +485,32 @@ def activation_of(module: nn.Module) -> Activation | None:
         The row, or None.
 
     Raises:
-        ValueError: for a setting the table does not prove: a softplus whose threshold is not 20
-            or whose beta is not positive or out of all proportion, a GELU in its tanh form.
+        ValueError: for a softplus whose beta is not positive or out of all proportion, or a GELU
+            of a form that torch does not know.
     """
     name = _MODULES.get(type(module))
     if name == "identity":
         return IDENTITY
     if name == "softplus":
-        return _softplus_row(module)
-    if name == "gelu" and module.approximate != "none":
-        raise ValueError(f"GELU must be exact (approximate='none'); got {module.approximate!r}")
-    return ACTIVATIONS.get(name)
+        return softplus(float(module.beta), float(module.threshold))
+    if name == "gelu":
+        return gelu(str(module.approximate))
+    return None if name is None else ACTIVATIONS[name]
 
 
-def _softplus_row(module: nn.Softplus) -> Activation:
-    beta, threshold = float(module.beta), float(module.threshold)
-    if threshold != SOFTPLUS_THRESHOLD:
-        raise ValueError(f"Softplus must keep its threshold of 20; got threshold={threshold:g}")
-    if not _BETAS[0] <= beta <= _BETAS[1]:
-        raise ValueError(
-            f"Softplus needs a beta from {_BETAS[0]:g} to {_BETAS[1]:g}; got beta={beta:g}"
-        )
-    return softplus(beta)
+def gelu(approximate: str = "none") -> Activation:
+    """The row of a form of GELU.
+
+    Args:
+        approximate: ``"none"`` or ``"tanh"``, as torch calls them.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: for another form.
+    """
+    forms = {"none": ACTIVATIONS["gelu"], "tanh": OTHER_ACTIVATIONS["gelu-tanh"]}
+    if approximate not in forms:
+        raise ValueError(f"GELU has the forms 'none' and 'tanh'; got {approximate!r}")
+    return forms[approximate]

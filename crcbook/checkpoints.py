@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crcbook.networks import architecture, mlp
+from crcbook.activations import module_of
+from crcbook.networks import Network, architecture, mlp, read_network
+from crcbook.networks.onnx_files import load_onnx
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -106,36 +108,71 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise RuntimeError(f"cannot read {path} as a crcbook file: {error}") from error
 
 
-def save_model(path: Path | str, model: nn.Sequential) -> None:
-    """Write an :func:`crcbook.mlp` with what is needed to build it again.
+def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> None:
+    """Write a network with what is needed to build it again.
+
+    An :func:`crcbook.mlp` comes back as it was. Any other network comes back as the dense layers
+    that it is read as, in float64.
 
     Args:
         path: where to, ``.safetensors`` by custom.
-        model: the network, with one of the table's activations in its default setting.
+        model: the network.
+        at: inputs, as in :func:`crcbook.networks.read_network`.
 
     Raises:
-        ValueError: for a model ``mlp`` would not build.
+        ValueError: for a network that cannot be read.
         RuntimeError: where the file cannot be written.
     """
-    save_tensors(Path(path), model.state_dict(), architecture(model))
+    try:
+        tensors, facts = model.state_dict(), architecture(model)
+    except ValueError:
+        tensors, facts = _dense(read_network(model, at))
+    save_tensors(Path(path), tensors, facts)
 
 
-def load_model(path: Path | str) -> nn.Sequential:
-    """Read a network that :func:`save_model` wrote.
+def _dense(network: Network) -> tuple[dict[str, Tensor], dict]:
+    """The layers of a network, and what stands between them."""
+    rows = [layer.activation for layer in network.layers]
+    facts = {"activations": [[row.name, dict(row.settings)] for row in rows]}
+    tensors = {}
+    for place, layer in enumerate(network.layers):
+        tensors[f"{place}.weight"], tensors[f"{place}.bias"] = layer.weight, layer.bias
+    return tensors, facts
+
+
+def _from_dense(tensors: dict[str, Tensor], facts: dict) -> nn.Sequential:
+    modules: list[nn.Module] = [nn.Flatten()]
+    for place, (name, settings) in enumerate(facts["activations"]):
+        weight, bias = tensors[f"{place}.weight"], tensors[f"{place}.bias"]
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        modules += [linear, module_of(name, settings)]
+    return nn.Sequential(*modules[:-1])
+
+
+def load_model(path: Path | str) -> nn.Module:
+    """Read a network that :func:`save_model` wrote, or an ONNX file.
 
     Args:
-        path: the file, or the folder of a training, which holds it as ``model.safetensors``.
+        path: the file, or the folder of a training, which holds it as ``model.safetensors``. An
+            ONNX file ends in ``.onnx``.
 
     Returns:
         The network, on the CPU.
 
     Raises:
+        ImportError: for an ONNX file without the ``onnx`` package.
         RuntimeError: where the file is missing, damaged or none of crcbook's.
+        ValueError: for an ONNX file with a network that cannot be certified.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        return load_onnx(path)
     path = path / "model.safetensors" if path.is_dir() else path
     tensors, facts = load_tensors(path)
     try:
+        if "activations" in facts:
+            return _from_dense(tensors, facts)
         model = mlp(facts["sizes"], facts["activation"])
         model.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:

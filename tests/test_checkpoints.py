@@ -7,6 +7,7 @@ from torch import nn
 import crcbook as crc
 from crcbook.checkpoints import read_json, save_tensors, write_atomically, write_json
 from crcbook.experiments import load_records
+from crcbook.networks import read_network
 
 
 @pytest.mark.parametrize("activation", sorted(crc.ACTIVATIONS))
@@ -20,13 +21,43 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, activation, dtype):
         assert torch.equal(first, second) and first.dtype == second.dtype
 
 
-def test_what_mlp_would_not_build_is_not_saved(tmp_path):
-    for model in (
-        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
-        nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.Softplus(2.0), nn.Linear(4, 2)),
-    ):
-        with pytest.raises(ValueError, match=r"crcbook\.mlp builds"):
-            crc.save_model(tmp_path / "model.safetensors", model)
+def test_any_network_comes_back_as_the_layers_it_is_read_as(tmp_path):
+    path, x = tmp_path / "model.safetensors", torch.randn(5, 1, 6, 6)
+    activations = (
+        *(nn.Softplus(2.0, 5.0), nn.GELU(), nn.GELU("tanh"), nn.Mish(), nn.ELU(), nn.CELU(0.7)),
+        *(nn.LogSigmoid(), nn.Softsign(), nn.SiLU(), nn.Tanh(), nn.Sigmoid(), crc.Arctan()),
+    )
+    for activation in activations:
+        parts = nn.BatchNorm2d(2), activation, nn.Flatten(), nn.Linear(18, 1), nn.Sigmoid()
+        model = nn.Sequential(nn.Conv2d(1, 2, 2, 2), *parts).eval()
+        crc.save_model(path, model, at=x)
+        first, second = read_network(model, at=x), read_network(crc.load_model(path))
+        for ours, theirs in zip(second.layers, first.layers, strict=True):
+            assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+            assert ours.activation.name == theirs.activation.name
+            assert ours.activation.settings == theirs.activation.settings
+
+
+def test_what_a_hook_changes_is_saved(tmp_path):
+    """It looks like an mlp, and is none."""
+    path, model, x = tmp_path / "model", crc.mlp([3, 4, 2]).double(), torch.randn(5, 3).double()
+    model[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    crc.save_model(path, model)
+    torch.testing.assert_close(crc.load_model(path)(x), model(x))
+
+
+def test_what_cannot_be_read_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="relu has corners"):
+        crc.save_model(tmp_path / "model", nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_no_activation_are_refused(tmp_path):
+    tensors = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2)}
+    for activation in (["relu", {}], ["tanh", {"beta": 1}], ["tanh"]):
+        save_tensors(tmp_path / "model", tensors, {"activations": [activation]})
+        with pytest.raises(RuntimeError, match="holds no crcbook model"):
+            crc.load_model(tmp_path / "model")
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from crcbook.activations import ACTIVATIONS, activation_module
-from crcbook.networks.reading import read_network
+from crcbook.networks.reading import read_network, submodules
 
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
 
@@ -42,7 +42,7 @@ def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn
     return nn.Sequential(*modules, linears[-1])
 
 
-def architecture(model: nn.Sequential) -> dict:
+def architecture(model: nn.Module) -> dict:
     """The widths and the activation of an :func:`crcbook.mlp`.
 
     Args:
@@ -54,6 +54,7 @@ def architecture(model: nn.Sequential) -> dict:
     Raises:
         ValueError: for a model ``mlp`` would not build.
     """
+    list(submodules(model))  # nothing is hooked in that the modules' names do not say
     layers = read_network(model).layers
     sizes = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
     rows = {layer.activation.name: layer.activation for layer in layers[:-1]}

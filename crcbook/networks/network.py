@@ -6,7 +6,7 @@ is :math:`f(x) = z^{(L)}_y(x) - z^{(L)}_t(x)`.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from threading import Lock
@@ -17,6 +17,7 @@ from torch import Tensor
 from crcbook.activations import Activation
 
 _REMEMBERED_NETWORKS = 16
+_OUTWARD = 1 + 2.0**-20  # for the rounding of norms of as many entries as a matrix may have
 _LARGE = 1e12  # beyond it, or below its inverse, float32 would not do for a search
 
 
@@ -28,11 +29,16 @@ class Layer:
         weight: ``(outputs, inputs)``.
         bias: ``(outputs,)``.
         activation: the row of the table; the identity for the logits.
+        weight_error: a proved bound of the spectral norm of what the weight is off by: where a
+            model applies several linear maps in turn, their product had to be rounded.
+        bias_error: a proved bound of the l2 norm of what the bias is off by.
     """
 
     weight: Tensor
     bias: Tensor
     activation: Activation
+    weight_error: float = 0.0
+    bias_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,52 @@ class Network:
             dtype: a floating-point dtype.
 
         Returns:
-            A network without a key.
+            A network without a key, whose layers no longer say what they are off by.
         """
         layers = (
             Layer(layer.weight.to(dtype), layer.bias.to(dtype), layer.activation)
             for layer in self.layers
         )
         return Network(tuple(layers))
+
+    def reading_error(self, norms: Sequence[float] | None = None) -> tuple[float, float]:
+        r"""How far margins can be from those of the model that was read, whatever the input.
+
+        The weights of a :class:`Layer` may be off by its ``weight_error`` :math:`\omega`, and its
+        bias by :math:`\beta`. If the activations :math:`\hat a` of this network have a norm of at
+        most s and are within e of the model's, those of the next layer have a norm of at most
+        :math:`g(\|W\|s + \|b\|) + \sqrt{N}|\sigma(0)|` and are within
+        :math:`g((\|W\|+\omega)e + \omega s + \beta)`, where :math:`g = \sup|\sigma'|` and N is
+        the width. Both are carried along as multiples of :math:`\|x\|_2` plus a constant.
+
+        Args:
+            norms: proved bounds of the spectral norms of all hidden layers' weights; None for
+                their Frobenius norms.
+
+        Returns:
+            :math:`\alpha, \beta` such that every margin of the model is within
+            :math:`\alpha\|x\|_2 + \beta` of this network's, at every x in real arithmetic;
+            ``(0.0, 0.0)`` where the weights are the model's own.
+        """
+        if not any(layer.weight_error or layer.bias_error for layer in self.layers):
+            return 0.0, 0.0
+        if norms is None:
+            norms = [float(layer.weight.norm()) * _OUTWARD for layer in self.layers[:-1]]
+        size, error = (1.0, 0.0), (0.0, 0.0)  # multiples of the norm of x, and constants
+        for layer, norm in zip(self.layers[:-1], norms, strict=True):
+            g, omega = layer.activation.max_slope, layer.weight_error
+            at_zero = abs(float(layer.activation.value(layer.bias.new_zeros(()))))
+            constants = float(layer.bias.norm()), len(layer.bias) ** 0.5 * at_zero
+            alpha, beta = (
+                g * ((norm + omega) * e + omega * s) for e, s in zip(error, size, strict=True)
+            )
+            error = alpha, beta + g * layer.bias_error
+            size = g * norm * size[0], g * (norm * size[1] + constants[0]) + constants[1]
+        last = self.layers[-1]
+        # A margin takes the difference of two rows, and of two entries of the bias.
+        rows, omega = 2 * float(last.weight.norm(dim=1).max()), 2 * last.weight_error
+        alpha, beta = ((rows + omega) * e + omega * s for e, s in zip(error, size, strict=True))
+        return alpha * _OUTWARD, (beta + 2 * last.bias_error) * _OUTWARD
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits.

@@ -1,160 +1,321 @@
 """Reading a network out of a ``torch.nn`` module, and refusing what cannot be certified."""
 
 import hashlib
-from collections.abc import Iterable
-from itertools import pairwise
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from threading import Lock
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules import module as modules
+from torch import Tensor, nn
+from torch.nn import functional
 
-from crcbook.activations import ACTIVATIONS, IDENTITY, activation_of
+from crcbook.activations import IDENTITY, Activation, activation_of
+from crcbook.networks.affine import Affine, compose
+from crcbook.networks.comparing import (
+    Reading,
+    Segment,
+    check_modes,
+    compare,
+    device_of,
+    in_double,
+    points_for,
+)
 from crcbook.networks.network import Layer, Network
+from crcbook.networks.operations import Head, Step, check_plain
+from crcbook.networks.recording import Recorded, record
 
-_CALLED = ("forward", "__call__", "_call_impl")  # what a module computes
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_INCREASING = ("sigmoid", "logsigmoid")  # at the end, they change no answer
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
-_ADVICE = {  # what to do about layers that are no activations
-    nn.Linear: "remove its parametrizations first",
-    (nn.Dropout, nn.AlphaDropout): "leave it out: it acts in training alone",
-    (nn.Softmax, nn.LogSoftmax): "leave it out: it does not change which class wins",
-    nn.BatchNorm1d: "fold it into the Linear layer beside it",
-}
+_REMEMBERED_READINGS = 4
 
 
-def read_network(model: nn.Sequential) -> Network:
-    """Read a Sequential of Flatten, Linear and activations as a float64 network.
+def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
+    """Read a feed-forward model as a float64 network of dense layers.
+
+    The forward pass is run once on a tensor without numbers that notes what is done to it (see
+    :mod:`crcbook.networks.recording`): a chain of affine maps and smooth activations. Affine maps
+    that follow each other become one layer. What was read is compared with the model itself, at
+    random points and at the inputs given. A model of lower precision is read from a float64 copy:
+    what it computes from its parameters alone, such as a weight of spectral norm 1, is taken as
+    float64 computes it.
+
+    A model with one logit is read as one with two classes: class 0 has the logit 0, and class 1
+    that of the model. A softmax, log-softmax, sigmoid or log-sigmoid at the end is left out.
 
     Args:
-        model: any Sequential (nested ones too) of ``Flatten``, ``Linear`` and the activations of
-            the table, in any float dtype, on any device.
+        model: the model, in any float dtype, on any device. Compiled and data-parallel ones count
+            as what they wrap.
+        at: ``(batch, *input_shape)`` inputs at which to compare as well. They tell the shape of an
+            input too; without them it is taken from the first layer, which must be a linear one.
 
     Returns:
         The network with float64 copies of the weights, on the model's device.
 
     Raises:
-        TypeError: where the model is no Sequential.
-        ValueError: for a layer, an order of layers or weights that cannot be certified, and for
-            modules that compute something else than their class says (hooks, a ``forward`` of
-            their own).
-        RuntimeError: inside ``torch.autocast``.
+        TypeError: where the model is no module.
+        ValueError: for operations, shapes or weights that cannot be certified, and for models that
+            compute something else than what was read.
+        RuntimeError: inside ``torch.autocast`` and other contexts that change what torch computes.
     """
-    if not isinstance(model, nn.Sequential):
-        raise TypeError(f"model must be a torch.nn.Sequential; got {type(model).__name__}")
-    _check_unchanged(model)
-    layers: list[Layer] = []
-    for module in submodules(model):
-        if type(module) is nn.Flatten:
-            _check_flatten(module)
-        elif type(module) is nn.Linear:
-            layers.append(_linear(module, len(layers)))
-        else:
-            layers = _activated(layers, module)
-    _check_shapes(layers)
-    _check_sizes(layers)
-    if torch.is_autocast_enabled(layers[0].weight.device.type):
+    check_modes()
+    model = _unwrapped(model)
+    like = _door(model)
+    if torch.is_autocast_enabled(like.device.type):
         raise RuntimeError("certificates need full precision: leave torch.autocast first")
-    return Network(tuple(layers), _key(layers))
+    with torch.inference_mode(False), _without_compiler(), _unchanged_buffers(model):
+        return _read(model, like, at)
 
 
-def _check_unchanged(module: nn.Module) -> None:
-    kind = nn.Sequential if isinstance(module, nn.Sequential) else type(module)
-    if any(
-        name in vars(module) or getattr(type(module), name) != getattr(kind, name)
-        for name in _CALLED
-    ):
-        raise ValueError(
-            f"cannot certify {type(module).__name__}: its forward is not that of its layers in turn"
-        )
-    if any(getattr(module, name) or getattr(modules, f"_global{name}") for name in _HOOKS):
-        raise ValueError(
-            f"cannot certify {type(module).__name__} with forward hooks, which may change what it "
-            "computes: remove them first (pruning and weight_norm have their own remove functions)"
-        )
-
-
-def submodules(model: nn.Sequential) -> Iterable[nn.Module]:
-    """The modules of a Sequential, in the order data flows through them.
+def compare_with(reference: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+    """Hold what is read from a model against another evaluation of it.
 
     Args:
-        model: a Sequential, and any nested ones.
-
-    Yields:
-        Modules that are no Sequential themselves.
+        reference: what gives the logits, in float32, of ``(points, *input_shape)``.
+        model: the model, which says of which shape its input is.
 
     Raises:
-        ValueError: for a module that computes something else than its class says.
+        ValueError: where the model cannot be certified, or the two differ by more than rounding.
     """
-    for module in model:
-        _check_unchanged(module)
-        if isinstance(module, nn.Sequential):
-            yield from submodules(module)
+    read_network(model)
+    reading, points = _reading(model, _door(model), None)[:2]
+    compare(reference, reading, torch.empty(0), points)
+
+
+def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
+    """Read a model that has passed the door: from its float64 copy, where there is one."""
+    reading, points, twin = _reading(model, like, at)
+    compare(model, reading, like, points)
+    if twin is not None:
+        exact = torch.empty(0, dtype=torch.float64, device=device_of(twin))
+        compare(twin, reading, exact, points)
+    return reading.network
+
+
+def _reading(
+    model: nn.Module, like: Tensor, at: Tensor | None
+) -> tuple[Reading, Tensor, nn.Module | None]:
+    """What is read, where to compare it, and the float64 copy."""
+    failed: list[Exception] = []
+    for shape in _shapes(model, at):
+        points = points_for(shape, at)
+        twin = in_double(model, points) if like.dtype != torch.float64 else None
+        try:
+            steps = _ended(record(twin or model, shape, like))
+        except Exception as error:  # whatever a model of someone else raises
+            failed = failed or [error]
+            continue
+        segments, heads = _segments(steps, shape)
+        return Reading(_built(segments, like), segments, heads), points, twin
+    if failed:
+        raise ValueError(_explained(model, at, failed[0])) from failed[0]
+    raise ValueError(
+        "the shape of an input cannot be told from the model's first layer: give inputs, as in "
+        "read_network(model, at=x)"
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a scripted model cannot be read: give the module it was made of")
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
         else:
-            yield module
+            return model
 
 
-def _check_flatten(module: nn.Flatten) -> None:
-    if (module.start_dim, module.end_dim) != (1, -1):
-        raise ValueError(f"Flatten must flatten all but the batch; got {module}")
+def _door(model: nn.Module) -> Tensor:
+    """Check every tensor that the model holds; returns one of its dtype, on its device."""
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    for name, tensor in tensors.items():
+        check_plain(tensor, name)
+    for name, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None)
+        if compiled is not None and not hasattr(compiled, "_torchdynamo_orig_callable"):
+            raise ValueError(f"{name or 'the model'} has another call put in place of its own")
+    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    return floats[0] if floats else torch.zeros(0)
 
 
-def _linear(module: nn.Linear, position: int) -> Layer:
-    weight = module.weight.detach()
-    if not weight.is_floating_point():
-        raise ValueError(f"Linear layer {position} must have real weights; got {weight.dtype}")
-    if weight.device.type == "mps":  # has no float64
-        weight = weight.cpu()
-    weight = weight.to(torch.float64, copy=True)
-    bias = weight.new_zeros(weight.shape[0])
-    if module.bias is not None:
-        bias = module.bias.detach().to(weight, copy=True)
-    if not (weight.isfinite().all() and bias.isfinite().all()):
-        raise ValueError(f"Linear layer {position} must have finite weights; got NaN or infinity")
-    return Layer(weight, bias, IDENTITY)
+@contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what an evaluation does to the model, and refuse a model that it does something to."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        changed = [pair for pair in before if not torch.equal(*pair)]
+        for buffer, value in changed:
+            with torch.no_grad():
+                buffer.copy_(value)
+    if changed:
+        raise ValueError("the model changes its own buffers in evaluation: call model.eval()")
 
 
-def _activated(layers: list[Layer], module: nn.Module) -> list[Layer]:
-    activation = activation_of(module)
-    if activation is None:
-        advice = (text for kinds, text in _ADVICE.items() if isinstance(module, kinds))
-        advice = next(advice, "a certificate by curvature needs a smooth activation")
-        supported = ", ".join(["Flatten", "Linear", "Identity", *ACTIVATIONS])
-        raise ValueError(
-            f"cannot certify the layer {module}: expected one of {supported} ({advice})"
-        )
-    if activation is IDENTITY:
-        return layers
-    if not layers or layers[-1].activation is not IDENTITY:
-        raise ValueError(f"expected a Linear layer before {module}")
-    return [*layers[:-1], Layer(layers[-1].weight, layers[-1].bias, activation)]
+def _without_compiler() -> AbstractContextManager:
+    """A context in which compiled modules run as they were written."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
-def _check_shapes(layers: list[Layer]) -> None:
-    if not layers or layers[-1].activation is not IDENTITY:
-        raise ValueError("the model must end in a Linear layer that gives the logits")
-    for first, second in pairwise(layers):
-        if first.weight.shape[0] != second.weight.shape[1]:
+def _shapes(model: nn.Module, at: Tensor | None) -> Iterator[tuple[int, ...]]:
+    """Shapes of an input to try: as it is, flat, and as a file says."""
+    known = getattr(model, "input_shape", None)
+    known = known if isinstance(known, tuple) and all(type(n) is int for n in known) else None
+    if at is not None:
+        if not (isinstance(at, Tensor) and at.is_floating_point()):
+            kind = at.dtype if isinstance(at, Tensor) else type(at).__name__
+            raise TypeError(f"x must be a floating-point tensor; got {kind}")
+        if at.dim() < 2 or at.numel() == 0:
             raise ValueError(
-                f"a Linear layer with {second.weight.shape[1]} inputs follows one "
-                f"with {first.weight.shape[0]} outputs"
+                f"x must be (batch, *input_shape) with at least one item; got {tuple(at.shape)}"
             )
-    if layers[-1].weight.shape[0] < 2:
-        raise ValueError("the model must have at least two classes; its last layer has one output")
+        yield tuple(at.shape[1:])
+        if at.dim() > 2:
+            yield (at[0].numel(),)
+        if known is not None and torch.Size(known).numel() == at[0].numel():
+            yield known
+        return
+    if known is not None:
+        yield known
+        return
+    matrices = (tensor for tensor in model.parameters() if tensor.dim() > 1)
+    first = next(matrices, None)
+    if first is not None and first.dim() == 2:
+        yield (first.shape[1],)
 
 
-def _check_sizes(layers: list[Layer]) -> None:
+def _explained(model: nn.Module, at: Tensor | None, error: Exception) -> str:
+    """What went wrong, in which module, and what the model holds."""
+    trace, where = error.__traceback__, model
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        where = owner if isinstance(owner, nn.Module) else where
+        trace = trace.tb_next
+    text = str(where) if len(str(where)) < 100 else type(where).__name__
+    if not isinstance(error, ValueError):
+        shape = next(_shapes(model, at))
+        return f"the model fails on inputs of shape {shape}, in {text}: {error}"
+    kinds = Counter(
+        type(module).__name__ for module in model.modules() if not len([*module.children()])
+    )
+    held = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"cannot certify {text}: {error}. The model holds: {held}"
+
+
+def _ended(result: Recorded) -> tuple[Step, ...]:
+    """The steps of a model, with two logits where it has one."""
+    steps, shape = list(result.steps), tuple(result.shape[1:])
+    if len(shape) > 1:
+        raise ValueError(
+            f"the model must give (batch, classes); got (batch, {', '.join(map(str, shape))})"
+        )
+    heads: list[Step] = []
+    reshapes: list[Step] = []
+    while steps and isinstance(steps[-1], Affine) and steps[-1].ordered:
+        reshapes.insert(0, steps.pop())
+    last = steps[-1] if steps else None
+    if isinstance(last, Activation) and last.name in _INCREASING:
+        heads.insert(0, Head(last.name, last.value))
+        steps.pop()
+    elif isinstance(last, Head):
+        heads.insert(0, last)
+        steps.pop()
+    steps += reshapes
+    if not any(isinstance(step, Affine) and step.terms for step in steps):
+        raise ValueError("the model must have a linear layer that gives the logits")
+    if shape in ((), (1,)):
+        if isinstance(last, Head):
+            raise ValueError("a softmax over one class is 1, whatever the input")
+        steps += _with_class_of_zero(shape)
+        heads.insert(0, Head("one logit", lambda logits: logits[:, 1:]))
+    return (*steps, *heads)
+
+
+def _with_class_of_zero(shape: tuple[int, ...]) -> list[Affine]:
+    def as_column(a: Tensor) -> Tensor:
+        return a.reshape(len(a), 1)
+
+    def with_zero(a: Tensor) -> Tensor:
+        return functional.pad(a, (1, 0))
+
+    column = Affine("view", as_column, as_column, ordered=True, facts=(shape,))
+    return [column, Affine("one logit", with_zero, with_zero)]
+
+
+def _segments(
+    steps: Sequence[Step], shape: tuple[int, ...]
+) -> tuple[tuple[Segment, ...], tuple[Head, ...]]:
+    segments: list[Segment] = []
+    affine: list[Affine] = []
+    start = shape
+    for step in steps:
+        if isinstance(step, Affine):
+            affine.append(step)
+            shape = step.linear(torch.zeros((1, *shape), dtype=torch.float64, device="cpu")).shape[
+                1:
+            ]
+        elif isinstance(step, Activation):
+            segments.append(Segment(tuple(affine), tuple(start), tuple(shape), step))
+            affine, start = [], shape
+    segments.append(Segment(tuple(affine), tuple(start), tuple(shape), IDENTITY))
+    return tuple(segments), tuple(step for step in steps if isinstance(step, Head))
+
+
+_memory: OrderedDict[tuple, Network] = OrderedDict()
+_lock = Lock()
+
+
+def _built(segments: Sequence[Segment], like: Tensor) -> Network:
+    """The network of dense layers, remembered under the hash of all that it is made of."""
+    device = torch.device("cpu") if like.device.type == "mps" else like.device  # has no float64
+    key = _key(segments)
+    with _lock:
+        found = _memory.get((key, device))
+    if found is None:
+        found = Network(tuple(_layer(segment, device) for segment in segments), key)
+        _check_sizes(segments, found.layers)
+    with _lock:
+        _memory[key, device] = found
+        _memory.move_to_end((key, device))
+        while len(_memory) > _REMEMBERED_READINGS:
+            _memory.popitem(last=False)
+    return found
+
+
+def _layer(segment: Segment, device: torch.device) -> Layer:
+    whole = compose(segment.steps, segment.shape)
+    weight, bias = whole.weight.to(device), whole.bias.to(device)
+    return Layer(weight, bias, segment.activation, whole.weight_error, whole.bias_error)
+
+
+def _check_sizes(segments: Sequence[Segment], layers: Sequence[Layer]) -> None:
     product = 1.0
-    for position, layer in enumerate(layers):
+    for position, (segment, layer) in enumerate(zip(segments, layers, strict=True)):
         if max(layer.weight.shape) > _MOST_UNITS:
             raise ValueError(f"layers may have at most {_MOST_UNITS} units, and so many inputs")
-        sizes = torch.cat([layer.weight.abs().flatten(), layer.bias.abs()])
-        least, most = sizes.masked_fill(sizes == 0, torch.inf).min(), sizes.max()
-        if least < _SIZES[0] or most > _SIZES[1]:
-            raise ValueError(
-                f"Linear layer {position} must have weights of a size from {_SIZES[0]:g} to "
-                f"{_SIZES[1]:g}, or 0; got {least:g} to {most:g}"
-            )
+        facts = [fact for step in segment.steps for fact in step.facts if isinstance(fact, Tensor)]
+        for numbers in (layer.weight, layer.bias, *facts):
+            least, most = _extent(numbers)
+            if least < _SIZES[0] or most > _SIZES[1]:
+                raise ValueError(
+                    f"linear map {position} must have weights of a size from {_SIZES[0]:g} to "
+                    f"{_SIZES[1]:g}, or 0; got {least:g} to {most:g}"
+                )
         product *= float(layer.weight.abs().max()) or 1.0
     if not _PRODUCTS[0] <= product <= _PRODUCTS[1]:
         raise ValueError(
@@ -163,11 +324,71 @@ def _check_sizes(layers: list[Layer]) -> None:
         )
 
 
-def _key(layers: list[Layer]) -> str:
+def _extent(numbers: Tensor) -> tuple[float, float]:
+    """The least size of a number that is not 0, and the largest."""
+    sizes = numbers.abs()
+    least = sizes.masked_fill(sizes == 0, torch.inf).min() if sizes.numel() else torch.inf
+    return float(least), float(sizes.max()) if sizes.numel() else 0.0
+
+
+def _key(segments: Sequence[Segment]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for layer in layers:
-        row = layer.activation
-        digest.update(f"{row.name} {row.max_bend} {tuple(layer.weight.shape)}".encode())
-        digest.update(layer.weight.cpu().numpy().tobytes())
-        digest.update(layer.bias.cpu().numpy().tobytes())
+    for segment in segments:
+        row = segment.activation
+        facts = row.name, row.max_bend, row.deviation, segment.shape
+        digest.update(repr(facts).encode())
+        for step in segment.steps:
+            digest.update(step.name.encode())
+            _digest(digest, step.facts)
     return digest.hexdigest()
+
+
+def _digest(digest: Any, facts: Iterable) -> None:
+    for fact in facts:
+        if isinstance(fact, Tensor):
+            digest.update(f"{fact.dtype} {tuple(fact.shape)}".encode())
+            digest.update(fact.contiguous().numpy())
+        elif isinstance(fact, tuple | list):
+            _digest(digest, fact)
+        else:
+            digest.update(repr(fact).encode())
+
+
+def submodules(model: nn.Module) -> Iterable[nn.Module]:
+    """The layers of a plain Sequential of Flatten, Linear and activations, for training.
+
+    Args:
+        model: a Sequential, and any nested ones.
+
+    Yields:
+        Modules that are no Sequential themselves.
+
+    Raises:
+        ValueError: for another module, or one that computes something else than its class says.
+    """
+    if not isinstance(model, nn.Sequential):
+        raise ValueError(
+            f"a Sequential of Flatten, Linear and activations is needed here; got {model}"
+        )
+    _check_unchanged(model)
+    for module in model:
+        if isinstance(module, nn.Sequential):
+            yield from submodules(module)
+            continue
+        _check_unchanged(module)
+        if type(module) not in (nn.Flatten, nn.Linear) and activation_of(module) is None:
+            raise ValueError(
+                f"a Sequential of Flatten, Linear and activations is needed here; got {module}"
+            )
+        yield module
+
+
+def _check_unchanged(module: nn.Module) -> None:
+    kind = nn.Sequential if isinstance(module, nn.Sequential) else type(module)
+    changed = any(
+        name in vars(module) or getattr(type(module), name) != getattr(kind, name)
+        for name in _CALLED
+    )
+    changed = changed or module._compiled_call_impl is not None
+    if changed or module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(f"{type(module).__name__} computes something else than its layers in turn")

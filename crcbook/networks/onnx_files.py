@@ -1,0 +1,296 @@
+"""Networks in ONNX files, as modules of torch.
+
+The ``onnx`` package reads the file, which is data: a list of operations with their constants. Each
+operation becomes one of torch's, and the module is then read as any other. What comes out is held
+against the reference evaluation that ``onnx`` brings along.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_STRAIGHT = 40.0  # from here on softplus is the identity in float64
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation.
+
+    Attributes:
+        kind: its name in ONNX.
+        inputs: the names of what it takes; empty for an argument left out.
+        outputs: the names of what it gives.
+        attributes: its settings.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict
+
+
+class OnnxNetwork(nn.Module):
+    """The operations of an ONNX file, in order.
+
+    Attributes:
+        input_shape: of one input.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        constants: dict[str, Tensor],
+        ends: tuple[str, str],
+        input_shape: tuple[int, ...],
+    ) -> None:
+        """Keep the operations and their constants.
+
+        Args:
+            nodes: the operations.
+            constants: the file's tensors by name.
+            ends: the names of the input and the output.
+            input_shape: of one input.
+
+        Raises:
+            ValueError: for an operation that is not read.
+        """
+        super().__init__()
+        unknown = sorted({node.kind for node in nodes} - set(_OPERATIONS))
+        if unknown:
+            raise ValueError(
+                f"the ONNX operations {', '.join(unknown)} are not read; those that are: "
+                f"{', '.join(sorted(_OPERATIONS))}"
+            )
+        self.nodes, self.ends, self.input_shape = tuple(nodes), ends, input_shape
+        self.names = tuple(constants)
+        for place, constant in enumerate(constants.values()):
+            self.register_buffer(f"constant_{place}", constant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the operations.
+
+        Args:
+            x: ``(batch, *input_shape)``.
+
+        Returns:
+            ``(batch, classes)``.
+        """
+        values = {name: getattr(self, f"constant_{i}") for i, name in enumerate(self.names)}
+        values[self.ends[0]] = x
+        for node in self.nodes:
+            inputs = [values[name] if name else None for name in node.inputs]
+            values[node.outputs[0]] = _OPERATIONS[node.kind](*inputs, **node.attributes)
+        return values[self.ends[1]]
+
+
+def load_onnx(path: Path) -> OnnxNetwork:
+    """Read a network from an ONNX file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network, on the CPU.
+
+    Raises:
+        ImportError: without the ``onnx`` package.
+        RuntimeError: where the file is missing, damaged or no ONNX file.
+        ValueError: for operations that are not read, or a network that cannot be certified.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("ONNX files need one more package: pip install onnx") from error
+    try:
+        file = onnx.load(path)
+    except Exception as error:  # protobuf's own, of several kinds
+        raise RuntimeError(f"cannot read {path} as an ONNX file: {error}") from error
+    network = _network(file, onnx)
+    _check(network, file)
+    return network
+
+
+def _network(file, onnx) -> OnnxNetwork:
+    def tensor(value) -> Tensor:
+        return torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
+
+    def setting(attribute):
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            return tensor(value)
+        return value.decode() if isinstance(value, bytes) else value
+
+    graph = file.graph
+    constants = {value.name: tensor(value) for value in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        settings = {attribute.name: setting(attribute) for attribute in node.attribute}
+        if node.op_type == "Constant" and isinstance(settings.get("value"), Tensor):
+            constants[node.output[0]] = settings["value"]
+        else:
+            nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), settings))
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        raise ValueError(
+            f"the network must have one input and one output; it has {len(inputs)} and "
+            f"{len(graph.output)}"
+        )
+    shape = tuple(size.dim_value for size in inputs[0].type.tensor_type.shape.dim)[1:]
+    if not shape or 0 in shape:
+        raise ValueError(f"the input must be (batch, *input_shape); its sizes are {shape}")
+    return OnnxNetwork(nodes, constants, (inputs[0].name, graph.output[0].name), shape)
+
+
+def _check(network: OnnxNetwork, file) -> None:
+    """Hold what is read from the network against ONNX's own reference evaluation."""
+    from onnx.reference import ReferenceEvaluator
+
+    from crcbook.networks.reading import compare_with
+
+    evaluator = ReferenceEvaluator(file)
+
+    def reference(x: Tensor) -> Tensor:  # one at a time: a file may fix the batch
+        with numpy.errstate(all="ignore"):  # its sigmoid evaluates both of its branches
+            one = [evaluator.run(None, {network.ends[0]: item[None].numpy()})[0] for item in x]
+        return torch.from_numpy(numpy.concatenate(one))
+
+    compare_with(reference, network)
+
+
+def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
+    sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())]
+    # A file that fixes a batch of one means one item after the other.
+    fixed = sizes[:1] == [1] and len(x) != 1 and x.dim() > 1
+    return x.reshape([len(x), *sizes[1:]] if fixed else sizes)
+
+
+def _gemm(a, b, c=None, alpha=1.0, beta=1.0, transA=0, transB=0) -> Tensor:  # noqa: N803
+    if transA:
+        raise ValueError("Gemm is read for inputs that are not transposed")
+    weight = b if transB else b.T
+    result = functional.linear(a, weight if alpha == 1 else alpha * weight)
+    return result if c is None else result + (c if beta == 1 else beta * c)
+
+
+def _sides(pads: Sequence[int]) -> list[int]:
+    """ONNX's ``(starts, ends)`` as torch's pairs, last dimension first."""
+    half = len(pads) // 2
+    return [pads[i + side] for i in reversed(range(half)) for side in (0, half)]
+
+
+def _conv(
+    x,
+    weight,
+    bias=None,
+    auto_pad="NOTSET",
+    dilations=1,
+    group=1,
+    kernel_shape=None,
+    pads=(),
+    strides=1,
+) -> Tensor:
+    if auto_pad not in ("NOTSET", "VALID"):
+        raise ValueError(f"Conv is read with pads, not with auto_pad={auto_pad!r}")
+    x = functional.pad(x, _sides(pads)) if any(pads) else x
+    function = (functional.conv1d, functional.conv2d, functional.conv3d)[weight.dim() - 3]
+    return function(x, weight, bias, strides, 0, dilations, group)
+
+
+def _average_pool(
+    x,
+    kernel_shape,
+    auto_pad="NOTSET",
+    ceil_mode=0,
+    count_include_pad=0,
+    dilations=(),
+    pads=(),
+    strides=None,
+) -> Tensor:
+    if auto_pad not in ("NOTSET", "VALID") or ceil_mode or any(d != 1 for d in dilations):
+        raise ValueError("AveragePool is read without auto_pad, ceil_mode and dilations")
+    if any(pads) and not count_include_pad:
+        raise ValueError("AveragePool is read where its average counts what is padded")
+    x = functional.pad(x, _sides(pads)) if any(pads) else x
+    pools = functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d
+    strides = strides or [1] * len(kernel_shape)
+    return pools[len(kernel_shape) - 1](x, kernel_shape, strides)
+
+
+def _mean(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
+    return x.mean(_axes(axes), keepdim=bool(keepdims))
+
+
+def _axes(axes) -> list[int]:
+    return axes.tolist() if isinstance(axes, Tensor) else list(axes)
+
+
+def _squeeze(x, axes) -> Tensor:
+    for axis in sorted(_axes(axes), reverse=True):
+        x = x.squeeze(axis)
+    return x
+
+
+def _unsqueeze(x, axes) -> Tensor:
+    for axis in sorted(_axes(axes)):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _pad(x, pads, value=None, axes=None, mode="constant") -> Tensor:
+    if axes is not None:
+        raise ValueError("Pad is read for all axes at once")
+    value = 0.0 if value is None else float(value)
+    pads = _sides(_axes(pads))
+    while pads[-2:] == [0, 0]:
+        pads = pads[:-2]
+    mode = "replicate" if mode == "edge" else mode
+    return functional.pad(x, pads, mode, value if mode == "constant" else None)
+
+
+def _batch_norm(x, scale, bias, mean, variance, epsilon=1e-5, momentum=0.9, training_mode=0, **_):
+    return functional.batch_norm(x, mean, variance, scale, bias, bool(training_mode), 0, epsilon)
+
+
+_OPERATIONS: dict[str, Callable] = {
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": torch.div,
+    "Neg": torch.neg,
+    "MatMul": torch.matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.dim())), keepdim=True),
+    "ReduceMean": _mean,
+    "BatchNormalization": _batch_norm,
+    "Pad": _pad,
+    "Identity": lambda x: x,
+    "Dropout": lambda x, *_, **__: x,
+    "Cast": lambda x, to, **_: x,
+    "Flatten": lambda x, axis=1: x.flatten(axis),
+    "Reshape": _reshape,
+    "Transpose": lambda x, perm=None: x.permute(perm or list(range(x.dim()))[::-1]),
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Shape": lambda x: torch.tensor(x.shape),
+    "Gather": lambda x, index, axis=0: x.select(axis, int(index)),
+    "Concat": lambda *parts, axis: torch.cat(parts, axis),
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Atan": torch.atan,
+    "Softplus": lambda x: functional.softplus(x, 1, _STRAIGHT),
+    "Softsign": functional.softsign,
+    "Elu": lambda x, alpha=1.0: functional.elu(x, alpha),
+    "Celu": lambda x, alpha=1.0: functional.celu(x, alpha),
+    "Gelu": lambda x, approximate="none": functional.gelu(x, approximate=approximate),
+    "Mish": functional.mish,
+    "Relu": functional.relu,
+    "Softmax": lambda x, axis=-1: functional.softmax(x, axis),
+    "LogSoftmax": lambda x, axis=-1: functional.log_softmax(x, axis),
+}

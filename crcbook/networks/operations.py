@@ -1,0 +1,529 @@
+"""The operations that are read: what each of them does, as an affine map or an activation.
+
+A reader takes the function that torch was asked for, the recorded input and the arguments, and
+gives the steps that this is. It is found by the function itself, not by a name.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation, celu, gelu, softplus
+from crcbook.networks.affine import Affine
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_BATCH_NORM_TERMS = 6  # a sum, a root, a quotient and a product, with two to spare
+
+
+class Unreadable(ValueError):
+    """An operation that cannot be certified, or is not known."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Something after the logits that changes no answer, such as a softmax.
+
+    Attributes:
+        name: what torch calls it.
+        value: the function of the logits, ``(batch, classes)``.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+
+
+Step = Affine | Activation | Head
+
+
+Reader = Callable[..., tuple[Step, ...]]
+
+
+def _constant(value, name: str) -> Tensor:
+    """A constant as a float64 tensor on the CPU."""
+    if isinstance(value, Tensor):
+        return plain_values(value, name)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Unreadable(f"{name} takes a {type(value).__name__}")
+    return plain_values(torch.tensor(float(value), dtype=torch.float64, device="cpu"), name)
+
+
+def plain_values(tensor: Tensor, name: str) -> Tensor:
+    """A float64 copy of a plain tensor of numbers, on the CPU.
+
+    Args:
+        tensor: the tensor.
+        name: what to call it in messages.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: for a tensor of a class, layout or dtype of its own, or numbers not finite.
+    """
+    check_plain(tensor, name)
+    if tensor.dtype not in DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"{name} must be real, of {expected}; got {tensor.dtype}")
+    tensor = tensor.detach().cpu()
+    tensor = tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} is empty")
+    if not tensor.abs().max() < torch.inf:  # several times faster than isfinite
+        raise ValueError(f"{name} must have finite weights; got NaN or infinity")
+    return tensor
+
+
+def check_plain(tensor: Tensor, name: str) -> None:
+    """Refuse tensors that are no plain arrays of numbers.
+
+    Args:
+        tensor: the tensor.
+        name: what to call it in messages.
+
+    Raises:
+        ValueError: for a subclass, which may have operations of its own, a tensor without numbers
+            or of a layout or dtype of its own.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise ValueError(f"{name} must be a plain torch.Tensor; got {type(tensor).__name__}")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        kind = "meta" if tensor.is_meta else tensor.layout
+        raise ValueError(f"{name} must hold its numbers in a dense tensor; got a {kind} tensor")
+    if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in DTYPES):
+        raise ValueError(
+            f"{name} must be of float16, bfloat16, float32 or float64; got {tensor.dtype}"
+        )
+
+
+def _shape_of(x: Tensor) -> tuple[int, ...]:
+    """The shape of an item."""
+    return tuple(x.shape[1:])
+
+
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape, dtype=torch.float64, device="cpu")
+
+
+def _same(function: Callable[[Tensor], Tensor], name: str, **facts) -> Affine:
+    """A step whose coefficients are not negative."""
+    return Affine(name, function, function, **facts)
+
+
+def _arguments(args: tuple, kwargs: dict, *names: str) -> dict:
+    """Arguments by name, without those not given."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+# Entries that move
+
+
+def _unchanged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    result = func(torch.zeros((), dtype=x.dtype, device="cpu"), *args[1:], **kwargs)
+    if result.dtype != x.dtype and result.dtype not in DTYPES[:2]:
+        raise Unreadable(f"{name_of(func)} rounds to {result.dtype}")
+    return ()
+
+
+def _reshaped(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    result = func(_zeros(x), *args[1:], **kwargs)
+    shape = result.shape
+    if result.dtype != torch.float64 or len(shape) == 0 or shape[0] != x.shape[0]:
+        raise Unreadable(
+            f"{name_of(func)} makes {result.dtype} numbers of shape {tuple(shape)} of a batch of "
+            f"shape {tuple(x.shape)}"
+        )
+    item = tuple(shape[1:])
+    return (_same(lambda a: a.reshape(len(a), *item), name_of(func), ordered=True, facts=(item,)),)
+
+
+def _moved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    facts = (args[1:], tuple(kwargs.items()))
+    return (_same(lambda a: func(a, *args[1:], **kwargs), name_of(func), facts=facts),)
+
+
+def _padded(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    given = _arguments(args[1:], kwargs, "pad", "mode", "value")
+    pad, mode, value = given["pad"], given.get("mode", "constant"), given.get("value")
+    if len(pad) > 2 * (x.dim() - 1):
+        raise Unreadable("pad adds to the batch")
+    step = partial(functional.pad, pad=tuple(pad), mode=mode)
+    shift = None
+    if mode == "constant" and value:
+        _constant(value, "pad")
+        shift = functional.pad(_zeros(x)[0], tuple(pad), value=float(value))
+    return (_same(step, "pad", shift=shift, facts=(tuple(pad), mode, value)),)
+
+
+# Arithmetic with constants
+
+
+def _operand(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, bool]:
+    """The constant, as an item takes it, and whether it comes first."""
+    given = _arguments(args, kwargs, "input", "other")
+    first = given["input"] is not x
+    value = _constant(given["input"] if first else given["other"], f"a constant of {name_of(func)}")
+    if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
+        raise Unreadable(f"{name_of(func)} takes further arguments: {set(given)}")
+    if value.dim() == x.dim() and value.shape[0] == 1:
+        value = value[0]
+    if value.dim() >= x.dim():
+        raise Unreadable(f"{name_of(func)} takes a constant of shape {tuple(value.shape)}")
+    return value, first
+
+
+def _spread(x: Tensor, value: Tensor) -> tuple[Step, ...]:
+    """What makes items as large as a constant that is larger than they are."""
+    shape = torch.broadcast_shapes(_shape_of(x), value.shape)
+    if shape == x.shape[1:]:
+        return ()
+    return (_same(lambda a: a.expand(len(a), *shape), "expand", facts=(tuple(shape),)),)
+
+
+def _shifted(name: str, value: Tensor) -> Affine:
+    return _same(lambda a: a, name, shift=value, facts=(value,))
+
+
+def _negated(*_) -> tuple[Step, ...]:
+    return (Affine("neg", torch.neg, lambda a: a),)
+
+
+def _scaled(value: Tensor, terms: int = 1, stored: bool = True) -> Affine:
+    size = value.abs()
+    return Affine("mul", lambda a: a * value, lambda a: a * size, terms, stored, facts=(value,))
+
+
+def _added(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    value, _ = _operand(func, x, args, kwargs)
+    return (*_spread(x, value), _shifted("add", value))
+
+
+def _subtracted(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    value, first = _operand(func, x, args, kwargs)
+    if first or func in _REVERSED:
+        return (*_negated(), *_spread(x, value), _shifted("sub", value))
+    return (*_spread(x, value), _shifted("sub", -value))
+
+
+def _multiplied(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    value, _ = _operand(func, x, args, kwargs)
+    return (*_spread(x, value), _scaled(value))
+
+
+def _divided(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    value, first = _operand(func, x, args, kwargs)
+    if first:
+        raise Unreadable("the input stands in a denominator")
+    if (value == 0).any():
+        raise Unreadable("div divides by zero")
+    size = value.abs()
+    step = Affine("div", lambda a: a / value, lambda a: a / size, 1, False, facts=(value,))
+    return (*_spread(x, value), step)
+
+
+# Sums of products
+
+
+def _linear(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    given = _arguments(args, kwargs, "input", "weight", "bias")
+    weight, bias = given["weight"], given.get("bias")
+    return _matrix(x, _constant(weight, "a linear layer's weight"), bias, "linear")
+
+
+def _matrix(x: Tensor, weight: Tensor, bias, name: str) -> tuple[Step, ...]:
+    if weight.dim() != 2:
+        shape = tuple(weight.shape)
+        raise ValueError(f"a linear layer's weight must be (outputs, inputs); got shape {shape}")
+    if bias is not None:  # torch adds a single number to all outputs
+        bias = _constant(bias, "a linear layer's bias")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"a linear layer must have a bias of shape {tuple(weight.shape[:1])}, one number "
+                f"an output; got {tuple(bias.shape)}"
+            )
+    size = weight.abs()
+    step = Affine(
+        name,
+        lambda a: a @ weight.T,
+        lambda a: a @ size.T,
+        terms=weight.shape[1],
+        shift=bias,
+        facts=(weight, bias),
+        matrix=weight if x.dim() == 2 else None,
+    )
+    return (step,)
+
+
+def _product(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    first, second = args[:2] if len(args) > 1 else (args[0], *kwargs.values())
+    if first is not x or second.dim() != 2:
+        raise Unreadable(f"{name_of(func)} is read for inputs times a constant matrix alone")
+    return _matrix(x, _constant(second, "a matrix").T, None, "matmul")
+
+
+def _addmm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    if len(args) != 3 or args[1] is not x or kwargs:
+        raise Unreadable("addmm is read as addmm(bias, input, matrix) alone")
+    return _matrix(x, _constant(args[2], "a matrix").T, args[0], "addmm")
+
+
+def _convolved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    given = _arguments(args[:3], kwargs, "input", "weight", "bias")
+    weight, bias = _constant(given.pop("weight"), "a convolution's weight"), given.pop("bias", None)
+    given.pop("input")
+    if weight.dim() != x.dim():
+        raise Unreadable(f"{name_of(func)} takes {tuple(x.shape)} for one item, not a batch")
+    rest, size = args[3:], weight.abs()
+    transposed = "transpose" in name_of(func)
+    if bias is not None:
+        bias = _constant(bias, "a convolution's bias")
+        if bias.dim() != 1:
+            raise ValueError(f"a convolution's bias must be (channels,); got {tuple(bias.shape)}")
+        bias = bias.reshape(-1, *(1 for _ in weight.shape[2:]))
+    step = Affine(
+        name_of(func),
+        lambda a: func(a, weight, None, *rest, **given),
+        lambda a: func(a, size, None, *rest, **given),
+        terms=weight.numel() // (1 if transposed else len(weight)),
+        shift=bias,
+        facts=(weight, bias, rest, tuple(given.items())),
+    )
+    return (step,)
+
+
+def _averaged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    def average(a: Tensor) -> Tensor:
+        return func(a, *args[1:], **kwargs)
+
+    image = average(_zeros(x) + 1)
+    if (image < 0).any() or image.dtype != torch.float64:
+        raise Unreadable(f"{name_of(func)} divides by a negative number, or rounds")
+    pooled = "pool" in name_of(func) and x.dim() > 2  # each channel by itself
+    terms = 2 + math.prod(x.shape[2:] if pooled else x.shape[1:])
+    facts = (args[1:], tuple(kwargs.items()))
+    return (_same(average, name_of(func), terms=terms, stored=False, facts=facts),)
+
+
+def _batch_norm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    names = [
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    ]
+    if func is not functional.batch_norm:  # torch's own order
+        names[1:5] = "weight", "bias", "running_mean", "running_var"
+    given = _arguments(args, kwargs, *names)
+    if given.get("training"):
+        raise Unreadable("batch_norm takes its statistics from the batch: call model.eval()")
+    shape = (-1, *(1 for _ in x.shape[2:]))
+    mean, variance, weight, bias = (
+        None
+        if given.get(name) is None
+        else _constant(given[name], f"batch_norm's {name}").reshape(shape)
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    if mean is None or variance is None:
+        raise Unreadable("batch_norm takes its statistics from the batch: call model.eval()")
+    variance = variance + float(given.get("eps", 1e-5))
+    if not bool((variance > 0).all()):
+        raise ValueError("batch_norm must have variances above -eps")
+    scale = (torch.ones_like(variance) if weight is None else weight) / variance.sqrt()
+    steps = _shifted("batch_norm", -mean), _scaled(scale, _BATCH_NORM_TERMS, stored=False)
+    return steps if bias is None else (*steps, _shifted("batch_norm", bias))
+
+
+def _dropped(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    given = _arguments(args, kwargs, "input", "p", "training")
+    given.setdefault("training", given.pop("train", "alpha" not in name_of(func)))
+    if given["training"] and given.get("p", 0.5) > 0:
+        raise Unreadable(f"{name_of(func)} draws at random: call model.eval()")
+    return ()
+
+
+# Activations and heads
+
+
+def _row(row: Activation) -> Reader:
+    return lambda func, x, args, kwargs: (row,)
+
+
+def _softplus(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    given = _arguments(args, kwargs, "input", "beta", "threshold")
+    return (softplus(float(given.get("beta", 1)), float(given.get("threshold", 20))),)
+
+
+def _gelu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    return (gelu(kwargs.get("approximate", "none")),)
+
+
+def _elu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    given = _arguments(args, kwargs, "input", "alpha", "scale", "input_scale")
+    alpha = float(given.get("alpha", 1.0))
+    if alpha != 1 or float(given.get("scale", 1)) != 1 or float(given.get("input_scale", 1)) != 1:
+        raise Unreadable(
+            f"elu has a corner unless alpha is 1 (here {alpha:g}), where its curvature is not "
+            "bounded: use alpha=1, or CELU, which has none"
+        )
+    return (OTHER_ACTIVATIONS["elu"],)
+
+
+def _celu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    return (celu(float(_arguments(args, kwargs, "input", "alpha").get("alpha", 1.0))),)
+
+
+def _softmax(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    dim = _arguments(args, kwargs, "input", "dim").get("dim")
+    if x.dim() != 2 or dim not in (1, -1, None):
+        raise Unreadable(f"{name_of(func)} is read over the classes of (batch, classes) alone")
+    name = name_of(func)
+    function = torch.log_softmax if "log" in name else torch.softmax
+    return (Head(name, lambda logits: function(logits, 1)),)
+
+
+# The table
+
+
+def _called(*names: str) -> Iterator:
+    """The functions of these names, wherever torch offers them."""
+    places = torch, Tensor, functional, torch._C._nn, torch.special, torch.ops.aten
+    for name in names:
+        for place in places:
+            for spelled in (name, f"{name}_"):
+                found = getattr(place, spelled, None)
+                if found is not None:
+                    yield found
+
+
+_REVERSED = {Tensor.__rsub__, torch.rsub}
+_MAXIMA = set(_called(*(f"{kind}max_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_"))))
+_CORNERS = {
+    *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh"),
+    *("hardsigmoid", "hardswish", "threshold", "selu", "clamp", "clip", "clamp_min", "clamp_max"),
+    *("abs", "max", "min", "amax", "amin", "maximum", "minimum", "softshrink", "hardshrink"),
+    *("sign", "round", "floor", "ceil", "glu", "norm", "sort", "topk", "where"),
+}
+_UNREAD = {
+    *("interpolate", "upsample", "einsum", "unfold", "fold", "tensordot", "bmm", "mv", "cumsum"),
+    *("baddbmm", "cat", "stack", "repeat", "expand", "expand_as", "chunk", "split", "unbind"),
+    *("repeat_interleave", "index_select", "gather", "take", "tile", "diff", "rfft", "fft"),
+}
+_READERS: dict = {}
+for _reader, _names in {
+    _unchanged: ("contiguous", "clone", "detach", "float", "double", "to", "cpu", "cuda", "alias"),
+    _reshaped: ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"),
+    _moved: ("permute", "transpose", "swapaxes", "movedim", "flip", "narrow", "roll", "slice",
+             "select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+    _padded: ("pad",),
+    _added: ("add",),
+    _subtracted: ("sub", "subtract", "rsub"),
+    _multiplied: ("mul", "multiply"),
+    _divided: ("div", "divide", "true_divide"),
+    _negated: ("neg", "negative"),
+    _linear: ("linear",),
+    _product: ("matmul", "mm", "__matmul__"),
+    _addmm: ("addmm",),
+    _convolved: tuple(f"conv{kind}{n}d" for n in (1, 2, 3) for kind in ("", "_transpose")),
+    _averaged: (*(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_")),
+                "mean", "sum"),
+    _batch_norm: ("batch_norm",),
+    _dropped: ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+               "feature_alpha_dropout", "feature_dropout"),
+    _softplus: ("softplus",),
+    _gelu: ("gelu",),
+    _elu: ("elu",),
+    _celu: ("celu",),
+    _softmax: ("softmax", "log_softmax"),
+    _row(ACTIVATIONS["sigmoid"]): ("sigmoid", "expit"),
+    _row(ACTIVATIONS["tanh"]): ("tanh",),
+    _row(ACTIVATIONS["silu"]): ("silu",),
+    _row(ACTIVATIONS["arctan"]): ("atan", "arctan"),
+    _row(OTHER_ACTIVATIONS["mish"]): ("mish",),
+    _row(OTHER_ACTIVATIONS["logsigmoid"]): ("logsigmoid", "log_sigmoid"),
+    _row(OTHER_ACTIVATIONS["softsign"]): ("softsign",),
+}.items():  # fmt: skip
+    _READERS.update(dict.fromkeys(_called(*_names), _reader))
+_READERS[Tensor.data.__get__] = _unchanged
+_READERS[Tensor.__rsub__] = _subtracted
+_READERS[Tensor.__getitem__] = _moved
+
+
+def reader_of(func: Callable) -> Reader | None:
+    """What reads a function of torch.
+
+    Args:
+        func: the function, as torch names it to tensors of other classes.
+
+    Returns:
+        Its reader; None for a function that is not read.
+    """
+    return _READERS.get(getattr(func, "overloadpacket", func))
+
+
+def name_of(func: Callable) -> str:
+    """What a function is called.
+
+    Args:
+        func: the function.
+
+    Returns:
+        Its name.
+    """
+    name = getattr(func, "__name__", str(func))
+    return getattr(func, "__self__", func).__name__ if name == "__get__" else name
+
+
+def works_in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
+    """Whether a call changes its input.
+
+    Args:
+        func: the function.
+        args: its arguments.
+        kwargs: those by name.
+
+    Returns:
+        Whether it does.
+    """
+    name = name_of(func)
+    if name in ("silu", "mish", "elu", "celu"):  # the last argument of those that have one
+        return bool(kwargs.get("inplace", args[-1] is True))
+    return name.endswith("_") and not name.endswith("__")
+
+
+def refusal(func: Callable) -> str:
+    """Why a function is not read, and what to do.
+
+    Args:
+        func: the function.
+
+    Returns:
+        A clause for a message.
+    """
+    name = name_of(func)
+    if func in _MAXIMA or name in _CORNERS:
+        advice = (
+            "use average pooling"
+            if func in _MAXIMA
+            else "use a smooth activation such as softplus, or "
+            "the recipe for ReLU in the book's chapter 'Certify your own network'"
+        )
+        name = "max pooling" if func in _MAXIMA else name
+        return f"{name} has corners, where its curvature is not bounded: {advice}"
+    if name in _UNREAD:
+        return f"{name} is a linear map that crcbook does not read yet: write it as Linear or Conv"
+    if name in ("__bool__", "item", "__float__", "__int__", "tolist", "numpy", "__index__"):
+        return f"the forward pass looks at values ({name}), so it is not one formula for all inputs"
+    return (
+        f"{name} is neither an affine map nor an activation that crcbook knows (it knows Linear, "
+        "convolutions, average pooling, BatchNorm in eval mode, padding, reshapes and arithmetic "
+        f"with constants; {', '.join([*ACTIVATIONS, *OTHER_ACTIVATIONS, 'celu'])})"
+    )

@@ -1,0 +1,176 @@
+"""Recording what a model computes: its forward pass, run on a tensor that notes every operation.
+
+The tensor has a shape and no numbers. What is known to be affine or an activation is noted with
+its arguments; what asks for numbers, or is not known, is refused. So it does not matter how a
+model is written: as a Sequential, as a module with a ``forward`` of its own, with parametrized,
+nested, shared or hooked layers. Python code that looks at shapes runs as it always does; code that
+looks at values cannot.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation
+from crcbook.networks.affine import Affine
+from crcbook.networks.operations import (
+    Head,
+    Step,
+    Unreadable,
+    name_of,
+    reader_of,
+    refusal,
+    works_in_place,
+)
+
+_BATCH, _OTHER_BATCH = 3, 5  # items that the recorded tensor holds, and a number to compare with
+
+
+class Recorded(Tensor):
+    """A tensor of a shape without numbers, with the steps that lead to it.
+
+    Attributes:
+        steps: what was done to the input, in order.
+    """
+
+    steps: tuple[Step, ...]
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], dtype: torch.dtype, device, steps: tuple = ()):
+        """A tensor that other code takes for an ordinary one."""
+        made = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        made.steps = steps
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        """Note an operation, or answer what is asked about the shape."""
+        with torch._C.DisableTorchFunctionSubclass():  # what is asked below is no operation
+            return cls._note(func, args, kwargs or {})
+
+    @classmethod
+    def _note(cls, func: Callable, args: tuple, kwargs: dict) -> Any:
+        reader = reader_of(func)
+        inputs = list(_recorded((args, kwargs.values())))
+        row = _product_row(func, inputs)
+        if row is not None:
+            return _extended(inputs[0], row)
+        if len(inputs) > 1:
+            raise Unreadable(
+                f"{name_of(func)} joins two branches (a residual block, for one), and networks are "
+                "carried here as chains of layers"
+            )
+        if reader is None:
+            return _about_shape(func, args, kwargs)
+        result = _extended(inputs[0], *reader(func, inputs[0], args, kwargs))
+        if works_in_place(func, args, kwargs):
+            if args[0] is not inputs[0]:
+                raise Unreadable(f"{name_of(func)} writes the input into a constant")
+            inputs[0].steps = result.steps
+        return result
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        """Refuse whatever would need numbers."""
+        raise _NoNumbers(str(func))
+
+
+class _NoNumbers(RuntimeError):
+    """An operation reached the recorded tensor's numbers, of which there are none."""
+
+
+def record(model: nn.Module, shape: Sequence[int], like: Tensor) -> Recorded:
+    """Run a model's forward pass and note what it does.
+
+    Args:
+        model: the model.
+        shape: of one input.
+        like: a tensor of the model's dtype and on its device.
+
+    Returns:
+        What the model gives: a tensor with its steps.
+
+    Raises:
+        Unreadable: for an operation that is not known, or joins branches.
+        ValueError: where the model fails, or gives no tensor that depends on the input.
+    """
+    x = Recorded((_BATCH, *shape), like.dtype, like.device)
+    with torch.no_grad():
+        result = model(x)
+    if not isinstance(result, Recorded):
+        kind = type(result).__name__
+        raise ValueError(f"the model must give one tensor of logits that depend on x; got {kind}")
+    return result
+
+
+def _recorded(arguments: Iterable) -> Iterator[Recorded]:
+    for argument in arguments:
+        if isinstance(argument, Recorded):
+            yield argument
+        elif isinstance(argument, tuple | list | type({}.values())):
+            yield from _recorded(argument)
+
+
+def _product_row(func: Callable, inputs: list[Recorded]) -> Activation | None:
+    """The activation that a product of two branches is, where someone wrote one out.
+
+    The branch without it is put first.
+    """
+    if len(inputs) != 2 or name_of(func) != "mul":
+        return None
+    inputs.sort(key=lambda x: len(x.steps))
+    plain, curved = (x.steps for x in inputs)
+    names = [getattr(step, "name", "") for step in curved[len(plain) :]]
+    same = all(first is second for first, second in zip(plain, curved, strict=False))
+    row = {("sigmoid",): "silu", ("softplus", "tanh"): "mish"}.get(tuple(names)) if same else None
+    if row == "mish" and getattr(curved[-2], "max_bend", 0) != ACTIVATIONS["softplus"].max_bend:
+        return None
+    return None if row is None else {**ACTIVATIONS, **OTHER_ACTIVATIONS}[row]
+
+
+def _about_shape(func: Callable, args: tuple, kwargs: dict) -> Any:
+    """What a function says of a shape; anything about numbers is refused."""
+    try:
+        result = func(*args, **kwargs)
+    except _NoNumbers:
+        raise Unreadable(refusal(func)) from None
+    if isinstance(result, Tensor):
+        raise Unreadable(refusal(func))
+    return result
+
+
+def _extended(x: Recorded, *steps: Step) -> Recorded:
+    """The tensor after some more steps."""
+    if steps and any(isinstance(step, Head) for step in x.steps):
+        raise Unreadable(f"something follows {x.steps[-1].name}: it must be the last")
+    shape = tuple(x.shape[1:])
+    for step in steps:
+        if isinstance(step, Affine):
+            shape = _checked(step, shape)
+    return Recorded((_BATCH, *shape), x.dtype, x.device, (*x.steps, *steps))
+
+
+def _checked(step: Affine, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an item after a step, which must do the same to every item, and to it alone."""
+    if step.matrix is not None:
+        if step.matrix.shape[1:] != shape:
+            raise Unreadable(
+                f"{step.matrix.shape[1]} inputs are needed; got items of shape {shape}"
+            )
+        return tuple(step.matrix.shape[:1])
+    size = torch.Size(shape).numel()
+    item = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").cos().reshape(1, *shape)
+    alone, bound = step.linear(item), step.magnitude(item.abs())
+    for batch in (_BATCH, _OTHER_BATCH):
+        marks = torch.arange(1, batch + 1, dtype=torch.float64, device="cpu")
+        marks = marks.reshape(-1, *(1 for _ in shape))
+        images = step.linear(marks * item)
+        marks = marks.reshape(-1, *(1 for _ in alone.shape[1:]))
+        if (
+            images.shape != (batch, *alone.shape[1:])
+            or not ((images - marks * alone).abs() <= 1e-9 * batch * bound).all()
+        ):
+            raise Unreadable(f"{step.name} mixes the items of a batch")
+    return tuple(alone.shape[1:])

@@ -1,0 +1,175 @@
+"""ONNX files are read as what they compute."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import crcbook as crc
+from crcbook.networks import read_network
+
+onnx = pytest.importorskip("onnx", reason="ONNX files need the onnx package")
+GENERATOR = np.random.default_rng(0)
+
+
+def written(path, nodes, constants, shape=("batch", 6), opset=17, inputs=("x",)):
+    """A file of operations ``(kind, inputs, outputs, settings)``; the last one gives the logits."""
+    made = [
+        onnx.helper.make_node(kind, list(takes), list(gives), **settings)
+        for kind, takes, gives, settings in nodes
+    ]
+    real = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        made,
+        "network",
+        [onnx.helper.make_tensor_value_info(name, real, shape) for name in inputs],
+        [onnx.helper.make_tensor_value_info(nodes[-1][2][0], real, [None, None])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    file = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    file.ir_version = 9
+    onnx.save(file, path)
+    return path
+
+
+def numbers(*shape):
+    return GENERATOR.normal(size=shape).astype(np.float32)
+
+
+def evaluated(path, x):
+    """What ONNX's own evaluator says, an item at a time."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(path))
+    return torch.cat([torch.from_numpy(evaluator.run(None, {"x": i[None].numpy()})[0]) for i in x])
+
+
+def check(path, x):
+    model = crc.load_model(path)
+    expected = evaluated(path, x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    logits = read_network(model).logits(x.flatten(1).double())
+    torch.testing.assert_close(logits.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolutional_network_is_read(tmp_path):
+    nodes = [
+        ("Sub", ("x", "mean"), ("a",), {}),
+        ("Div", ("a", "std"), ("b",), {}),
+        ("Conv", ("b", "w1", "b1"), ("c",), {"strides": [2, 2], "pads": [1, 0, 1, 1]}),
+        ("BatchNormalization", ("c", "s", "t", "m", "v"), ("d",), {"epsilon": 1e-3}),
+        ("Softplus", ("d",), ("e",), {}),
+        ("Conv", ("e", "w2"), ("f",), {"group": 2, "kernel_shape": [2, 2]}),
+        ("Sigmoid", ("f",), ("g",), {}),
+        ("Mul", ("f", "g"), ("h",), {}),
+        ("AveragePool", ("h",), ("i",), {"kernel_shape": [2, 2]}),
+        ("Shape", ("i",), ("j",), {}),
+        ("Gather", ("j", "zero"), ("k",), {"axis": 0}),
+        ("Unsqueeze", ("k", "first"), ("l",), {}),
+        ("Concat", ("l", "minus"), ("m2",), {"axis": 0}),
+        ("Reshape", ("i", "m2"), ("n",), {}),
+        ("Gemm", ("n", "w3", "b3"), ("o",), {"transB": 1}),
+        ("Elu", ("o",), ("p",), {}),
+        ("MatMul", ("p", "w4"), ("q",), {}),
+        ("Add", ("q", "b4"), ("r",), {}),
+        ("Softmax", ("r",), ("logits",), {"axis": 1}),
+    ]
+    constants = {
+        "mean": np.float32(0.13), "std": np.float32(0.3), "w1": numbers(4, 1, 3, 3),
+        "b1": numbers(4), "s": numbers(4), "t": numbers(4), "m": numbers(4),
+        "v": numbers(4) ** 2 + 1, "w2": numbers(4, 2, 2, 2), "zero": np.array(0),
+        "first": np.array([0]), "minus": np.array([-1]), "w3": numbers(5, 16), "b3": numbers(5),
+        "w4": numbers(5, 3), "b4": numbers(3),
+    }  # fmt: skip
+    path = written(tmp_path / "net.onnx", nodes, constants, ("batch", 1, 8, 8))
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = crc.load_model(path)
+    assert model.input_shape == (1, 8, 8)
+    network = read_network(model)
+    assert [layer.activation.name for layer in network.layers] == [
+        *("softplus", "silu", "elu", "identity")
+    ]
+    expected = evaluated(path, x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    probabilities = network.logits(x.flatten(1).double()).softmax(1).float()
+    torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-5)
+    flat = read_network(model, at=x.flatten(1))  # the file knows better
+    assert torch.equal(flat.layers[0].weight, network.layers[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "opset"),
+    [
+        *(("Sigmoid", {}, 9), ("Tanh", {}, 9), ("Softplus", {}, 9), ("Softsign", {}, 9)),
+        *(("Elu", {"alpha": 1.0}, 9), ("Celu", {"alpha": 0.5}, 12), ("Mish", {}, 18)),
+        *(("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20), ("Atan", {}, 9)),
+    ],
+)
+def test_activations_and_a_fixed_batch_are_read(tmp_path, kind, settings, opset):
+    nodes = [
+        ("Reshape", ("x", "shape"), ("a",), {}),
+        ("Gemm", ("a", "w1", "b1"), ("b",), {"transB": 1, "alpha": 0.5, "beta": 2.0}),
+        (kind, ("b",), ("c",), settings),
+        ("Dropout", ("c",), ("d",), {}),
+        ("Gemm", ("d", "w2", "b2"), ("logits",), {}),
+    ]
+    constants = {
+        "shape": np.array([1, -1]), "w1": numbers(5, 6), "b1": numbers(5), "w2": numbers(5, 3),
+        "b2": numbers(1, 3),
+    }  # fmt: skip
+    path = written(tmp_path / "net.onnx", nodes, constants, (1, 2, 3), opset)
+    check(path, torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_certificate_of_a_file(tmp_path):
+    """From a file to radii, which are those of the same layers in torch."""
+    w1, b1, w2 = numbers(5, 6), numbers(5), numbers(5, 3)
+    nodes = [
+        ("Gemm", ("x", "w1", "b1"), ("a",), {"transB": 1}),
+        ("Tanh", ("a",), ("b",), {}),
+        ("MatMul", ("b", "w2"), ("logits",), {}),
+    ]
+    path = written(tmp_path / "net.onnx", nodes, {"w1": w1, "b1": b1, "w2": w2}, (1, 6))
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3, bias=False))
+    model[0].weight.data, model[0].bias.data = torch.from_numpy(w1), torch.from_numpy(b1)
+    model[2].weight.data = torch.from_numpy(w2.T.copy())
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    loaded = read_network(crc.load_model(path), at=x)
+    for ours, theirs in zip(loaded.layers, read_network(model).layers, strict=True):
+        assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    assert torch.equal(loaded.logits(x.double()).argmax(1), y)
+
+
+def test_what_is_not_read_is_named(tmp_path):
+    gemm = ("Gemm", ("x", "w"), ("a",), {"transB": 1})
+    constants = {"w": numbers(3, 6)}
+    path = tmp_path / "net.onnx"
+    with pytest.raises(ValueError, match=r"operations ArgMax, Sin are not read.*AveragePool"):
+        sin, arg = ("Sin", ("a",), ("b",), {}), ("ArgMax", ("b",), ("logits",), {})
+        crc.load_model(written(path, [gemm, sin, arg], constants))
+    with pytest.raises(ValueError, match="relu has corners"):
+        crc.load_model(written(path, [gemm, ("Relu", ("a",), ("logits",), {})], constants))
+    with pytest.raises(ValueError, match="one input and one output"):
+        both = [gemm, ("Add", ("a", "y"), ("logits",), {})]
+        crc.load_model(written(path, both, constants, inputs=("x", "y")))
+    with pytest.raises(ValueError, match="its sizes are"):
+        crc.load_model(written(path, [gemm], constants, shape=("batch", "width")))
+    path.write_bytes(b"no network")
+    with pytest.raises(RuntimeError, match="as an ONNX file"):
+        crc.load_model(path)
+    with pytest.raises(RuntimeError, match="as an ONNX file"):
+        crc.load_model(tmp_path / "missing.onnx")
+
+
+def test_a_file_that_is_read_wrongly_is_refused(tmp_path, monkeypatch):
+    """The comparison with ONNX's evaluator sees a mistake of ours."""
+    from crcbook.networks import onnx_files
+
+    nodes = [("Gemm", ("x", "w"), ("logits",), {"transB": 1, "alpha": 2.0})]
+    path = written(tmp_path / "net.onnx", nodes, {"w": numbers(3, 6)})
+    crc.load_model(path)
+    wrong = {**onnx_files._OPERATIONS, "Gemm": lambda a, b, **_: nn.functional.linear(a, b)}
+    monkeypatch.setattr(onnx_files, "_OPERATIONS", wrong)
+    with pytest.raises(ValueError, match="computes something else"):
+        crc.load_model(path)
