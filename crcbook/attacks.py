@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.acceleration import Acceleration
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius, readable
 from crcbook.networks import MarginAlong, Network, read_network
 from crcbook.proof.box import Box, clip
 from crcbook.steps import step_to_boundary, step_to_sphere
@@ -44,7 +44,7 @@ class Attack:
 
 
 def attack(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     radius: float | None = None,
@@ -62,7 +62,7 @@ def attack(
     distance.
 
     Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        model: a module that :func:`crcbook.networks.read_network` accepts.
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
         radius: the l2 radius of the ball; None to look for the smallest distance.
@@ -81,7 +81,7 @@ def attack(
         TypeError: for a model or tensors of the wrong kind.
         ValueError: for a layer crcbook does not know, a wrong shape or range, NaN or infinity.
     """
-    network = read_network(model)
+    network = read_network(model, readable(x))
     x = as_inputs(x, network)
     y = as_classes("y", y, network, batch=len(x))
     radius = None if radius is None else as_radius(radius)

@@ -12,6 +12,19 @@ from crcbook.proof.box import Box
 SMALLEST_RADIUS, LARGEST = 1e-100, 1e100  # their squares are float64 numbers
 
 
+def readable(x: object) -> Tensor | None:
+    """Inputs that may say what shape a model takes; None for what :func:`as_inputs` will refuse.
+
+    Args:
+        x: anything.
+
+    Returns:
+        The inputs, or None.
+    """
+    usable = isinstance(x, Tensor) and x.dim() > 1 and len(x) > 0 and x.is_floating_point()
+    return x.detach() if usable else None
+
+
 def as_inputs(x: object, network: Network) -> Tensor:
     """Check inputs and flatten them.
 

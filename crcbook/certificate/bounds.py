@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius, readable
 from crcbook.networks import read_network
 from crcbook.proof.curvature import downward_curvature, local_curvature
 from crcbook.proof.rounding import RoundingModel
 
 
 def curvature_bounds(
-    model: nn.Sequential,
+    model: nn.Module,
     label: int | Tensor,
     target: int | Tensor,
     x: Tensor | None = None,
@@ -20,7 +20,7 @@ def curvature_bounds(
     r"""Proved bounds m and M of the Hessian's eigenvalues of a margin :math:`f = z_y - z_t`.
 
     Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        model: a module that :func:`crcbook.networks.read_network` accepts.
         label: a class y, or ``(pairs,)`` of them.
         target: a class t, or ``(pairs,)`` of them.
         x: ``(pairs, *input_shape)`` centres of balls to bound the eigenvalues in; None for all of
@@ -32,11 +32,11 @@ def curvature_bounds(
         ``m <= 0 <= M``, each ``(pairs,)`` float64.
 
     Raises:
-        TypeError: where the model is no Sequential or a class is no integer.
+        TypeError: where the model is no module or a class is no integer.
         ValueError: for a class out of range or a wrong shape, a network that cannot be certified,
             or one of ``x`` and ``radius`` without the other.
     """
-    network = read_network(model)
+    network = read_network(model, readable(x))
     label, target = as_classes("label", label, network), as_classes("target", target, network)
     if label.ndim > 1 or target.ndim > 1:
         raise ValueError(

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from crcbook.attacks import crossings
 from crcbook.certificate.question import Margin, Question, Radius
 from crcbook.certificate.table import METHODS, Images, Stage, Table, run
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius, readable
 from crcbook.networks import read_network
 from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.box import Box, clip
@@ -79,7 +79,7 @@ class Verdict:
 
 
 def certify(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     targets: str = "all",
@@ -95,7 +95,7 @@ def certify(
     for each class, and the smallest of these over the classes.
 
     Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        model: a module that :func:`crcbook.networks.read_network` accepts.
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
         targets: ``"all"`` other classes, or only the ``"runner-up"`` (the second largest logit),
@@ -128,7 +128,7 @@ def certify(
 
 
 def verify(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     radius: float,
@@ -144,7 +144,7 @@ def verify(
     searched where the runner-up's is not: ``margin`` is a valid lower bound but not the best one.
 
     Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        model: a module that :func:`crcbook.networks.read_network` accepts.
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
         radius: the l2 radius of the ball, in the units of the input.
@@ -170,7 +170,7 @@ def verify(
 
 
 def verify_by_kind(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     radius: float,
@@ -183,7 +183,7 @@ def verify_by_kind(
     than asking for the last.
 
     Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts.
+        model: a module that :func:`crcbook.networks.read_network` accepts.
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
         radius: the l2 radius of the ball, in the units of the input.
@@ -215,7 +215,7 @@ class _Problem:
     @classmethod
     def of(
         cls,
-        model: nn.Sequential,
+        model: nn.Module,
         x: Tensor,
         y: Tensor,
         targets: str,
@@ -223,7 +223,7 @@ class _Problem:
         curvature: str,
         method: str,
     ) -> "_Problem":
-        network = read_network(model)
+        network = read_network(model, readable(x))
         x = as_inputs(x, network)
         y = as_classes("y", y, network, batch=len(x))
         for name, value, choices in (

@@ -61,6 +61,7 @@ class Images:
         correct: ``(images,)`` bool: the label beats them all.
         z: ``(images, width)`` the first layer's preactivations, as computed.
         z_error: ``(images,)`` bounds of their error, in the l2 norm.
+        reading_error: ``(images,)`` how far margins can be from those of the model.
         value: ``(images, columns)`` of the quadratics that touch the margins here, rounded down.
         slope: ``(images, columns)`` theirs, rounded upward.
         way: ``(images, columns, rank)`` the gradients, along the sketch's basis.
@@ -72,6 +73,7 @@ class Images:
     correct: Tensor
     z: Tensor
     z_error: Tensor
+    reading_error: Tensor
     value: Tensor
     slope: Tensor
     way: Tensor
@@ -105,8 +107,11 @@ class Images:
         own = logits.gather(1, y[:, None])
         correct = (own > others.gather(1, order[:, :1])).squeeze(1)
         order = order[:, :1] if runner_up_alone else order
-        z_error = glance.prover.first_error(x)
-        return cls(x, y, order, correct, z, z_error, *glance.look(x, y, order, logits, slopes))
+        errors = (
+            glance.prover.first_error(x),
+            glance.prover.rounding.reading_error(x.norm(dim=1)),
+        )
+        return cls(x, y, order, correct, z, *errors, *glance.look(x, y, order, logits, slopes))
 
 
 @dataclass
@@ -226,7 +231,8 @@ class Table:
             whole[:, :numbers].index_select(0, index)
             for whole in (self.start, images.way.flatten(0, 1))
         )
-        columns = images.z_error[image], self.bound.flatten()[index], goal[image], start, way
+        errors = images.z_error[image], images.reading_error[image]
+        columns = *errors, self.bound.flatten()[index], goal[image], start, way
         valid = torch.full_like(curvature, torch.inf)
         return Entries(index, image, label, target, curvature, valid, x, z, *columns)
 

@@ -45,7 +45,7 @@ def evaluate(
     Raises:
         ValueError: where the box does not hold the items.
     """
-    network, unit = read_network(model), (0.0, 1.0) if box else None
+    network, unit = read_network(model, test.x), (0.0, 1.0) if box else None
     x, y = as_inputs(test.x, network), as_classes("y", test.y, network, len(test))
     as_box(unit, x)
     certificate = certify(model, x, y, progress=progress)

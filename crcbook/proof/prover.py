@@ -33,6 +33,8 @@ class Entries:
         x: ``(entries, n)`` float64, the inputs.
         z: ``(entries, width)`` float64, the first layer's preactivations there, as computed.
         z_error: ``(entries,)`` bounds of their error, in the l2 norm.
+        reading_error: ``(entries,)`` how far the margins there can be from those of the model that
+            the network was read from.
         bound: ``(entries,)`` what is proved of them already.
         goal: ``(entries,)`` bounds that are good enough; infinity where none is.
         start: ``(entries, n)`` float32, displacements from which to search on.
@@ -50,6 +52,7 @@ class Entries:
     x: Tensor
     z: Tensor
     z_error: Tensor
+    reading_error: Tensor
     bound: Tensor
     goal: Tensor
     start: Tensor
@@ -82,7 +85,8 @@ class Entries:
         z, z_error = prover.network.first(x), prover.first_error(x)
         k = downward_curvature(prover.network, label, target)
         start, way = torch.zeros_like(x, dtype=torch.float32), x[:, :0].float()
-        columns = index, index, label, target, k, infinite, x, z, z_error, -infinite, infinite
+        off = prover.rounding.reading_error(x.norm(dim=1))
+        columns = index, index, label, target, k, infinite, x, z, z_error, off, -infinite, infinite
         return cls(*columns, start, way, allowed)
 
     def __len__(self) -> int:
@@ -193,6 +197,9 @@ class Prover:
     ) -> tuple[Quadratic, Evaluation]:
         r"""The quadratics below some margins that touch them at :math:`c = x_0 + d`.
 
+        Where the network had to be rounded when it was read, it is within :math:`\alpha\|x\| +
+        \beta` of the model, which a steeper and lower quadratic makes up for.
+
         With :math:`F_1 = \|W_1\|_F`: the change :math:`W_1 d` of the first preactivations errs by
         :math:`\gamma_{n+4} F_1 \|d\|`, and adding it to those at the input by 4u times the sizes of
         both; :math:`\nabla f \cdot d` is evaluated as v times that change, with the gradient v in
@@ -224,11 +231,11 @@ class Prover:
         errors = self._errors(entries, facts, arithmetic, length, z, change, active, units)
         bend = k * length.square()
         rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
-        value = margin - along - bend / 2 - (errors[0] + 8 * DOUBLE.unit * rounded) * OUTWARD
+        lost = errors[0] + entries.reading_error + 8 * DOUBLE.unit * rounded
+        value = margin - along - bend / 2 - lost * OUTWARD
         direction = -torch.addcmul(gradient, k[:, None].to(d.dtype), d)
-        error = (
-            errors[1] + 4 * arithmetic.unit * (steepness + k * length) + arithmetic.tiny * length
-        )
+        error = errors[1] + 4 * arithmetic.unit * (steepness + k * length)
+        error = error + arithmetic.tiny * length + self.rounding.reading[0]
         usable = error.isfinite() & steepness.isfinite() & ~(length > entries.valid)
         value = torch.where(usable & value.isfinite(), value, -torch.inf)
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
@@ -300,6 +307,7 @@ class Prover:
         forward = self.rounding.forward(*self.rounding.first(x_norm + DOUBLE.tiny_norm))
         active = forward.size + forward.error
         error = self.rounding.value_error(facts, forward, active) + facts.deviation
+        error = error + self.rounding.reading_error(x_norm)
         sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
         return (error + sums) * OUTWARD
 

@@ -65,19 +65,22 @@ class Forward:
 
 @dataclass(frozen=True)
 class RoundingModel:
-    """Error bounds of a network's evaluations.
+    r"""Error bounds of a network's evaluations.
 
     Attributes:
         network: the float64 network.
         norms: a proved bound of each hidden layer's spectral norm.
         frobenius: each hidden weight's Frobenius norm, rounded upward.
         biases: the norm of each hidden layer's bias.
+        reading: :math:`\alpha, \beta` such that the model that was read is within
+            :math:`\alpha\|x\| + \beta` of the network, from :meth:`Network.reading_error`.
     """
 
     network: Network
     norms: tuple[float, ...]
     frobenius: tuple[float, ...]
     biases: tuple[float, ...]
+    reading: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(cls, network: Network) -> "RoundingModel":
@@ -92,7 +95,8 @@ class RoundingModel:
         hidden = network.layers[:-1]
         frobenius = tuple(_size(layer.weight) for layer in hidden)
         biases = tuple(_size(layer.bias) for layer in hidden)
-        return cls(network, _spectral_norms(network), frobenius, biases)
+        norms = _spectral_norms(network)
+        return cls(network, norms, frobenius, biases, network.reading_error(norms))
 
     def hidden(self) -> Iterator[tuple[Layer, float, float, float]]:
         """The hidden layers with the sizes of their weights.
@@ -239,6 +243,18 @@ class RoundingModel:
             size = norm * size
             largest = size + slack
         return unit_slack, slack
+
+    def reading_error(self, x_norm: Tensor) -> Tensor:
+        """How far margins of the network can be from those of the model that was read.
+
+        Args:
+            x_norm: ``(batch,)`` norms of points.
+
+        Returns:
+            ``(batch,)``; it grows by ``reading[0]`` a unit of distance.
+        """
+        alpha, beta = self.reading
+        return (alpha * x_norm + beta) * OUTWARD
 
     def preactivation_errors(self, x_norm: Tensor) -> list[Tensor]:
         """Bounds of the errors of :meth:`Network.preactivations` in float64.
