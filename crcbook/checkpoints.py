@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crcbook.activations import module_of
 from crcbook.networks import Network, architecture, mlp, read_network
+from crcbook.networks.modules import module_of
 from crcbook.networks.onnx_files import load_onnx
 
 

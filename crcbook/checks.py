@@ -21,8 +21,9 @@ def readable(x: object) -> Tensor | None:
     Returns:
         The inputs, or None.
     """
-    usable = isinstance(x, Tensor) and x.dim() > 1 and len(x) > 0 and x.is_floating_point()
-    return x.detach() if usable else None
+    if isinstance(x, Tensor) and x.dim() > 1 and len(x) > 0 and x.is_floating_point():
+        return x.detach()
+    return None
 
 
 def as_inputs(x: object, network: Network) -> Tensor:

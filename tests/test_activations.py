@@ -11,16 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from crcbook.activations import (
-    ACTIVATIONS,
-    OTHER_ACTIVATIONS,
-    ROUNDING,
-    Arctan,
-    activation_module,
-    activation_of,
-    celu,
-    softplus,
-)
+from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, ROUNDING, Arctan, celu, softplus
+from crcbook.networks.modules import activation_module, activation_of
 from crcbook.proof.lines import enclosing_lines
 
 

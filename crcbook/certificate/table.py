@@ -123,7 +123,7 @@ class Table:
         images: the inputs.
         box: where the adversary must stay, for the stages that know of it; None for everywhere.
         bound: ``(images, columns)`` float64.
-        start: ``(images * columns, n)`` float32, displacements from which to search on.
+        start: ``(images * columns, n)`` displacements from which to search on.
         method: ``(images, columns)`` the position among :data:`METHODS` of what the bound is from.
     """
 
@@ -147,7 +147,7 @@ class Table:
             The table.
         """
         bound = torch.full_like(images.value, -torch.inf)
-        start = images.x.new_zeros(bound.numel(), images.x.shape[1], dtype=torch.float32)
+        start = images.x.new_zeros(bound.numel(), images.x.shape[1], dtype=prover.rough.dtype)
         return cls(prover, images, box, bound, start, torch.zeros_like(images.order))
 
     def groups(self, together: bool) -> list[tuple[slice, bool]]:

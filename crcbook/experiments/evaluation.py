@@ -15,7 +15,7 @@ from crcbook.training.losses import runner_up
 
 
 def evaluate(
-    model: nn.Sequential,
+    model: nn.Module,
     test: Split,
     radius: float,
     box: bool = False,
@@ -91,7 +91,7 @@ def _asked(rows: Tensor, proved: Callable, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _survivors(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     rows: Tensor,
@@ -108,7 +108,7 @@ def _survivors(
 
 
 def _kinds(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     rows: Tensor,
@@ -133,7 +133,7 @@ def _in_runner_up(network: Network, x: Tensor, y: Tensor, points: Tensor) -> Ten
     return margin <= 0
 
 
-def crown_radii(model: nn.Sequential, test: Split, images: int, progress: bool) -> Tensor:
+def crown_radii(model: nn.Module, test: Split, images: int, progress: bool) -> Tensor:
     """The first images' radii by CROWN, NaN for the others."""
     radius = torch.full((len(test),), torch.nan, dtype=torch.float64)
     if images:

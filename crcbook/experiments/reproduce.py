@@ -186,7 +186,7 @@ class _Parts:
 
     experiment: Experiment
     folder: Path
-    model: nn.Sequential
+    model: nn.Module
     test: Split
     about: dict
 

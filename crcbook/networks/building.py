@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from crcbook.activations import ACTIVATIONS, activation_module
+from crcbook.activations import ACTIVATIONS
+from crcbook.networks.modules import activation_module
 from crcbook.networks.reading import read_network, submodules
 
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines

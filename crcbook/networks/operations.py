@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation, celu, gelu, softplus
+from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation, celu, softplus
 from crcbook.networks.affine import Affine
+from crcbook.networks.modules import gelu
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BATCH_NORM_TERMS = 6  # a sum, a root, a quotient and a product, with two to spare
@@ -452,7 +453,7 @@ for _reader, _names in {
     _row(OTHER_ACTIVATIONS["softsign"]): ("softsign",),
 }.items():  # fmt: skip
     _READERS.update(dict.fromkeys(_called(*_names), _reader))
-_READERS[Tensor.data.__get__] = _unchanged
+_READERS[Tensor.data.__get__] = _unchanged  # type: ignore[attr-defined]
 _READERS[Tensor.__rsub__] = _subtracted
 _READERS[Tensor.__getitem__] = _moved
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crcbook.activations import IDENTITY, Activation, activation_of
+from crcbook.activations import IDENTITY, Activation
 from crcbook.networks.affine import Affine, compose
 from crcbook.networks.comparing import (
     Reading,
@@ -24,6 +24,7 @@ from crcbook.networks.comparing import (
     in_double,
     points_for,
 )
+from crcbook.networks.modules import activation_of
 from crcbook.networks.network import Layer, Network
 from crcbook.networks.operations import Head, Step, check_plain
 from crcbook.networks.recording import Recorded, record

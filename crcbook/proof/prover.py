@@ -37,7 +37,7 @@ class Entries:
             the network was read from.
         bound: ``(entries,)`` what is proved of them already.
         goal: ``(entries,)`` bounds that are good enough; infinity where none is.
-        start: ``(entries, n)`` float32, displacements from which to search on.
+        start: ``(entries, n)`` displacements from which to search on.
         way: ``(entries, rank)`` the gradients at the inputs along a few directions, for a first
             step; rank 0 where they are not known.
         allowed: the displacements that the box leaves; None for all.
@@ -84,7 +84,7 @@ class Entries:
         infinite = torch.full_like(x[:, 0], torch.inf)
         z, z_error = prover.network.first(x), prover.first_error(x)
         k = downward_curvature(prover.network, label, target)
-        start, way = torch.zeros_like(x, dtype=torch.float32), x[:, :0].float()
+        start, way = torch.zeros_like(x, dtype=prover.rough.dtype), x[:, :0].float()
         off = prover.rounding.reading_error(x.norm(dim=1))
         columns = index, index, label, target, k, infinite, x, z, z_error, off, -infinite, infinite
         return cls(*columns, start, way, allowed)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from crcbook.activations import IDENTITY, activation_of
+from crcbook.activations import IDENTITY
 from crcbook.networks import Layer, Network, submodules
+from crcbook.networks.modules import activation_of
 from crcbook.power_iteration import top_eigenvalue_estimate
 from crcbook.proof.curvature import Link, RangesOf, curvature_sum
 from crcbook.proof.intervals import Interval, Ranges
