@@ -36,7 +36,9 @@ from crcbook.training import Recipe, best_epoch, knows_bfloat16, train
 PROFILES = ("quick", "full")
 RADIUS_UNIT = 1e-4  # of the recorded radii
 _VALIDATION_ITEMS = 5000
+_ATTACK = {"steps": 20, "restarts": 1}  # what an image must survive
 _PART_ITEMS = 250  # evaluated together: what an interrupted evaluation loses
+_CONTROL = "mnist-2-softplus-crt-control"
 # The bounds that certify best what was trained for them.
 _BOUNDS = {"ibp": "crown", "crown-ibp": "crown", "lipschitz": "lipschitz"}
 
@@ -116,7 +118,39 @@ def _full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
-    return found
+    return found | _controls(two)
+
+
+def _controls(headline: Experiment) -> dict[str, Experiment]:
+    """The headline recipe with both of its stages at one gamma: what does the curvature add?
+
+    In short, 10 and 2 epochs with no choice among them, so that several seeds can be afforded; and
+    as long as the headline, without the curvature.
+    """
+    seeds = {0.0: 3, 0.03: 3, 0.1: 3, 0.01: 1, 0.3: 1, 0.003: 1}
+    found = {
+        f"{_CONTROL}-gamma-{gamma:g}{f'-seed-{seed}' if seed else ''}": _at_gamma(
+            _shortened(headline, 10, 2), gamma, seed
+        )
+        for gamma, count in seeds.items()
+        for seed in range(count)
+    }
+    return found | {f"{_CONTROL}-whole-gamma-0": _at_gamma(headline, 0.0, 0)}
+
+
+def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
+    """A training in stages with other numbers of epochs, the last of which alone is validated."""
+    *before, own = epochs
+    recipe = replace(experiment.recipe, epochs=own, validate_every=own)
+    start = experiment.start and _shortened(experiment.start, *before)
+    return replace(experiment, recipe=recipe, start=start)
+
+
+def _at_gamma(experiment: Experiment, gamma: float, seed: int) -> Experiment:
+    """A training with all of its stages at one gamma, drawn anew from another seed."""
+    recipe = replace(experiment.recipe, gamma=gamma, seed=seed)
+    start = experiment.start and _at_gamma(experiment.start, gamma, seed)
+    return replace(experiment, recipe=recipe, seed=seed, start=start, box=False)
 
 
 def _deeper(experiment: Experiment, layers: int) -> Experiment:
@@ -231,7 +265,13 @@ def reproduce(
                 "rival": parts.rival,
                 **summary(columns, experiment.recipe.radius),
                 "radii": encode_radii(columns["radius"]),
+                "bits": {
+                    name: encode_bits(column)
+                    for name, column in columns.items()
+                    if column.dtype == torch.bool
+                },
                 **{key: training[key] for key in ("validation", "history")},
+                "attack": _ATTACK,
                 "seconds_an_epoch": training["seconds_an_epoch"],
                 "seconds_to_certify": round(seconds, 1),
                 "training_environment": training["environment"],
@@ -463,7 +503,7 @@ def evaluate(
             found[rows] = verdict.robust
         return found
 
-    found = attack(model, x, y, radius=radius, progress=progress)
+    found = attack(model, x, y, radius=radius, progress=progress, **_ATTACK)
     columns["survived"], points = ~found.success, found.point
     certified = certificate.radius >= radius
     # What the attack broke needs no certificate.
@@ -482,7 +522,8 @@ def evaluate(
     if box:
         columns["survived_box"], rows = torch.ones_like(correct), ~certified
         if rows.any():
-            found = attack(model, x[rows], y[rows], radius=radius, box=unit, progress=progress)
+            options = _ATTACK | {"box": unit, "progress": progress}
+            found = attack(model, x[rows], y[rows], radius=radius, **options)
             columns["survived_box"][rows] = ~found.success
         boxed = certified | verified(~certified & columns["survived_box"], box=unit)
         if local:
@@ -586,6 +627,32 @@ def decode_radii(text: str) -> Tensor:
     """
     units = base64.b64decode(text)
     return torch.from_numpy(np.frombuffer(units, "<u2").astype("f8")) * RADIUS_UNIT
+
+
+def encode_bits(column: Tensor) -> str:
+    """Yes or no for each item, in a bit each.
+
+    Args:
+        column: ``(items,)`` bool.
+
+    Returns:
+        Base64 text of the bits, the first item's the highest of the first byte.
+    """
+    return base64.b64encode(np.packbits(column.numpy()).tobytes()).decode()
+
+
+def decode_bits(text: str, items: int) -> Tensor:
+    """What :func:`encode_bits` encoded.
+
+    Args:
+        text: a column of a record's ``bits``.
+        items: how many there are: a record's ``images``.
+
+    Returns:
+        ``(items,)`` bool.
+    """
+    packed = np.frombuffer(base64.b64decode(text), "u1")
+    return torch.from_numpy(np.unpackbits(packed, count=items).astype(bool))
 
 
 def environment(device: str) -> dict:

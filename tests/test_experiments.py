@@ -357,5 +357,5 @@ def test_the_full_profile_has_every_row_of_the_tables():
         if experiment.recipe.method in ("ibp", "crown-ibp", "lipschitz"):
             first = (experiment.start or experiment).recipe
             assert first.ramp_epochs == first.epochs / 2
-    gammas = [e.recipe.gamma for name, e in found.items() if "-gamma-" in name]
+    gammas = [e.recipe.gamma for name, e in found.items() if "crt-gamma-" in name]
     assert gammas == sorted(set(gammas)) and len(gammas) == 5
