@@ -158,3 +158,27 @@ def test_everything_is_asked_on_a_processor_in_small(gpu, tmp_path, capsys):
     assert gpu.wrong(record) == ["a broken certificate"]
     record["probes"]["float32, bmm"] = 1.5
     assert gpu.wrong(record)[0] == "float32, bmm: 1.5"
+
+
+def test_the_spread_over_seeds_and_the_pairs_of_gammas(benchmark):
+    controls = benchmark("controls")
+
+    def record(gamma, seed, certified):
+        bits = encode_bits(torch.arange(8) < certified)
+        accuracies = dict.fromkeys(controls.ACCURACIES.values(), certified / 8)
+        return {"recipe": {"gamma": gamma}, "seed": seed, "images": 8,
+                "bits": {"certified": bits}} | accuracies  # fmt: skip
+
+    records = {f"control-{g}-{s}": record(g, s, n)
+               for g, s, n in ((0.1, 0, 6), (0.0, 1, 4), (0.0, 0, 2), (0.1, 2, 8))}  # fmt: skip
+    groups = controls.by_gamma(records | {"other": record(9.0, 0, 1)}, "control-")
+    assert [(gamma, [row["seed"] for row in rows]) for gamma, rows in groups.items()] == [
+        (0.0, [0, 1]),
+        (0.1, [0, 2]),
+    ]
+    mean, deviation = controls.spread(groups[0.0])["certified"]
+    assert (mean, deviation) == (37.5, pytest.approx(12.5 * 2**0.5))
+    assert controls.spread(groups[0.1][:1])["certified"] == (75.0, None)
+    [(low, high, seed, found)] = controls.comparisons(groups)
+    assert (low, high, seed, found.first, found.second) == (0.0, 0.1, 0, 0, 4)
+    assert found.p_value == 0.125
