@@ -126,8 +126,8 @@ def _full() -> dict[str, Experiment]:
 def _controls(headline: Experiment) -> dict[str, Experiment]:
     """The headline recipe with both of its stages at one gamma: what does the curvature add?
 
-    In short, 10 and 2 epochs with no choice among them, so that several seeds can be afforded; and
-    as long as the headline, without the curvature.
+    In short, 10 and 2 epochs with no choice among them and attacks in float32, so that several
+    seeds can be afforded; and as long as the headline, without the curvature.
     """
     seeds = {0.0: 3, 0.03: 3, 0.1: 3, 0.01: 1, 0.3: 1, 0.003: 1}
     found = {
@@ -141,9 +141,12 @@ def _controls(headline: Experiment) -> dict[str, Experiment]:
 
 
 def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
-    """A training in stages with other numbers of epochs, the last of which alone is validated."""
+    """A training in stages with other numbers of epochs, the last of which alone is validated.
+
+    Its attacks are in float32, whose steps take the same on every machine.
+    """
     *before, own = epochs
-    recipe = replace(experiment.recipe, epochs=own, validate_every=own)
+    recipe = replace(experiment.recipe, epochs=own, validate_every=own, attack_dtype="float32")
     start = experiment.start and _shortened(experiment.start, *before)
     return replace(experiment, recipe=recipe, start=start)
 
