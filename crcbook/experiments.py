@@ -143,7 +143,7 @@ def _controls(headline: Experiment) -> dict[str, Experiment]:
 def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
     """A training in stages with other numbers of epochs, the last of which alone is validated.
 
-    Its attacks are in float32, whose steps take the same on every machine.
+    Its attacks are in float32: bfloat16 takes longer where a processor has to imitate it.
     """
     *before, own = epochs
     recipe = replace(experiment.recipe, epochs=own, validate_every=own, attack_dtype="float32")
