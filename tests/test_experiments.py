@@ -1,6 +1,7 @@
 """Experiments are run once, recorded whole, and shared among processes."""
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given
@@ -18,11 +20,14 @@ import crcbook as crc
 from crcbook.experiments import (
     RADIUS_UNIT,
     Experiment,
+    decode_bits,
     decode_radii,
+    encode_bits,
     encode_radii,
     environment,
     evaluate,
     experiments,
+    paired,
     reproduce,
     run_training,
     summary,
@@ -57,6 +62,43 @@ def test_an_infinite_radius_is_recorded_as_the_largest():
     assert decode_radii(encode_radii(torch.tensor([torch.inf]))) == 65535 * RADIUS_UNIT
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=50))
+def test_recorded_bits_are_the_column(values):
+    column = torch.tensor(values)
+    assert torch.equal(decode_bits(encode_bits(column), len(column)), column)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
+def test_the_paired_p_value_counts_the_outcomes_of_a_coin(items):
+    first, second = torch.tensor(items, dtype=torch.bool).reshape(-1, 2).T
+    found = paired(first, second)
+    assert found.both == sum(a and b for a, b in items)
+    assert found.neither == len(items) - found.both - found.first - found.second
+    ups = [a for a, b in items if a != b]
+    assert (found.first, found.second) == (sum(ups), len(ups) - sum(ups))
+    uneven = abs(2 * sum(ups) - len(ups))
+    outcomes = list(itertools.product((0, 1), repeat=len(ups)))
+    as_uneven = sum(abs(2 * sum(outcome) - len(ups)) >= uneven for outcome in outcomes)
+    assert found.p_value == pytest.approx(as_uneven / len(outcomes), rel=1e-12)
+
+
+def test_a_paired_comparison_of_ten_thousand_images_is_exact():
+    first, second = torch.zeros(2, 10_000, dtype=torch.bool)
+    first[:163], second[163:223] = True, True
+    found = paired(first, second)
+    assert (found.first, found.second) == (163, 60)
+    assert found.p_value == pytest.approx(2 * mpmath_tail(60, 223), rel=1e-12)
+    first[:], second[:] = True, False
+    assert paired(first, second).p_value == 0.0  # 2^-9999, below what a float holds
+    with pytest.raises(ValueError, match="two bool columns of one length"):
+        paired(first, second[1:])
+
+
+def mpmath_tail(least, tosses):
+    """How likely at most so many heads are, by the regularised incomplete beta function."""
+    return float(mpmath.betainc(tosses - least, least + 1, 0, 0.5, regularized=True))
+
+
 def test_what_is_recorded_is_not_run_again(tmp_path):
     results, runs = tmp_path / "results", tmp_path / "runs"
     tiny = replace(TINY, crown_images=10)
@@ -67,6 +109,9 @@ def test_what_is_recorded_is_not_run_again(tmp_path):
     test = crc.load("digits").test
     radius = crc.certify(model, test.x, test.y).radius
     assert (decode_radii(record["radii"]) <= radius).all()
+    for name, figure in (("certified", "certified_accuracy"), ("survived", "empirical_accuracy")):
+        bits = decode_bits(record["bits"][name], record["images"])
+        assert bits.double().mean().item() == pytest.approx(record[figure], abs=1e-6)
     assert record["certified_accuracy_global"] == pytest.approx(
         (radius >= 0.4).double().mean().item(), abs=1e-6
     )
@@ -365,5 +410,5 @@ def test_the_full_profile_has_every_row_of_the_tables():
         if experiment.recipe.method in ("ibp", "crown-ibp", "lipschitz"):
             first = (experiment.start or experiment).recipe
             assert first.ramp_epochs == first.epochs / 2
-    gammas = [e.recipe.gamma for name, e in found.items() if "-gamma-" in name]
+    gammas = [e.recipe.gamma for name, e in found.items() if "crt-gamma-" in name]
     assert gammas == sorted(set(gammas)) and len(gammas) == 5

@@ -5,9 +5,12 @@
 
 from crcbook.experiments.catalogue import PROFILES, Experiment, experiments
 from crcbook.experiments.evaluation import evaluate, summary
+from crcbook.experiments.paired import Paired, paired
 from crcbook.experiments.records import (
     RADIUS_UNIT,
+    decode_bits,
     decode_radii,
+    encode_bits,
     encode_radii,
     environment,
     load_records,
@@ -18,12 +21,16 @@ __all__ = [
     "PROFILES",
     "RADIUS_UNIT",
     "Experiment",
+    "Paired",
+    "decode_bits",
     "decode_radii",
+    "encode_bits",
     "encode_radii",
     "environment",
     "evaluate",
     "experiments",
     "load_records",
+    "paired",
     "reproduce",
     "run_training",
     "summary",

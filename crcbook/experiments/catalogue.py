@@ -6,6 +6,7 @@ from functools import partial
 from crcbook.training import Recipe
 
 PROFILES = ("quick", "full")
+_CONTROL = "mnist-2-softplus-crt-control"
 # The bounds that certify best what was trained for them.
 BOUNDS = {"ibp": "crown", "crown-ibp": "crown", "lipschitz": "lipschitz"}
 
@@ -90,7 +91,42 @@ def full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
-    return found
+    return found | _controls(two)
+
+
+def _controls(headline: Experiment) -> dict[str, Experiment]:
+    """The headline recipe with both of its stages at one gamma: what does the curvature add?
+
+    In short, 10 and 2 epochs with no choice among them and attacks in float32, so that several
+    seeds can be afforded; and as long as the headline, without the curvature.
+    """
+    seeds = {0.0: 3, 0.03: 3, 0.1: 3, 0.01: 1, 0.3: 1, 0.003: 1}
+    found = {
+        f"{_CONTROL}-gamma-{gamma:g}{f'-seed-{seed}' if seed else ''}": _at_gamma(
+            _shortened(headline, 10, 2), gamma, seed
+        )
+        for gamma, count in seeds.items()
+        for seed in range(count)
+    }
+    return found | {f"{_CONTROL}-whole-gamma-0": _at_gamma(headline, 0.0, 0)}
+
+
+def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
+    """A training in stages with other numbers of epochs, the last of which alone is validated.
+
+    Its attacks are in float32: bfloat16 takes longer where a processor has to imitate it.
+    """
+    *before, own = epochs
+    recipe = replace(experiment.recipe, epochs=own, validate_every=own, attack_dtype="float32")
+    start = experiment.start and _shortened(experiment.start, *before)
+    return replace(experiment, recipe=recipe, start=start)
+
+
+def _at_gamma(experiment: Experiment, gamma: float, seed: int) -> Experiment:
+    """A training with all of its stages at one gamma, drawn anew from another seed."""
+    recipe = replace(experiment.recipe, gamma=gamma, seed=seed)
+    start = experiment.start and _at_gamma(experiment.start, gamma, seed)
+    return replace(experiment, recipe=recipe, seed=seed, start=start, box=False)
 
 
 def _deeper(experiment: Experiment, layers: int) -> Experiment:

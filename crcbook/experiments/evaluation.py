@@ -13,6 +13,8 @@ from crcbook.datasets import Split
 from crcbook.networks import Network, read_network
 from crcbook.training.losses import runner_up
 
+ATTACK: dict = {"steps": 20, "restarts": 1}  # what an image must survive
+
 
 def evaluate(
     model: nn.Module,
@@ -52,7 +54,7 @@ def evaluate(
     correct = smallest_margin(network, x, y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
     certified = certificate.radius >= radius
-    found = attack(model, x, y, radius=radius, progress=progress)
+    found = attack(model, x, y, radius=radius, progress=progress, **ATTACK)
     columns["survived"], points = ~found.success, found.point
     # What an attack broke needs no certificate.
     if rival:
@@ -102,7 +104,8 @@ def _survivors(
     """Which items an attack in the box leaves; those not in ``rows`` need not be attacked."""
     survived = torch.ones_like(rows)
     if rows.any():
-        found = attack(model, x[rows], y[rows], radius=radius, box=box, progress=progress)
+        options = ATTACK | {"radius": radius, "box": box, "progress": progress}
+        found = attack(model, x[rows], y[rows], **options)
         survived[rows] = ~found.success
     return survived
 

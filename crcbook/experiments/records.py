@@ -61,6 +61,32 @@ def decode_radii(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(units, "<u2").astype("f8")) * RADIUS_UNIT
 
 
+def encode_bits(column: Tensor) -> str:
+    """Yes or no for each item, in a bit each.
+
+    Args:
+        column: ``(items,)`` bool.
+
+    Returns:
+        Base64 text of the bits, the first item's the highest of the first byte.
+    """
+    return base64.b64encode(np.packbits(column.numpy()).tobytes()).decode()
+
+
+def decode_bits(text: str, items: int) -> Tensor:
+    """What :func:`encode_bits` encoded.
+
+    Args:
+        text: a column of a record's ``bits``.
+        items: how many there are: a record's ``images``.
+
+    Returns:
+        ``(items,)`` bool.
+    """
+    packed = np.frombuffer(base64.b64decode(text), "u1")
+    return torch.from_numpy(np.unpackbits(packed, count=items).astype(bool))
+
+
 def environment(device: str) -> dict:
     """What a figure depends on beside its command.
 

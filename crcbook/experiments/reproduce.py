@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from crcbook.checkpoints import load_model, load_tensors, read_json, save_tensors, write_json
 from crcbook.datasets import Split, load, split_validation
 from crcbook.experiments.catalogue import BOUNDS, Experiment, full, quick
-from crcbook.experiments.evaluation import crown_radii, evaluate, summary
-from crcbook.experiments.records import PACKAGE, digest, encode_radii, environment
+from crcbook.experiments.evaluation import ATTACK, crown_radii, evaluate, summary
+from crcbook.experiments.records import PACKAGE, digest, encode_bits, encode_radii, environment
 from crcbook.networks import deepen, mlp
 from crcbook.training import best_epoch, train
 
@@ -80,7 +80,13 @@ def reproduce(
                 "rival": parts.rival,
                 **summary(columns, experiment.recipe.radius),
                 "radii": encode_radii(columns["radius"]),
+                "bits": {
+                    name: encode_bits(column)
+                    for name, column in columns.items()
+                    if column.dtype == torch.bool
+                },
                 **{key: training[key] for key in ("validation", "history")},
+                "attack": ATTACK,
                 "seconds_an_epoch": training["seconds_an_epoch"],
                 "seconds_to_certify": round(seconds, 1),
                 "training_environment": training["environment"],

@@ -1,0 +1,184 @@
+"""What the benchmarks count and ask, in small."""
+
+import importlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_devices import Elsewhere
+
+import crcbook as crc
+from crcbook.experiments import encode_bits, encode_radii
+
+ROOT = Path(__file__).parents[1]
+TSV = """idx\tlabel\tpredict\tradius\tcorrect\ttime
+0\t7\t7\t1.91\t1\t0:00:01
+1\t2\t2\t1.58\t1\t0:00:01
+2\t1\t-1\t0.0\t0\t0:00:01
+3\t0\t8\t1.91\t0\t0:00:01
+4\t0\t0\t0.5\t1\t0:00:01
+"""
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a benchmark by name, as its own program does."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.fixture
+def recount(benchmark):
+    return benchmark("recount")
+
+
+@pytest.fixture
+def released(recount, monkeypatch, tmp_path):
+    """A folder of clones with one released file in it."""
+    file = replace(recount.RELEASED[0], repository="someone/theirs", path="a/noise_0.5.tsv")
+    path = tmp_path / "theirs" / file.path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(TSV.encode())
+    file = replace(file, blob=recount.git_hash(path))
+    monkeypatch.setattr(recount, "RELEASED", (file,))
+    return path
+
+
+def test_a_released_file_is_counted_from_both_sides(recount, released, tmp_path):
+    [row] = recount.recount(tmp_path)
+    assert (row["images"], row["correct"]) == (5, 3)
+    assert row["at least"] == {"0.5": 3, "1": 2, "1.5": 2, "1.58": 2, "2": 0}
+    assert row["more than"] == {"0.5": 2, "1": 2, "1.5": 2, "1.58": 1, "2": 0}
+
+
+def test_a_record_is_compared_with_it_image_by_image(recount, released, tmp_path):
+    radius = torch.tensor([2.0, 1.5, 1.6, 0.0, 0.0], dtype=torch.float64)
+    record = {"name": "ours", "dataset": "mnist", "radius": 1.58, "images": 5,
+              "radii": encode_radii(radius)}  # fmt: skip
+    [row] = recount.recount(tmp_path, record)
+    found = row["paired"]["at least"]
+    assert [found[name] for name in ("both", "first", "second", "neither")] == [1, 1, 1, 2]
+    found = row["paired"]["more than"]
+    assert [found[name] for name in ("both", "first", "second", "neither")] == [1, 1, 0, 3]
+    certified = torch.tensor([True, True, False, False, False])
+    record["bits"] = {"certified": encode_bits(certified)}
+    [row] = recount.recount(tmp_path, record)
+    assert row["paired"]["at least"]["both"] == 2
+    [row] = recount.recount(tmp_path, record | {"dataset": "fashion-mnist"})
+    assert "paired" not in row
+
+
+def test_another_file_than_the_one_counted_is_refused(recount, released, tmp_path):
+    hashed = ["git", "hash-object", "--no-filters", str(released)]
+    expected = subprocess.run(hashed, check=True, capture_output=True, text=True).stdout.strip()
+    assert recount.git_hash(released) == expected
+    released.write_text(TSV.replace("1.58", "1.59"))
+    with pytest.raises(ValueError, match="has git's hash"):
+        recount.recount(tmp_path)
+    lines = TSV.splitlines(keepends=True)
+    released.write_text("".join([lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match="each image once"):
+        recount.read_radii(released)
+
+
+@pytest.fixture
+def gpu(benchmark):
+    return benchmark("gpu")
+
+
+def rounded(bits):
+    """A product of matrices whose entries keep only so many bits, as TF32 keeps 11."""
+
+    def keep(matrix):
+        fraction, exponent = torch.frexp(matrix)
+        return torch.ldexp((fraction * 2**bits).round() / 2**bits, exponent)
+
+    return lambda a, b: keep(a) @ keep(b)
+
+
+@pytest.mark.parametrize("bits", [8, 11, 16, 20])
+def test_products_that_drop_bits_are_caught(gpu, monkeypatch, bits):
+    honest = gpu.probes("cpu")
+    assert len(honest) == 2 * len(gpu.PRODUCTS) and max(honest.values()) <= 1
+    monkeypatch.setattr(gpu, "PRODUCTS", {"coarse": rounded(bits)})
+    assert min(gpu.probes("cpu").values()) > 1
+
+
+def test_a_contradiction_between_two_devices_is_counted(gpu, digits, digits_model, monkeypatch):
+    test = digits.test.take(slice(0, 20))
+    found = gpu.compared(digits_model, test, 0.5, "cpu")
+    assert found["contradictions"] == found["verdicts that differ"] == 0
+    assert found["largest difference of radii"] == 0
+    answers, asked = gpu._answers, []
+
+    def boastful(*arguments):
+        certificate, robust = answers(*arguments)
+        asked.append(certificate)
+        if len(asked) == 2:
+            certificate = replace(certificate, radius=2 * certificate.radius)
+        return certificate, robust
+
+    monkeypatch.setattr(gpu, "_answers", boastful)
+    found = gpu.compared(digits_model, test, 0.5, "cpu")
+    known = asked[0].nearest.isfinite().all(1) & (asked[0].radius > 0)
+    assert found["contradictions"] >= int((known & asked[0].exact).sum()) > 0
+
+
+def test_certificates_are_challenged_where_the_device_is(gpu, monkeypatch):
+    name, model, x = next(gpu.random_cases(seed=3))
+    monkeypatch.setattr(gpu, "random_cases", lambda seed: [(name, model, x[:6])])
+    monkeypatch.setattr(gpu, "thin_cases", lambda seed: [])
+    with Elsewhere():
+        found = gpu.soundness("cuda", seconds=1e9)
+        assert max(gpu.probes("cuda").values()) <= 1
+    classes = model[-1].out_features
+    assert found == {"certificates": 6 * (classes - 1) * len(gpu.SETTINGS), "violations": 0}
+
+
+def test_everything_is_asked_on_a_processor_in_small(gpu, tmp_path, capsys):
+    path = tmp_path / "found.json"
+    words = ["--quick", "--device", "cpu", "--seeds", "0", "1", "--soundness", "1"]
+    assert gpu.main([*words, "--json", str(path), "--runs", str(tmp_path)]) == 0
+    record = json.loads(path.read_text())
+    assert [row["seed"] for row in record["networks"]] == [0, 1]
+    test = crc.load("digits").test
+    for row in record["networks"]:
+        assert row["images"] == len(test) and row["violations"] == 0
+        assert 0.3 < row["certified_accuracy"] <= row["empirical_accuracy"]
+        assert min(row["seconds"].values()) > 0
+    radii = [crc.certify(crc.load_model(tmp_path / f"seed-{seed}"), test.x, test.y).radius
+             for seed in (0, 1)]  # fmt: skip
+    assert not torch.equal(*radii)
+    assert record["soundness"]["certificates"] > 0
+    assert "WRONG" not in capsys.readouterr().out
+    record["networks"][1]["violations"] = 1
+    assert gpu.wrong(record) == ["a broken certificate"]
+    record["probes"]["float32, bmm"] = 1.5
+    assert gpu.wrong(record)[0] == "float32, bmm: 1.5"
+
+
+def test_the_spread_over_seeds_and_the_pairs_of_gammas(benchmark):
+    controls = benchmark("controls")
+
+    def record(gamma, seed, certified):
+        bits = encode_bits(torch.arange(8) < certified)
+        accuracies = dict.fromkeys(controls.ACCURACIES.values(), certified / 8)
+        return {"recipe": {"gamma": gamma}, "seed": seed, "images": 8,
+                "bits": {"certified": bits}} | accuracies  # fmt: skip
+
+    records = {f"control-{g}-{s}": record(g, s, n)
+               for g, s, n in ((0.1, 0, 6), (0.0, 1, 4), (0.0, 0, 2), (0.1, 2, 8))}  # fmt: skip
+    groups = controls.by_gamma(records | {"other": record(9.0, 0, 1)}, "control-")
+    assert [(gamma, [row["seed"] for row in rows]) for gamma, rows in groups.items()] == [
+        (0.0, [0, 1]),
+        (0.1, [0, 2]),
+    ]
+    mean, deviation = controls.spread(groups[0.0])["certified"]
+    assert (mean, deviation) == (37.5, pytest.approx(12.5 * 2**0.5))
+    assert controls.spread(groups[0.1][:1])["certified"] == (75.0, None)
+    [(low, high, seed, found)] = controls.comparisons(groups)
+    assert (low, high, seed, found.first, found.second) == (0.0, 0.1, 0, 0, 4)
+    assert found.p_value == 0.125
