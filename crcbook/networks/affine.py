@@ -144,7 +144,7 @@ def _send(steps: Sequence[Affine], images: Tensor, units: bool) -> tuple[Tensor,
     Returns:
         ``(vectors, *shape)`` images and the bounds.
     """
-    error, alone = torch.zeros(()), units
+    error, alone = torch.zeros((), device="cpu"), units
     for step in steps:
         terms = min(step.terms, 1) if alone and step.stored else step.terms
         terms = 0 if units and step.stored else terms
@@ -165,7 +165,7 @@ def _rounding(terms: int, size: Tensor) -> Tensor:
 def _units(inputs: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
     count = min(count, inputs - first)
     units = torch.zeros(count, inputs, dtype=torch.float64, device="cpu")
-    units[torch.arange(count), first + torch.arange(count)] = 1
+    units[torch.arange(count, device="cpu"), first + torch.arange(count, device="cpu")] = 1
     return units.reshape(count, *shape)
 
 

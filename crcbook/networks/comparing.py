@@ -209,7 +209,7 @@ def _expected(reading: Reading, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor
     """
     error, fits, info = (
         torch.zeros_like(x),
-        torch.ones(len(x), dtype=torch.bool),
+        torch.ones(len(x), dtype=torch.bool, device=x.device),
         torch.finfo(like.dtype),
     )
     for layer, segment in zip(reading.network.layers, reading.segments, strict=True):
@@ -239,7 +239,7 @@ def _magnitudes(
     steps: Sequence[Affine], size: Tensor, error: Tensor, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of all magnitudes after some steps, what rounding makes of them, and what fits."""
-    info, fits = torch.finfo(like.dtype), torch.ones(len(size), dtype=torch.bool)
+    info, fits = torch.finfo(like.dtype), torch.ones_like(size.flatten(1)[:, 0], dtype=torch.bool)
     for step in steps:
         size, error = step.magnitude(size), step.magnitude(error)
         if step.shift is not None:

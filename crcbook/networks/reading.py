@@ -86,7 +86,7 @@ def compare_with(reference: Callable[[Tensor], Tensor], model: nn.Module) -> Non
     """
     read_network(model)
     reading, points = _reading(model, _door(model), None)[:2]
-    compare(reference, reading, torch.empty(0), points)
+    compare(reference, reading, torch.empty(0, device="cpu"), points)
 
 
 def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
@@ -148,7 +148,7 @@ def _door(model: nn.Module) -> Tensor:
         if compiled is not None and not hasattr(compiled, "_torchdynamo_orig_callable"):
             raise ValueError(f"{name or 'the model'} has another call put in place of its own")
     floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
-    return floats[0] if floats else torch.zeros(0)
+    return floats[0] if floats else torch.zeros(0, device="cpu")
 
 
 @contextmanager
