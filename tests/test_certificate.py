@@ -561,7 +561,7 @@ def test_the_smallest_and_the_largest_weights_promise_nothing_false(scale):
         layers = [nn.Linear(2, 2, bias=False).double() for _ in range(depth)]
         for layer in layers:
             layer.weight.data = torch.eye(2, dtype=torch.float64) * scale
-        # Both are nearly lines where the numbers are; without one the two maps would be read as one.
+        # Both are nearly lines there; without one the two maps would be read as one.
         between = nn.Tanh() if scale < 1 else nn.Softplus()
         model = nn.Sequential(*layers[:1], *([between, layers[1]] if depth > 1 else []))
         for name in ("dual", "closed-form", "lipschitz", "crown"):

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 import crcbook as crc
-from crcbook import training
 from crcbook.__main__ import _parser, main
 from crcbook.experiments import Experiment
-from crcbook.training import METHODS
+from crcbook.training import METHODS, loop
 
 TRAIN = ["train", "--dataset", "digits", "--width", "24", "--epochs", "3", "--batch-size", "64",
          "--radius", "0.4", "--gamma", "0.02", "--device", "cpu"]  # fmt: skip
@@ -57,7 +56,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize("gammas", [["0.02"], ["0.02", "0.5"]])
 def test_an_interrupted_run_is_resumed_and_not_overwritten(tmp_path, capsys, monkeypatch, gammas):
     words = [*TRAIN, "--gamma", *gammas, "--out", str(tmp_path / "run")]
-    epochs, epoch = [], training._Trainer.epoch
+    epochs, epoch = [], loop._Trainer.epoch
 
     def interrupted(self, number, bar):
         if len(epochs) == 2:
@@ -65,7 +64,7 @@ def test_an_interrupted_run_is_resumed_and_not_overwritten(tmp_path, capsys, mon
         epochs.append(number)
         epoch(self, number, bar)
 
-    monkeypatch.setattr(training._Trainer, "epoch", interrupted)
+    monkeypatch.setattr(loop._Trainer, "epoch", interrupted)
     assert main(words) == 130
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == "crcbook: interrupted; --resume goes on from the last epoch"
