@@ -50,7 +50,9 @@ class Slabs:
         # A best point for the radius shows which way the margin falls.
         goal = torch.full_like(entries.goal, torch.inf)
         whole = replace(entries, goal=goal, allowed=None)
-        axis = search(self.prover.rough, question.falls, whole, entries.start, SEARCH_STEPS)
+        axis = search(
+            self.prover.rough, question.falls, whole, torch.zeros_like(entries.start), SEARCH_STEPS
+        )
         left = torch.arange(len(bound), device=bound.device)
         for slabs in self.slabs if question.thorough else self.slabs[:1]:
             few = entries.take(left)
