@@ -14,7 +14,7 @@ from crcbook.proof.arithmetic import OUTWARD, UNIT
 # Guesses are raised by these shares of themselves until one is proved.
 _SLACKS = (1e-8, 1e-5, 1e-3, 1e-1)
 _SLACKS_OF_A_GUESS = (5e-3, 3e-2, 2e-1)
-_LANCZOS_STEPS = 40  # enough for 1e-8 where eigenvalues are as close as those of trained networks
+_LANCZOS_STEPS = 40  # usually enough for a guess within 1e-8
 _CHUNK_ELEMENTS = 2**22  # of float64 in one batch of matrices: 32 MB
 
 

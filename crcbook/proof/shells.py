@@ -5,7 +5,7 @@ from torch import Tensor
 
 from crcbook.proof.arithmetic import OUTWARD
 
-SHELLS = 16  # more of them change margins in the third digit, and cost as much each
+SHELLS = 16  # each costs intervals of its own; more of them lose less
 
 
 def shells(like: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from crcbook.proof.rounding import MarginFacts
 
 _SKETCHED = 0.2  # of the largest singular value: what a sketch leaves out is smaller
 _FEW_CLASSES = 16  # whose pairs' remainders are prepared: their number grows with the square
-_ALIKE = 64  # left singular vectors that slopes are compared with; more gained nothing on MNIST
+_ALIKE = 64  # left singular vectors that slopes are compared with
 
 
 def _arithmetic(values: Tensor) -> Arithmetic:

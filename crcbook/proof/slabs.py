@@ -42,7 +42,7 @@ from crcbook.proof.prover import Entries, Prover, evaluate
 from crcbook.proof.shells import SHELLS, shells
 
 _STEPS = 12
-_POWER_STEPS = 12  # whose estimates were within half a hundredth on MNIST
+_POWER_STEPS = 12  # of a guess that a proof tries first; nothing rests on it
 _INSIDE = 1 - 1e-9  # of the ball's radius: where points of expansion stay
 _LIKELY = 0.9  # of the ball's curvature: a slab's, before it is known
 _CHUNK_ENTRIES = 32
