@@ -191,7 +191,7 @@ class Network:
         return code // self.classes, code % self.classes, place
 
     def margin_and_gradient(
-        self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
+        self, x: Tensor, label: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The margin f of ``label`` over ``target`` and its gradient.
 
@@ -199,12 +199,11 @@ class Network:
             x: ``(pairs, n)``.
             label: ``(pairs,)`` classes.
             target: ``(pairs,)`` classes.
-            shift: ``(pairs, width)``, added to the first layer's preactivations; None for nothing.
 
         Returns:
             ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
         """
-        margin, units = self.margin_and_units(x, label, target, shift)
+        margin, units = self.margin_and_units(x, label, target)
         return margin, self.input_gradient(units)
 
     def margin_along(
@@ -232,22 +231,19 @@ class Network:
             begin = torch.addmm(first.bias, start, first.weight.T)
         return MarginAlong(self, begin, (end - start) @ first.weight.T, label, target)
 
-    def margin_and_units(
-        self, x: Tensor, label: Tensor, target: Tensor, shift: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def margin_and_units(self, x: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The margin and its gradient in the first layer's preactivations.
 
         Args:
             x: ``(pairs, n)``.
             label: ``(pairs,)`` classes.
             target: ``(pairs,)`` classes.
-            shift: as in :meth:`margin_and_gradient`.
 
         Returns:
             ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
             there is no hidden layer.
         """
-        x, slopes = self.forward(self.first(x, shift))
+        x, slopes = self.forward(self.first(x))
         gradient = self.margin_weights(label, target)
         offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
         return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
@@ -286,20 +282,18 @@ class Network:
             return rows.to(dtype)[place].mul_(slopes[0].to(dtype)[:, None])
         return self.backward(rows[place], [slope[:, None] for slope in slopes]).to(dtype)
 
-    def first(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+    def first(self, x: Tensor) -> Tensor:
         """The preactivations of the first layer; the input where there is no hidden layer.
 
         Args:
             x: ``(batch, n)``.
-            shift: ``(batch, width)``, added to them; None for nothing.
 
         Returns:
             ``(batch, width)``.
         """
         if len(self.layers) == 1:
             return x
-        z = torch.addmm(self.layers[0].bias, x, self.layers[0].weight.T)
-        return z if shift is None else z + shift
+        return torch.addmm(self.layers[0].bias, x, self.layers[0].weight.T)
 
     def change(self, d: Tensor) -> Tensor:
         """How displacements of the input change the first layer's preactivations.

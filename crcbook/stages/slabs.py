@@ -80,17 +80,16 @@ def worst_first(entries: Entries, bound: Tensor, question: Question) -> Iterator
     """
     left = entries.bound.argsort(stable=True)
     while len(left):
-        _, first = _first_of_each(entries.image[left])
-        rows = left[first]
+        rows = left[_first_of_each(entries.image[left])]
         yield rows
         failed = question.short(entries.take(rows), bound[rows])
         left = left[torch.isin(left, rows, invert=True)]
         left = left[torch.isin(entries.image[left], entries.image[rows[failed]], invert=True)]
 
 
-def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct values, and where each occurs first."""
+def _first_of_each(values: Tensor) -> Tensor:
+    """Where each of the distinct values occurs first."""
     distinct, place = values.unique(return_inverse=True)
     order = torch.arange(len(values), device=values.device)
     first = order.new_full((len(distinct),), len(values))
-    return distinct, first.scatter_reduce(0, place, order, "amin")
+    return first.scatter_reduce(0, place, order, "amin")
