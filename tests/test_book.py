@@ -222,6 +222,40 @@ def test_chapters_are_short_cells_that_say_what_to_expect(path):
         assert "```{" not in source(cell), "Colab shows a backtick directive as code; use :::"
 
 
+def figures(path):
+    """The cells that draw, each with the number's name and the caption it has."""
+    drawing = [
+        c for c in cells(path, "code") if re.search(r"^\w+\.(show|explorer)\(", source(c), re.M)
+    ]
+    return [(c, c["metadata"].get("mystnb", {}).get("figure", {})) for c in drawing]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_captions_all_of_its_figures_or_none(path):
+    found = figures(path)
+    if any(caption for _, caption in found):
+        for cell, caption in found:
+            assert re.fullmatch(r"fig-[a-z0-9-]+", caption["name"]), source(cell)
+            assert len(caption["caption"].split()) >= 8, "say what to see"
+
+
+def test_figures_have_a_name_each_and_every_name_is_a_figure():
+    names = [caption["name"] for path in CHAPTERS for _, caption in figures(path) if caption]
+    assert len(set(names)) == len(names)
+    pages = [path for kind in ("*.md", "*.ipynb") for path in (ROOT / "book").glob(kind)]
+    asked = {
+        name for path in pages for name in re.findall(r"{numref}`(fig-[^`]+)`", path.read_text())
+    }
+    assert asked <= set(names)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_fold_of_a_captioned_chapter_says_what_for(path):
+    folded = [cell for cell in cells(path, "code") if "hide-input" in tags(cell)]
+    if any(caption for _, caption in figures(path)):
+        assert all(cell["metadata"].get("mystnb", {}).get("code_prompt_show") for cell in folded)
+
+
 def test_no_folder_is_loaded_on_every_page_by_its_name():
     assert not [path for path in tracked() if "_static" in path.parts]
 
