@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from crcbook.experiments.catalogue import BOUNDS, Experiment, full, quick
 from crcbook.experiments.evaluation import ATTACK, crown_radii, evaluate, summary
 from crcbook.experiments.records import PACKAGE, digest, encode_bits, encode_radii, environment
 from crcbook.networks import deepen, mlp
+from crcbook.outputs import check_writable, locked
 from crcbook.training import best_epoch, train
 
 _VALIDATION_ITEMS = 5000
@@ -50,8 +52,8 @@ def reproduce(
         The records written by this call.
 
     Raises:
-        RuntimeError: where a file cannot be written, or a record belongs to another experiment of
-            that name: delete it to run it anew.
+        RuntimeError: where a file cannot be written, another process works in a folder of ``runs``,
+            or a record belongs to another experiment of that name: delete it to run it anew.
     """
     results, runs = Path(results), Path(runs)
     missing = {
@@ -66,37 +68,38 @@ def reproduce(
     team.wait()
     written = []
     for name, experiment in missing.items():
-        parts = _Parts.of(experiment, runs / name, device)
-        mine = range(parts.count)[team.rank :: team.size]
-        for part in tqdm(mine, name, disable=not progress, unit="part"):
-            parts.ensure(part, progress)
-        team.wait()
-        if team.rank == 0:
-            columns, seconds = parts.collect()
-            training = read_json(runs / name / "run.json")
-            record = {
-                "name": name,
-                **_facts(experiment),
-                "rival": parts.rival,
-                **summary(columns, experiment.recipe.radius),
-                "radii": encode_radii(columns["radius"]),
-                "bits": {
-                    name: encode_bits(column)
-                    for name, column in columns.items()
-                    if column.dtype == torch.bool
-                },
-                **{key: training[key] for key in ("validation", "history")},
-                "attack": ATTACK,
-                "seconds_an_epoch": training["seconds_an_epoch"],
-                "seconds_to_certify": round(seconds, 1),
-                "training_environment": training["environment"],
-                "environment": environment(device) | {"processes": team.size},
-                "command": f"python -m crcbook reproduce --only {name}",
-            }
-            path = results / f"{name}.json"
-            write_json(path, record)
-            written.append(path)
-            parts.remove()
+        with nullcontext() if team.rank else locked(runs / name):
+            parts = _Parts.of(experiment, runs / name, device)
+            mine = range(parts.count)[team.rank :: team.size]
+            for part in tqdm(mine, name, disable=not progress, unit="part"):
+                parts.ensure(part, progress)
+            team.wait()
+            if team.rank == 0:
+                columns, seconds = parts.collect()
+                training = read_json(runs / name / "run.json")
+                record = {
+                    "name": name,
+                    **_facts(experiment),
+                    "rival": parts.rival,
+                    **summary(columns, experiment.recipe.radius),
+                    "radii": encode_radii(columns["radius"]),
+                    "bits": {
+                        name: encode_bits(column)
+                        for name, column in columns.items()
+                        if column.dtype == torch.bool
+                    },
+                    **{key: training[key] for key in ("validation", "history")},
+                    "attack": ATTACK,
+                    "seconds_an_epoch": training["seconds_an_epoch"],
+                    "seconds_to_certify": round(seconds, 1),
+                    "training_environment": training["environment"],
+                    "environment": environment(device) | {"processes": team.size},
+                    "command": f"python -m crcbook reproduce --only {name}",
+                }
+                path = results / f"{name}.json"
+                write_json(path, record)
+                written.append(path)
+                parts.remove()
     return written
 
 
@@ -144,7 +147,8 @@ def run_training(
         The network, at its best epoch on the validation split, and the facts of ``run.json``.
 
     Raises:
-        RuntimeError: where a file cannot be written or read, or the checkpoint belongs to another
+        RuntimeError: where a file cannot be written or read, another process that ``torchrun`` did
+            not start along with this one trains in the folder, or the checkpoint belongs to another
             experiment.
     """
     about: dict[str, Any] = {"dataset": experiment.dataset, "seed": experiment.seed}
@@ -154,33 +158,37 @@ def run_training(
         about["start"] = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
         beside = folder.with_name((names or {}).get(start, about["start"]))
         start, _ = run_training(start, beside, device, resume, progress, names)
-    data = load(experiment.dataset)
-    items = min(_VALIDATION_ITEMS, len(data.train) // 6)
-    training, validation = split_validation(data.train, items)
-    hidden = [experiment.width] * (experiment.layers - 1)
-    sizes = [data.inputs, *hidden, data.classes]
-    if start is None:
-        model = mlp(sizes, experiment.activation, experiment.seed).to(device)
-    else:
-        model = deepen(start, experiment.layers)
-    path = folder / "run.json"
-    known = read_json(path) if resume and path.exists() else {}
-    history = train(model, training, experiment.recipe, validation, folder, resume, progress, about)
-    trained_before = known.get("history") == history  # its seconds too
-    best = best_epoch(history, experiment.recipe)
-    seconds = sorted(record["seconds"] for record in history)
-    facts = {
-        "dataset": data.name,
-        "sizes": sizes,
-        "activation": experiment.activation,
-        "recipe": asdict(experiment.recipe),
-        "validation": {"epoch": best + 1, **history[best]},
-        "history": history,
-        "seconds_an_epoch": round(seconds[len(seconds) // 2], 2),
-        "environment": known["environment"] if trained_before else environment(device),
-    }
-    write_json(path, facts)
-    return model, facts
+    check_writable(folder / "run.json")
+    with locked(folder, wait=_processes() > 1):
+        data = load(experiment.dataset)
+        items = min(_VALIDATION_ITEMS, len(data.train) // 6)
+        training, validation = split_validation(data.train, items)
+        hidden = [experiment.width] * (experiment.layers - 1)
+        sizes = [data.inputs, *hidden, data.classes]
+        if start is None:
+            model = mlp(sizes, experiment.activation, experiment.seed).to(device)
+        else:
+            model = deepen(start, experiment.layers)
+        path = folder / "run.json"
+        known = read_json(path) if resume and path.exists() else {}
+        history = train(
+            model, training, experiment.recipe, validation, folder, resume, progress, about
+        )
+        trained_before = known.get("history") == history  # its seconds too
+        best = best_epoch(history, experiment.recipe)
+        seconds = sorted(record["seconds"] for record in history)
+        facts = {
+            "dataset": data.name,
+            "sizes": sizes,
+            "activation": experiment.activation,
+            "recipe": asdict(experiment.recipe),
+            "validation": {"epoch": best + 1, **history[best]},
+            "history": history,
+            "seconds_an_epoch": round(seconds[len(seconds) // 2], 2),
+            "environment": known["environment"] if trained_before else environment(device),
+        }
+        write_json(path, facts)
+        return model, facts
 
 
 @dataclass(frozen=True)
@@ -257,6 +265,11 @@ class _Parts:
             self.path(part).unlink()
 
 
+def _processes() -> int:
+    """How many ``torchrun`` started; one without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class _Team:
     """The processes that share the work: one, unless ``torchrun`` started more."""
@@ -266,7 +279,7 @@ class _Team:
 
     @classmethod
     def join(cls) -> "_Team":
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size = _processes()
         if size > 1 and not distributed.is_initialized():
             # One waits for another's training at most this long.
             distributed.init_process_group("gloo", timeout=timedelta(days=2))

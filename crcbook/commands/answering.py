@@ -1,0 +1,76 @@
+"""What ``certify`` and ``verify`` do alike: rows of items, a summary of them."""
+
+import argparse
+import time
+from collections.abc import Callable
+
+from crcbook.checkpoints import write_json
+from crcbook.commands.items import Items, read_items
+from crcbook.commands.rows import Row, Rows
+from crcbook.experiments import environment
+from crcbook.outputs import check_writable
+
+
+def answer(
+    options: argparse.Namespace,
+    name: str,
+    find: Callable[[Items, slice], list[Row]],
+    summary: Callable[[Items, list[Row]], dict],
+) -> None:
+    """Answer a command: read, check, find the rows that are missing, and sum them up.
+
+    Args:
+        options: what was typed.
+        name: of the command.
+        find: the rows of some items.
+        summary: the figures of all rows.
+
+    Raises:
+        RuntimeError: for a file that cannot be read or written.
+        TypeError: for arrays of the wrong kind.
+        ValueError: for a question that cannot be asked.
+    """
+    if options.rows is not None and options.rows == options.json:
+        raise ValueError("--rows and --json must name two files")
+    items = read_items(options)
+    if name == "verify" and not items.radius:
+        raise ValueError("verify needs one or more radii: give --radius R")
+    if options.json is not None:
+        check_writable(options.json)
+    device = options.device.partition(":")[0]
+    about = {"command": name, **items.hashes, **items.options, "device": device}
+    if name == "verify":
+        about["radius"] = items.radius
+    with Rows.at(options.rows, about) as rows:
+        options.after_interrupt = "; --rows FILE keeps what is done, for the same command to go on"
+        if options.rows is not None:
+            options.after_interrupt = f"; the same command goes on from {rows.part}"
+        started = time.time()
+        rows.fill(len(items.x), lambda part: find(items, part), name, options.progress)
+        rows.finish()
+        figures = {"items": len(items.x), **summary(items, rows.rows)}
+        figures["seconds"] = round(time.time() - started, 3)
+    for key, value in figures.items():
+        for at, one in value.items() if isinstance(value, dict) else [("", value)]:
+            shown = "none" if one is None else format(one, ".6g")
+            print(f"{f'{key} at {at}' if at else key:34} {shown}")
+    if options.rows is not None:
+        print(f"wrote {options.rows}")
+    if options.json is not None:
+        asked = items.about | items.options | {"radius": items.radius, "sha256": items.hashes}
+        record = asked | figures | {"environment": environment(options.device)}
+        write_json(options.json, record)
+        print(f"wrote {options.json}")
+
+
+def fraction(part: int, whole: int) -> float | None:
+    """A fraction, for a summary.
+
+    Args:
+        part: how many.
+        whole: of how many.
+
+    Returns:
+        The fraction; None of nothing.
+    """
+    return round(part / whole, 6) if whole else None

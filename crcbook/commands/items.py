@@ -1,0 +1,225 @@
+"""What ``certify`` and ``verify`` are about: a network, items with their labels, the threat."""
+
+import argparse
+import hashlib
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crcbook.certificate import certify
+from crcbook.certificate.table import METHODS
+from crcbook.checkpoints import load_model, read_json
+from crcbook.checks import as_box, as_classes, as_inputs
+from crcbook.commands.arguments import add_device, count, path, radius
+from crcbook.datasets import DATASETS, load
+from crcbook.networks import read_network
+
+_DEFAULTS = {name: one.default for name, one in inspect.signature(certify).parameters.items()}
+_ADVICE = "write one with numpy.savez(path, x=x, y=y)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that ``certify`` and ``verify`` share.
+
+    Args:
+        parser: the command's.
+    """
+    add = parser.add_argument
+    add("run_folder", type=path, metavar="run", nargs="?",
+        help="folder of a run of `train`, or its model.safetensors")  # fmt: skip
+    add("--model", type=path, metavar="FILE",
+        help="a network of one's own in its place: .onnx, or of crcbook.save_model")  # fmt: skip
+    add("--dataset", choices=DATASETS, help="whose test images; that of the run where not given")
+    add("--data", type=path, metavar="FILE",
+        help="items of one's own in its place: an .npz with arrays x, (items, *input_shape) floats "
+        "as the network takes them, and y, the labels; or an .npy with x. Without labels, what the "
+        "network answers is certified")  # fmt: skip
+    add("--labels", type=path, metavar="FILE", help="an .npy with the labels of --data")
+    add("--limit", type=count, metavar="N", help="only the first N items")
+    add("--radius", type=radius, nargs="+", metavar="R",
+        help="l2 radii to answer for; that of the run where not given")  # fmt: skip
+    add("--method", choices=(*METHODS, "best"), default=_DEFAULTS["method"], help="which bounds")
+    add("--curvature", choices=("global", "local"), default=_DEFAULTS["curvature"],
+        help="over all of space, or also over the ball around each item")  # fmt: skip
+    add("--box", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="confine the adversary to values in this range")  # fmt: skip
+    add("--targets", choices=("all", "runner-up"), default=_DEFAULTS["targets"],
+        help="the classes to hold out against; the runner-up alone is no guarantee")  # fmt: skip
+    add("--rows", type=path, metavar="FILE",
+        help="write a row an item to this .csv or .json; given again, it goes on")  # fmt: skip
+    add("--json", type=path, metavar="FILE", help="write the summary here")
+    add_device(parser)
+
+
+@dataclass(frozen=True)
+class Items:
+    """A network and what it is asked about.
+
+    Attributes:
+        model: the network, on its device.
+        x: ``(items, *input_shape)``.
+        y: ``(items,)`` int64: the labels, or where there are none the network's answers.
+        answer: ``(items,)`` int64, what the network answers.
+        labelled: whether ``y`` are labels.
+        radius: the radii asked for.
+        options: those of :func:`crcbook.certify`.
+        about: where network and items come from, for the summary.
+        hashes: of the network's file and weights, and of the items and their labels.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    answer: Tensor
+    labelled: bool
+    radius: tuple[float, ...]
+    options: dict
+    about: dict = field(default_factory=dict)
+    hashes: dict = field(default_factory=dict)
+
+
+def read_items(options: argparse.Namespace) -> Items:
+    """Read the network and the items, and check all that can be checked before the work.
+
+    Args:
+        options: what was typed.
+
+    Returns:
+        The question.
+
+    Raises:
+        RuntimeError: for a file that cannot be read.
+        TypeError: for arrays of the wrong kind.
+        ValueError: for words that contradict each other, a network that cannot be certified, items
+            that it does not take, labels that it does not give, or a box that does not hold them.
+    """
+    if (options.run_folder is None) == (options.model is None):
+        raise ValueError("name one network: the folder of a run, or --model FILE")
+    if options.data is not None and options.dataset is not None:
+        raise ValueError("name one source of items: --dataset NAME or --data FILE")
+    if options.labels is not None and options.data is None:
+        raise ValueError("--labels belong to --data FILE, which is not given")
+    where = options.model or options.run_folder
+    model = load_model(where).to(options.device)
+    known = read_json(where / "run.json") if (where / "run.json").exists() else {}
+    dataset = options.dataset or (None if options.data else known.get("dataset"))
+    if dataset is None and options.data is None:
+        raise ValueError(
+            f"{where} does not say what it was trained on: give --data FILE or --dataset NAME"
+        )
+    x, y = read_arrays(options.data, options.labels) if options.data else _test_split(str(dataset))
+    x = _fitting(x, model, str(options.data or dataset))
+    network = read_network(model, x)
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"there are {len(y)} labels for {len(x)} items: give one for each")
+    x, y = x[: options.limit], None if y is None else y[: options.limit]
+    flat = as_inputs(x, network)
+    answer = network.logits(flat).argmax(1).cpu()
+    labels = answer if y is None else as_classes("y", y, network, len(x)).cpu()
+    box = None if options.box is None else tuple(options.box)
+    as_box(box, flat)
+    radii = options.radius or [known["recipe"]["radius"]] * ("recipe" in known)
+    asked = {"method": options.method, "curvature": options.curvature, "box": box,
+             "targets": options.targets}  # fmt: skip
+    about = {"model": str(where), "dataset": str(options.data or dataset)}
+    if options.labels:
+        about["labels"] = str(options.labels)
+    hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
+    return Items(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
+                 about, hashes)  # fmt: skip
+
+
+def _fitting(x: Tensor, model: nn.Module, source: str) -> Tensor:
+    """Items of as many values as the network takes; one without a batch becomes a batch."""
+    try:
+        inputs = read_network(model).inputs
+    except ValueError:  # only items tell the shape, or it cannot be read at all
+        return x
+    if x.dim() and len(x) != 1 and x.numel() == inputs:
+        x = x[None]
+    values = x[0].numel() if x.dim() > 1 else 1
+    if values != inputs:
+        raise ValueError(f"{source} has {values} values an item, the network takes {inputs}")
+    return x
+
+
+def _test_split(dataset: str) -> tuple[Tensor, Tensor | None]:
+    test = load(dataset).test
+    return test.x, test.y
+
+
+def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor | None]:
+    """Read items and labels from files of numpy, which are never unpickled.
+
+    Args:
+        data: an ``.npz`` with ``x`` and perhaps ``y``, or an ``.npy`` with ``x`` alone.
+        labels: an ``.npy`` with the labels; None for those of the ``.npz``.
+
+    Returns:
+        Floating-point items, and the labels or None.
+
+    Raises:
+        RuntimeError: for a file that cannot be read.
+        TypeError: for items that are no floats.
+        ValueError: for a file without ``x`` or with no items, and for labels in two files.
+    """
+    arrays = _read_numpy(data)
+    if "x" not in arrays:
+        held = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{data} has no array x, it holds {held}: {_ADVICE}")
+    if labels is not None:
+        if "y" in arrays:
+            raise ValueError(f"{data} has labels y already: leave --labels out")
+        arrays["y"] = _read_numpy(labels).get("x", np.array(None))
+    x, y = arrays["x"], arrays.get("y")
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"x in {data} must hold floating-point numbers as the network takes them, such as "
+            f"(x / 255).astype('float32'); got {x.dtype}"
+        )
+    if x.size == 0:
+        raise ValueError(f"x in {data} has no items; its shape is {x.shape}")
+    if y is not None and y.dtype.kind not in "iufb":
+        raise TypeError(f"labels must be whole numbers; those of {labels or data} are {y.dtype}")
+    return _tensor(x), None if y is None else _tensor(y)
+
+
+def _read_numpy(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``, or the one of an ``.npy`` under the name ``x``."""
+    if not file.is_file():
+        kind = "is a folder" if file.is_dir() else "does not exist"
+        raise RuntimeError(f"cannot read {file}: it {kind}")
+    try:
+        read = np.load(file, allow_pickle=False)
+        if isinstance(read, np.ndarray):
+            return {"x": read}
+        with read:
+            return {name: read[name] for name in read.files}
+    except Exception as error:  # those of zip files, of compression, of headers and of pickles
+        raise RuntimeError(
+            f"cannot read {file} as numpy's .npz or .npy without pickles ({error}): {_ADVICE}"
+        ) from error
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+
+
+def _model_hash(where: Path, model: nn.Module) -> str:
+    """Of the file, and of what the network holds: a file can refer to others."""
+    file = where / "model.safetensors" if where.is_dir() else where
+    return _hash(list(model.state_dict().values()), file.read_bytes())
+
+
+def _hash(tensors: list[Tensor], head: bytes = b"") -> str:
+    state = hashlib.sha256(head)
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + array.tobytes())
+    return state.hexdigest()

@@ -1,0 +1,78 @@
+"""``python -m crcbook verify``: whether each label is certain within given radii."""
+
+import argparse
+
+from torch import Tensor
+
+from crcbook.attacks import attack
+from crcbook.certificate import verify
+from crcbook.commands import items
+from crcbook.commands.answering import answer, fraction
+from crcbook.commands.items import Items
+from crcbook.commands.rows import Row, number
+
+SUMMARY = "decide for items whether their labels are certain within given radii"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments.
+
+    Args:
+        parser: the command's.
+    """
+    items.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command.
+
+    Args:
+        options: what was typed.
+
+    Raises:
+        RuntimeError: for a file that cannot be read or written.
+        TypeError: for arrays of the wrong kind.
+        ValueError: for a question that cannot be asked.
+    """
+    answer(options, "verify", _rows, _summary)
+
+
+def _rows(asked: Items, part: slice) -> list[Row]:
+    x, y, answered = asked.x[part], asked.y[part], asked.answer[part]
+    rows: list[Row] = []
+    for radius in asked.radius:
+        found = verify(asked.model, x, y, radius=radius, **asked.options)
+        robust = found.robust.cpu()
+        broken = _broken(asked, x, y, radius, ~robust & (y == answered))
+        columns = zip(
+            range(part.start, part.stop), y.tolist(), answered.tolist(), robust.tolist(),
+            broken, found.margin.tolist(), found.target.tolist(), strict=True,
+        )  # fmt: skip
+        for index, label, own, proved, wrong, margin, target in columns:
+            verdict = "robust" if proved else "adversarial" if wrong else "undecided"
+            verdict = verdict if label == own else "misclassified"
+            row: Row = {"index": index, "label": label, "answer": own, "radius": radius}
+            rows.append(row | {"verdict": verdict, "margin": number(margin), "target": target})
+    return rows
+
+
+def _broken(asked: Items, x: Tensor, y: Tensor, radius: float, open_items: Tensor) -> list[bool]:
+    """Whether an adversarial point is known in the balls around some items."""
+    broken = open_items.clone()
+    if open_items.any():
+        found = attack(asked.model, x[open_items], y[open_items], radius=radius,
+                       box=asked.options["box"])  # fmt: skip
+        broken[open_items] = found.success.cpu()
+    return broken.tolist()
+
+
+def _summary(asked: Items, rows: list[Row]) -> dict:
+    whole = len(asked.y)
+    correct = int((asked.y == asked.answer).sum())
+    figures: dict = {"accuracy": fraction(correct, whole) if asked.labelled else None}
+    for verdict in ("robust", "undecided", "adversarial"):
+        figures[verdict] = {}
+        for radius in asked.radius:
+            same = [row for row in rows if row["radius"] == radius and row["verdict"] == verdict]
+            figures[verdict][f"{radius:g}"] = fraction(len(same), whole)
+    return figures
