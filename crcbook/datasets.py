@@ -3,9 +3,11 @@
 Images are float32 with pixels in [0, 1]; labels are int64.
 """
 
+import hashlib
 import importlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,19 @@ from torch import Tensor
 
 TOYS = ("moons", "circles", "blobs")
 DATASETS = (*TOYS, "digits", "mnist", "fashion-mnist")
+# The items of each split, and what `_sums` gives of its images and labels.
+_PUBLISHED = {
+    "mnist": {
+        "train": (60000, "516d080906b5ff1fb1bb28512f7c9cae", "f6df1131ebd1f670df947aa6d12ecd18"),
+        "t10k": (10000, "416c78b75a65c2aaed89482a425e28b8", "c96757a4180a626e1737cfdf4690742f"),
+    },
+    "fashion-mnist": {
+        "train": (60000, "04c96f6deb5873b98530765c9eb26b7a", "4115895a719d060966a54c7f2e69e159"),
+        "t10k": (10000, "5533d2c6ef7e2c5d44280a7c4335e3b2", "4e6f7641d5ba513061f4658044048c5c"),
+    },
+}
+_HEAD = {"images-idx3": 16, "labels-idx1": 8}  # bytes before the items
+_VALUES = {"images-idx3": 784, "labels-idx1": 1}  # bytes an item
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ def load(name: str, seed: int = 0) -> Dataset:
 
     MNIST and Fashion-MNIST are read from the folder named by the environment variable
     ``CRCBOOK_DATA`` (``~/.cache/crcbook`` where it is unset) and downloaded where missing; the
-    others need no network.
+    others need no network. Every image and label is held against the published ones.
 
     Args:
         name: one of ``DATASETS``.
@@ -86,8 +101,8 @@ def load(name: str, seed: int = 0) -> Dataset:
 
     Raises:
         ValueError: for an unknown name.
-        RuntimeError: where the files are missing and cannot be downloaded, or the package that
-            brings or reads the data is.
+        RuntimeError: where the files are damaged, or missing and cannot be downloaded, or the
+            package that brings or reads the data is missing.
     """
     if name in TOYS:
         return _toy(name, seed)
@@ -160,8 +175,14 @@ def _digits() -> Dataset:
 
 def _torchvision(name: str) -> Dataset:
     datasets = _module("torchvision.datasets", name)
-    root = Path(os.environ.get("CRCBOOK_DATA") or Path.home() / ".cache" / "crcbook")
+    root = Path(os.environ.get("CRCBOOK_DATA") or "~/.cache/crcbook").expanduser()
     factory = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
+    folder = root / factory.__name__ / "raw"
+    for part, (items, *_) in _PUBLISHED[name].items():
+        for kind, head in _HEAD.items():
+            _check_size(folder / f"{part}-{kind}-ubyte", head + items * _VALUES[kind])
+    for archive, md5 in factory.resources:
+        _check_archive(folder / archive, md5)
     try:
         parts = [factory(root, train=train, download=True) for train in (True, False)]
     except Exception as error:
@@ -169,5 +190,47 @@ def _torchvision(name: str) -> Dataset:
             f"{name} is not in {root} and could not be downloaded ({error}). Set CRCBOOK_DATA to a "
             "folder that torchvision can read it from, or run once where there is a network."
         ) from error
+    for (part, (_, *published)), read in zip(_PUBLISHED[name].items(), parts, strict=True):
+        found = _sums(read.data.numpy(), read.targets.numpy())
+        for kind, one, wanted in zip(_HEAD, found, published, strict=True):
+            if one != wanted:
+                raise _damaged(folder / f"{part}-{kind}-ubyte", f"some are not those of {name}")
     train, test = (_tensors(part.data.numpy() / 255.0, part.targets.numpy()) for part in parts)
     return Dataset(name, train, test)
+
+
+def _sums(images: np.ndarray, labels: np.ndarray) -> tuple[str, str]:
+    """What identifies images, and images with their labels, in whatever order they stand.
+
+    A file's own checksum would refuse copies that were made from single pictures.
+    """
+    pixels = images.reshape(len(images), -1)
+    pairs = np.column_stack([pixels, labels.astype(np.uint8)])
+    return _sum_of_sorted(pixels), _sum_of_sorted(pairs)
+
+
+def _sum_of_sorted(rows: np.ndarray) -> str:
+    sums = sorted(_md5(row.tobytes()).digest() for row in rows)
+    return _md5(b"".join(sums)).hexdigest()
+
+
+_md5 = partial(hashlib.md5, usedforsecurity=False)
+
+
+def _check_size(file: Path, size: int) -> None:
+    if file.exists() and file.stat().st_size != size:
+        raise _damaged(file, f"it has {file.stat().st_size} bytes in place of {size}")
+
+
+def _check_archive(file: Path, md5: str) -> None:
+    """An archive is read where what it holds is not there."""
+    needed = file.exists() and not file.with_suffix("").exists()
+    if needed and _md5(file.read_bytes()).hexdigest() != md5:
+        raise _damaged(file, "its checksum is not the published one")
+
+
+def _damaged(file: Path, how: str) -> RuntimeError:
+    return RuntimeError(
+        f"{file} is damaged: {how}. Delete it and its .gz, so that they are downloaded again, or "
+        "put whole ones in their place"
+    )

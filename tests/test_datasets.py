@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import crcbook as crc
+from crcbook import datasets
 from crcbook.datasets import TOYS
 
 
@@ -54,23 +55,78 @@ def write_idx(path, array):
         file.write(path.read_bytes())
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
-)
-def test_images_are_read_from_the_named_folder(tmp_path, monkeypatch, name, folder):
-    raw = tmp_path / folder / "raw"
+def write_images(root, monkeypatch, name="mnist", folder="MNIST"):
+    """A folder as torchvision keeps it, with few random images, which count as published."""
+    raw = root / folder / "raw"
     raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
+    generator, published = np.random.default_rng(0), {}
     for part, items in [("train", 30), ("t10k", 20)]:
         images = generator.integers(0, 256, (items, 28, 28), dtype=np.uint8)
         images[0, 0, 0] = 255
+        labels = np.arange(items, dtype=np.uint8) % 10
         write_idx(raw / f"{part}-images-idx3-ubyte", images)
-        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(items, dtype=np.uint8) % 10)
-    monkeypatch.setenv("CRCBOOK_DATA", str(tmp_path))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+        published[part] = (items, *datasets._sums(images, labels))
+    monkeypatch.setitem(datasets._PUBLISHED, name, published)
+    monkeypatch.setenv("CRCBOOK_DATA", str(root))
+    return raw
+
+
+FOLDERS = [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
+
+
+@pytest.mark.parametrize(("name", "folder"), FOLDERS)
+def test_images_are_read_from_the_named_folder(tmp_path, monkeypatch, name, folder):
+    write_images(tmp_path, monkeypatch, name, folder)
     data = crc.load(name)
     assert data.train.x.shape == (30, 28, 28) and data.test.x.shape == (20, 28, 28)
     assert data.train.x.max() == 1 and data.train.x.dtype == torch.float32
     assert (data.inputs, data.classes) == (784, 10)
+
+
+def zeroed(content):
+    return content[:5000] + bytes(784) + content[5784:]
+
+
+def labels_moved(content):
+    return content[:8] + content[9:] + content[8:9]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("train-images-idx3-ubyte", zeroed, "some are not those of mnist"),
+        ("t10k-images-idx3-ubyte", zeroed, "some are not those of mnist"),
+        ("t10k-images-idx3-ubyte", lambda c: c[:-1], "it has 15695 bytes in place of 15696"),
+        ("train-labels-idx1-ubyte", lambda c: c[:23], "it has 23 bytes in place of 38"),
+        ("train-labels-idx1-ubyte", lambda c: b"", "it has 0 bytes in place of 38"),
+        ("train-labels-idx1-ubyte", labels_moved, "some are not those of mnist"),
+        ("t10k-labels-idx1-ubyte", lambda c: c[:-1] + b"\x01", "some are not those of mnist"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, monkeypatch, name, damage, said):
+    path = write_images(tmp_path, monkeypatch) / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RuntimeError) as error:
+        crc.load("mnist")
+    assert f"{path} is damaged: {said}. Delete it" in str(error.value)
+
+
+def test_a_damaged_archive_is_named_where_it_would_be_read(tmp_path, monkeypatch):
+    raw = write_images(tmp_path, monkeypatch)
+    crc.load("mnist")  # the archives here are not the published ones, and nobody reads them
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(RuntimeError, match="t10k-labels-idx1-ubyte.gz is damaged: its checksum"):
+        crc.load("mnist")
+
+
+def test_copies_may_hold_the_items_in_another_order(tmp_path, monkeypatch):
+    raw = write_images(tmp_path, monkeypatch)
+    for name, head, size in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+        path = raw / f"train-{name}-ubyte"
+        content = path.read_bytes()
+        path.write_bytes(content[:head] + content[head + size :] + content[head : head + size])
+    assert crc.load("mnist").train.y[-1] == 0
 
 
 def test_missing_images_without_a_network_are_explained(tmp_path, monkeypatch):

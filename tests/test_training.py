@@ -10,7 +10,7 @@ from torch import nn
 import crcbook as crc
 from crcbook.checkpoints import save_tensors
 from crcbook.networks import read_network
-from crcbook.training import METHODS, best_epoch
+from crcbook.training import METHODS, best_epoch, knows_bfloat16
 from crcbook.training import loop as module
 from crcbook.training.losses import trained_layers
 
@@ -266,6 +266,42 @@ def test_models_that_cannot_be_trained_or_saved_are_refused_at_once(digits, tmp_
     with pytest.raises(ValueError, match="crcbook.mlp builds"):
         crc.train(foreign, digits.train, RECIPE, folder=tmp_path)
     assert torch.equal(weights(foreign), before)
+
+
+@pytest.mark.parametrize(
+    ("machine", "onednn", "units", "known"),
+    [
+        ("x86_64", True, {"_is_avx512_bf16_supported": True}, True),
+        ("AMD64", True, {"_is_amx_tile_supported": True}, True),
+        ("x86_64", True, {}, False),  # AVX-512 without the unit, where oneDNN imitates it
+        ("x86_64", True, None, False),  # a torch that cannot tell
+        ("x86_64", False, {"_is_avx512_bf16_supported": True}, False),
+        ("aarch64", True, {}, True),
+    ],
+)
+def test_a_processor_that_imitates_bfloat16_does_not_know_it(
+    machine, onednn, units, known, monkeypatch
+):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        if units is None:
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            has = units.get(name, False)
+            monkeypatch.setattr(torch.cpu, name, lambda has=has: has, raising=False)
+    assert knows_bfloat16("cpu") == known
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "known"),
+    [((7, 5), None, False), ((8, 0), None, True), ((9, 0), None, True), ((7, 0), "6.2", True)],
+)
+def test_a_gpu_that_imitates_bfloat16_does_not_know_it(capability, hip, known, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert knows_bfloat16("cuda:0") == known
 
 
 def test_a_step_does_what_its_recipe_says(digits, monkeypatch):

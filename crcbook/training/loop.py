@@ -22,6 +22,7 @@ leave possible in the ball. All objectives are in :mod:`crcbook.training.losses`
 
 import copy
 import math
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -149,11 +150,18 @@ def knows_bfloat16(device: torch.device | str) -> bool:
         device: a torch device.
 
     Returns:
-        What torch says of the device.
+        Whether it has a unit for that; False where this torch cannot tell.
     """
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # Older ones imitate it, and count as supported for torch.
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # There oneDNN says yes wherever AVX-512 lets it imitate the unit.
+    units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, unit, lambda: False)() for unit in units)
 
 
 class _Trainer:
