@@ -21,6 +21,9 @@ from crcbook.steps import step_to_boundary, step_to_sphere
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
 _CLOSE = 1e-9  # of the distance
+# Steps of a descent, in radii: one this short ends it, the second where the sign is not decided.
+_SHORT, _TINY = 1e-2, 1e-4
+_DECIDED = 1e-2  # of the descent so far: what is farther from 0 will not cross it
 _FULL_EACH = 8  # of so many steps, one is not accelerated
 _REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
 
@@ -366,23 +369,37 @@ def descend(
     allowed = None if box is None else box.around(x).to(dtype)
     centre, delta = x.to(dtype), (start - x).to(dtype)
     best, lowest = torch.zeros_like(delta), torch.full_like(delta[:, 0], torch.inf)
-    damping = torch.ones_like(lowest)
+    first, rows = lowest.clone(), torch.arange(len(lowest), device=x.device)
+    size, damping = radius.to(dtype).expand(len(x)), torch.ones_like(lowest)
+    pairs, ends = (label, target), delta.clone()
     for _ in range(steps):
-        margin, gradient = rough.margin_and_gradient(centre + delta, label, target)
-        improved = margin < lowest
-        best = torch.where(improved[:, None], delta, best)
+        margin, gradient = rough.margin_and_gradient(centre + delta, *pairs)
+        improved = margin < lowest[rows]
+        best[rows[improved]], lowest[rows[improved]] = delta[improved], margin[improved]
+        first[rows] = torch.where(first[rows].isinf(), margin, first[rows])
         damping = torch.where(improved, damping, damping / 2)
-        lowest = torch.minimum(lowest, margin)
         # Where the gradient vanishes a step would be infinite.
-        eta = step_to_sphere(gradient, radius.to(dtype), allowed).clamp(
-            max=torch.finfo(dtype).max ** 0.5
-        )
+        eta = step_to_sphere(gradient, size, allowed).clamp(max=torch.finfo(dtype).max ** 0.5)
         goal = -eta[:, None] * gradient
         goal = goal if allowed is None else allowed.clip(goal)
-        delta = delta + damping[:, None] * (goal - delta)
-        delta = delta * (radius.to(dtype) / delta.norm(dim=1)).clamp(max=1)[:, None]
-    last = _margin(rough, centre + delta, label, target)
-    best = torch.where((last < lowest)[:, None], delta, best)
+        move = goal - delta
+        delta = delta + damping[:, None] * move
+        delta = delta * (size / delta.norm(dim=1)).clamp(max=1)[:, None]
+        # What further steps gain is of the order of the square of a step.
+        least = lowest[rows]
+        decided = least.abs() > _DECIDED * (first[rows] - least)
+        moving = move.norm(dim=1) > torch.where(decided, _SHORT, _TINY) * size
+        ends[rows] = delta
+        if not moving.all():
+            keep = moving.nonzero().squeeze(1)
+            if not len(keep):
+                break
+            rows, centre, delta = rows[keep], centre[keep], delta[keep]
+            size, damping = size[keep], damping[keep]
+            pairs = pairs[0][keep], pairs[1][keep]
+            allowed = None if allowed is None else allowed.take(keep)
+    last = _margin(rough, x.to(dtype) + ends, label, target)
+    best = torch.where((last < lowest)[:, None], ends, best)
     point = into_ball(x, clip(box, x + best.to(x.dtype)), radius)
     return point, _margin(network, point, label, target)
 
