@@ -8,14 +8,26 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from crcbook.networks import Network, architecture, mlp, read_network
 from crcbook.networks.modules import module_of
 from crcbook.networks.onnx_files import load_onnx
+
+_STATE = (
+    "a state dict does not say what its tensors belong to: give the module as well, "
+    "load_model(path, module), or --module FILE.py:NAME on the command line"
+)
+_PROGRAM = (
+    "torch unpickles parts of a saved program, which can run code: if you trust it, load it with "
+    "torch.export.load and write what is to be certified with crcbook.save_model"
+)
+_OTHERS = dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _STATE) | {".pt2": _PROGRAM}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -103,9 +115,36 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(file.metadata()["crcbook"])
+            facts = (file.metadata() or {}).get("crcbook")
+            if facts is None:
+                raise RuntimeError(f"{path} is none of crcbook's: {_STATE}")
+            return tensors, json.loads(facts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RuntimeError(f"cannot read {path} as a crcbook file: {error}") from error
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, under the names that the module itself gives them."""
+    state: Any
+    if path.suffix == ".safetensors":
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RuntimeError(f"it is no safetensors file: {error}") from error
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise RuntimeError("there is no such file") from error
+        except Exception as error:  # those of zip files, of pickles and of what torch refuses
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+            raise RuntimeError(
+                f"it holds more than tensors, or is damaged ({reason}); save model.state_dict()"
+            ) from error
+    for name in ("state_dict", "model_state_dict"):  # beside an optimizer's, in a checkpoint
+        state = state.get(name, state)
+    wrapped = all(name.startswith("module.") for name in state)  # saved from a DataParallel
+    return {name.removeprefix("module.") if wrapped else name: state[name] for name in state}
 
 
 def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> None:
@@ -150,25 +189,37 @@ def _from_dense(tensors: dict[str, Tensor], facts: dict) -> nn.Sequential:
     return nn.Sequential(*modules[:-1])
 
 
-def load_model(path: Path | str) -> nn.Module:
-    """Read a network that :func:`save_model` wrote, or an ONNX file.
+def load_model(path: Path | str, module: nn.Module | None = None) -> nn.Module:
+    """Read a network that :func:`save_model` wrote, an ONNX file, or a state dict for a module.
+
+    No file is unpickled: none can run code.
 
     Args:
         path: the file, or the folder of a training, which holds it as ``model.safetensors``. An
             ONNX file ends in ``.onnx``.
+        module: what the tensors of a state dict belong to; the file is then one of safetensors, or
+            one of ``torch.save``.
 
     Returns:
-        The network, on the CPU.
+        The network, on the CPU; the module, in evaluation mode, where it was given.
 
     Raises:
         ImportError: for an ONNX file without the ``onnx`` package.
-        RuntimeError: where the file is missing, damaged or none of crcbook's.
+        RuntimeError: where the file is missing, damaged, none of crcbook's, or not the module's.
         ValueError: for an ONNX file with a network that cannot be certified.
     """
     path = Path(path)
+    if module is not None:
+        try:
+            module.load_state_dict(_state_dict(path))
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise RuntimeError(f"cannot load {path} into the module: {error}") from error
+        return module.eval()
     if path.suffix == ".onnx":
         return load_onnx(path)
     path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix in _OTHERS and path.exists():
+        raise RuntimeError(f"cannot read {path}: {_OTHERS[path.suffix]}")
     tensors, facts = load_tensors(path)
     try:
         if "activations" in facts:

@@ -1,7 +1,10 @@
 """Files come back as they were written, and nothing else is taken for one."""
 
+import os
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import crcbook as crc
@@ -108,3 +111,55 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RuntimeError, match="cannot write"):
         crc.save_model(tmp_path / "file" / "model.safetensors", crc.mlp([3, 2]))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "checkpoint", "parallel"])
+def test_a_state_dict_is_read_into_its_module(tmp_path, kind):
+    def build(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten())
+
+    model = build(0)
+    model(torch.randn(9, 1, 4, 4))  # moves the running statistics
+    state, path = model.state_dict(), tmp_path / "state.pth"
+    if kind == "safetensors":
+        path = tmp_path / "state.safetensors"
+        save_file(state, path)
+    elif kind == "checkpoint":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    else:
+        torch.save(nn.DataParallel(model).state_dict() if kind == "parallel" else state, path)
+    loaded, x = crc.load_model(path, build(1)), torch.randn(3, 1, 4, 4)
+    assert not loaded.training and torch.equal(loaded(x), model.eval()(x))
+
+
+def test_code_in_a_state_dict_is_not_run(tmp_path, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "state.pt"
+    torch.save({"weight": torch.ones(2, 3), "bias": Trap()}, path)
+    with pytest.raises(RuntimeError, match="holds more than tensors"):
+        crc.load_model(path, nn.Linear(3, 2))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("net.pt", "load_model\\(path, module\\)"),
+        ("net.safetensors", "load_model\\(path, module\\)"),
+        ("net.pt2", "torch.export.load"),
+    ],
+)
+def test_what_a_file_does_not_say_is_asked_for(tmp_path, name, said):
+    state = nn.Linear(3, 2).state_dict()
+    if name == "net.safetensors":
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state, tmp_path / name)
+    with pytest.raises(RuntimeError, match=said):
+        crc.load_model(tmp_path / name)
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        crc.load_model(tmp_path / name, nn.Linear(4, 2))

@@ -56,6 +56,24 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def code(text: str) -> tuple[Path, str]:
+    """What a Python file calls a network, for ``type=``.
+
+    Args:
+        text: what was typed.
+
+    Returns:
+        The file and the name.
+
+    Raises:
+        ArgumentTypeError: for anything but ``FILE.py:NAME``.
+    """
+    file, _, name = text.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be FILE.py:NAME; got {text!r}")
+    return path(file), name
+
+
 def count(text: str) -> int:
     """A number of things, for ``type=``.
 

@@ -3,7 +3,9 @@
 import argparse
 import hashlib
 import inspect
+import sys
 from dataclasses import dataclass, field
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from crcbook.certificate import certify
 from crcbook.certificate.table import METHODS
 from crcbook.checkpoints import load_model, read_json
 from crcbook.checks import as_box, as_classes, as_inputs
-from crcbook.commands.arguments import add_device, count, path, radius
+from crcbook.commands.arguments import add_device, code, count, path, radius
 from crcbook.datasets import DATASETS, load
 from crcbook.networks import read_network
 
@@ -33,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a run of `train`, or its model.safetensors")  # fmt: skip
     add("--model", type=path, metavar="FILE",
         help="a network of one's own in its place: .onnx, or of crcbook.save_model")  # fmt: skip
+    add("--module", type=code, metavar="FILE.py:NAME",
+        help="code that builds the network, run as any program is: a module, or what returns one; "
+        "--model is then its state dict, of safetensors or torch.save")  # fmt: skip
     add("--dataset", choices=DATASETS, help="whose test images; that of the run where not given")
     add("--data", type=path, metavar="FILE",
         help="items of one's own in its place: an .npz with arrays x, (items, *input_shape) floats "
@@ -97,14 +102,14 @@ def read_items(options: argparse.Namespace) -> Items:
         ValueError: for words that contradict each other, a network that cannot be certified, items
             that it does not take, labels that it does not give, or a box that does not hold them.
     """
-    if (options.run_folder is None) == (options.model is None):
+    if sum(one is not None for one in (options.run_folder, options.model or options.module)) != 1:
         raise ValueError("name one network: the folder of a run, or --model FILE")
     if options.data is not None and options.dataset is not None:
         raise ValueError("name one source of items: --dataset NAME or --data FILE")
     if options.labels is not None and options.data is None:
         raise ValueError("--labels belong to --data FILE, which is not given")
-    where = options.model or options.run_folder
-    model = load_model(where).to(options.device)
+    model, where = _model(options)
+    model = model.to(options.device)
     known = read_json(where / "run.json") if (where / "run.json").exists() else {}
     dataset = options.dataset or (None if options.data else known.get("dataset"))
     if dataset is None and options.data is None:
@@ -122,15 +127,64 @@ def read_items(options: argparse.Namespace) -> Items:
     labels = answer if y is None else as_classes("y", y, network, len(x)).cpu()
     box = None if options.box is None else tuple(options.box)
     as_box(box, flat)
-    radii = options.radius or [known["recipe"]["radius"]] * ("recipe" in known)
+    radii = options.radius or ([known["recipe"]["radius"]] if "recipe" in known else [])
     asked = {"method": options.method, "curvature": options.curvature, "box": box,
              "targets": options.targets}  # fmt: skip
+    # Options that do not go together are refused now: a label that is wrong takes no work.
+    certify(model, x[:1], (answer[:1] + 1) % network.classes, **asked)
     about = {"model": str(where), "dataset": str(options.data or dataset)}
     if options.labels:
         about["labels"] = str(options.labels)
     hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
     return Items(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
                  about, hashes)  # fmt: skip
+
+
+def _model(options: argparse.Namespace) -> tuple[nn.Module, Path]:
+    """The network, and where it is."""
+    where = options.model or options.run_folder
+    if options.module is None:
+        return load_model(where), where
+    module = build(*options.module)
+    return (load_model(where, module), where) if where else (module.eval(), options.module[0])
+
+
+def build(file: Path, name: str) -> nn.Module:
+    """Run a Python file, as ``python FILE.py`` would, for the network that it builds.
+
+    Args:
+        file: the Python file.
+        name: what it calls the network, or what returns one.
+
+    Returns:
+        The network.
+
+    Raises:
+        RuntimeError: where the code fails, or has no such network.
+    """
+    if not file.is_file():
+        raise RuntimeError(f"cannot run {file}: there is no such file")
+    spec = spec_from_file_location("crcbook_own_module", file)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot run {file} as Python")
+    program = sys.modules[spec.name] = module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))  # a program imports what lies beside it
+    try:
+        spec.loader.exec_module(program)
+        made = getattr(program, name, None)
+        if made is not None and not isinstance(made, nn.Module):
+            made = made()
+    except (Exception, SystemExit) as error:  # whatever someone's code raises
+        raise RuntimeError(f"{file}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(made, nn.Module):
+        kind = "is not there" if made is None else f"builds a {type(made).__name__}"
+        raise RuntimeError(
+            f"{name} in {file} {kind}: --module FILE.py:NAME names a torch.nn.Module, or what "
+            "returns one"
+        )
+    return made
 
 
 def _fitting(x: Tensor, model: nn.Module, source: str) -> Tensor:
@@ -157,7 +211,8 @@ def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor 
 
     Args:
         data: an ``.npz`` with ``x`` and perhaps ``y``, or an ``.npy`` with ``x`` alone.
-        labels: an ``.npy`` with the labels; None for those of the ``.npz``.
+        labels: an ``.npy`` with the labels, or an ``.npz`` with ``y``; None for those of the
+            ``.npz`` with the items.
 
     Returns:
         Floating-point items, and the labels or None.
@@ -167,14 +222,14 @@ def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor 
         TypeError: for items that are no floats.
         ValueError: for a file without ``x`` or with no items, and for labels in two files.
     """
-    arrays = _read_numpy(data)
+    arrays = _read_numpy(data, "x")
     if "x" not in arrays:
         held = ", ".join(arrays) or "nothing"
         raise ValueError(f"{data} has no array x, it holds {held}: {_ADVICE}")
     if labels is not None:
         if "y" in arrays:
             raise ValueError(f"{data} has labels y already: leave --labels out")
-        arrays["y"] = _read_numpy(labels).get("x", np.array(None))
+        arrays |= {"y": np.array(None)} | _read_numpy(labels, "y")
     x, y = arrays["x"], arrays.get("y")
     if x.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(
@@ -188,17 +243,18 @@ def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor 
     return _tensor(x), None if y is None else _tensor(y)
 
 
-def _read_numpy(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, or the one of an ``.npy`` under the name ``x``."""
+def _read_numpy(file: Path, name: str) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``, or the one of an ``.npy`` under a given name."""
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "does not exist"
         raise RuntimeError(f"cannot read {file}: it {kind}")
     try:
         read = np.load(file, allow_pickle=False)
         if isinstance(read, np.ndarray):
-            return {"x": read}
+            return {name: read}
         with read:
-            return {name: read[name] for name in read.files}
+            held = {name: read[name] for name in read.files}
+            return {name: one for name, one in held.items() if isinstance(one, np.ndarray)}
     except Exception as error:  # those of zip files, of compression, of headers and of pickles
         raise RuntimeError(
             f"cannot read {file} as numpy's .npz or .npy without pickles ({error}): {_ADVICE}"
