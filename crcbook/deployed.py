@@ -35,23 +35,29 @@ are two inner products with the same :math:`\hat a`:
 Softplus jumps to the identity above 20 in torch; that is far below :math:`\tau` times 20.
 Reduced precision inside products (TF32, bfloat16) and fast products of matrices (Strassen) are
 excluded: no such program is covered.
+
+For a certificate (:class:`DeployedRounding`) c is the input and the pair is the worst one: that is
+subtracted wherever the rounding of a model's reading would be, so that every bound is one of what
+the program computes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crcbook.activations import ROUNDING
-from crcbook.networks import Network, remembered
-from crcbook.proof.arithmetic import OUTWARD, SINGLE
+from crcbook.networks import Network, remembered, submodules
+from crcbook.proof.arithmetic import OUTWARD, SINGLE, single_sums_hold
 from crcbook.proof.eigenvalues import spectral_norm_bound
+from crcbook.proof.prover import Prover
 from crcbook.proof.rounding import RoundingModel
 
 # Float32 activations of torch are within it of the truth, relative to the larger of their natural
 # scales g|z| and |sigma(0)|: 16 units in the last place, as for float64; the tests compare.
 SINGLE_ROUNDING = 2.0**-20
-_LARGEST, _FARTHEST = 1e30, 1e6  # sizes below which no sum overflows, at distances up to the other
+FARTHEST = 1e6  # the distance up to which the bounds hold
+_LARGEST = 1e30  # the size below which no sum overflows
 
 
 @dataclass(frozen=True)
@@ -102,20 +108,48 @@ def float32_error(
     _check_weights(network)
     if centre is None:
         centre = network.layers[0].weight.new_zeros(len(label), network.inputs)
-    near, away, error, most = _hidden_error(network, centre)
     last = network.layers[-1]
     own, other = last.weight[label], last.weight[target]
     lengths = (own.norm(dim=1) + other.norm(dim=1)) * OUTWARD
     offsets = last.bias[label].abs() + last.bias[target].abs()
-    sums = ((own.abs() + other.abs()) * near).sum(1) * OUTWARD + offsets
-    sums = (away + error) * lengths + sums
-    terms = SINGLE.gamma(last.weight.shape[1] + 2)
-    total = error * ((own - other).norm(dim=1) * OUTWARD) + sums * terms
-    total = total + SINGLE.tiny * (1 + lengths)
-    most = torch.maximum(most, sums.at(_FARTHEST))
-    rate = torch.as_tensor(total.rate, dtype=lengths.dtype).expand_as(lengths) * OUTWARD
+    hidden = _hidden_error(network, centre)
+    near = (own.abs() + other.abs()) * hidden[0]
+    apart = (own - other).norm(dim=1) * OUTWARD
+    return _margin_error(network, hidden, apart, lengths, near.sum(1) * OUTWARD + offsets)
+
+
+def _worst_error(network: Network, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds of :func:`float32_error` for the worst two classes at each centre."""
+    last, hidden = network.layers[-1], _hidden_error(network, centre)
+    longest = 2 * float(last.weight.norm(dim=1).max()) * OUTWARD
+    sums = 2 * (hidden[0] @ last.weight.abs().T + last.bias.abs()).amax(1) * OUTWARD
+    apart = min(longest, _widest(last.weight))
+    return _margin_error(network, hidden, apart, longest, sums)
+
+
+def _widest(rows: Tensor) -> float:
+    """The largest distance between two rows, rounded upward."""
+    # Not by products, which cancel.
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return float(apart.max()) * (1 + 1e-6)
+
+
+def _margin_error(
+    network: Network,
+    hidden: "tuple[Tensor, Affine, Affine, Tensor]",
+    apart: Tensor | float,
+    lengths: Tensor | float,
+    near: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What the last layer adds, by the norms of its rows' differences and of both, and by sums."""
+    _, away, error, most = hidden
+    sums = (away + error) * lengths + near
+    terms = SINGLE.gamma(network.layers[-1].weight.shape[1] + 2)
+    total = error * apart + sums * terms + SINGLE.tiny * (1 + lengths)
+    most = torch.maximum(most, sums.at(FARTHEST))
+    rate = torch.as_tensor(total.rate, dtype=near.dtype, device=near.device).expand_as(near)
     start = torch.where(most < _LARGEST, total.start * OUTWARD, torch.inf)
-    return rate, start
+    return rate * OUTWARD, start
 
 
 def _hidden_error(network: Network, centre: Tensor) -> tuple[Tensor, Affine, Affine, Tensor]:
@@ -134,14 +168,14 @@ def _hidden_error(network: Network, centre: Tensor) -> tuple[Tensor, Affine, Aff
     slacks = rounding.preactivation_errors(centre.norm(dim=1))
     nothing = torch.zeros_like(centre[:, 0])
     near, away, error = centre.abs(), Affine(1.0, nothing), Affine(0.0, nothing)
-    most = near.norm(dim=1) + _FARTHEST
+    most = near.norm(dim=1) + FARTHEST
     rows = zip(rounding.hidden(), _magnitudes(network), at_centre, slacks, strict=True)
     for (layer, norm, _, _), magnitude, z, slack in rows:
         row, terms = layer.activation, SINGLE.gamma(layer.weight.shape[1] + 2)
         at_zero = len(layer.bias) ** 0.5 * abs(float(row.value(layer.bias.new_zeros(1))))
         sums = (near @ layer.weight.abs().T + layer.bias.abs()).norm(dim=1) * OUTWARD
         sums = (away + error) * magnitude + sums
-        most = torch.maximum(most, sums.at(_FARTHEST))
+        most = torch.maximum(most, sums.at(FARTHEST))
         step = error * norm + sums * terms + SINGLE.tiny * (1 + magnitude)
         size = Affine(away.rate * norm, z.norm(dim=1) * OUTWARD + slack)
         error = (step + (size + step) * SINGLE_ROUNDING) * row.max_slope
@@ -164,3 +198,68 @@ def _check_weights(network: Network) -> None:
                 f"a float32 program needs weights that float32 holds; it would round those of "
                 f"Linear layer {place}: convert the model with model.float() first"
             )
+
+
+@dataclass(frozen=True)
+class DeployedRounding(RoundingModel):
+    """Error bounds of evaluations for claims about what the network's float32 program computes."""
+
+    @classmethod
+    def of(cls, network: Network) -> "DeployedRounding":
+        """Prepare the bounds of a network whose weights float32 holds.
+
+        Args:
+            network: the float64 network, read from a model of the same layers.
+
+        Returns:
+            The model; its ``reading`` are the bounds around the origin.
+
+        Raises:
+            ValueError: where float32 does not hold the weights.
+        """
+        _check_weights(network)
+        rate, start = _worst_error(network, network.layers[0].weight.new_zeros(1, network.inputs))
+        found = super().of(network)
+        return cls(network, found.norms, found.frobenius, found.biases, (float(rate), float(start)))
+
+    def reading_error(self, x: Tensor) -> Tensor:
+        """How far margins of the network can be from those that the program computes.
+
+        Args:
+            x: ``(batch, n)`` points.
+
+        Returns:
+            ``(batch,)``; it grows by ``reading[0]`` a unit of distance, up to ``FARTHEST``.
+        """
+        return _worst_error(self.network, x)[1] * OUTWARD
+
+
+def deployed_prover(model: nn.Module, network: Network) -> Prover:
+    """A network prepared for proofs about the float32 program that a model is.
+
+    Args:
+        model: a Sequential of Flatten, Linear and activations, the last one Linear.
+        network: what was read from it.
+
+    Returns:
+        The prover.
+
+    Raises:
+        ValueError: for a model of another kind, for weights that float32 does not hold, and where
+            this device rounds float32 products to fewer digits.
+    """
+    linear = [module for module in submodules(model) if not isinstance(module, nn.Flatten)]
+    shapes = [tuple(module.weight.shape) for module in linear if isinstance(module, nn.Linear)]
+    if shapes != [tuple(layer.weight.shape) for layer in network.layers] or not isinstance(
+        linear[-1], nn.Linear
+    ):
+        raise ValueError(
+            "deployed='float32' needs a model whose Linear layers alternate with activations and "
+            f"end in one of the logits, two or more; got {model}"
+        )
+    if not single_sums_hold(network.device):
+        raise ValueError(
+            "float32 products on this device are rounded to fewer digits (TF32 or bfloat16): "
+            "torch.set_float32_matmul_precision('highest') makes the program one that is covered"
+        )
+    return replace(Prover.of(network), rounding=DeployedRounding.of(network))

@@ -4,12 +4,13 @@ import mpmath
 import pytest
 import torch
 from conftest import SMOOTH, evaluate_exactly
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import crcbook as crc
 from crcbook.activations import ACTIVATIONS
-from crcbook.deployed import SINGLE_ROUNDING, float32_error
+from crcbook.deployed import FARTHEST, SINGLE_ROUNDING, DeployedRounding, float32_error
 from crcbook.networks import read_network
 
 
@@ -108,7 +109,7 @@ def test_around_the_input_the_bound_is_the_smaller_one():
     assert (around <= start + rate * x.norm(dim=1) * (1 + 1e-9)).all()
 
 
-def test_an_input_that_float32_classifies_otherwise_is_within_the_bound():
+def test_an_input_that_float32_classifies_otherwise_is_refused_where_asked():
     """Between two inputs of different classes lie some that float32 decides wrongly."""
     model = crc.mlp([10, 64, 2], seed=0)
     network, one = read_network(model), torch.tensor([0])
@@ -126,13 +127,100 @@ def test_an_input_that_float32_classifies_otherwise_is_within_the_bound():
             margin = float(network.margin_and_gradient(middle.double(), one, one + 1)[0])
             low, high = (middle, high) if margin > 0 else (low, middle)
             logits = model(middle).detach()
-            if margin > 1e-12 and logits[0, 0] <= logits[0, 1]:
+            if margin > 3e-8 and logits[0, 0] <= logits[0, 1]:
                 found += 1
                 with mpmath.workdps(30):
                     exact, _ = evaluate_exactly(network, middle[0].double(), 0, 1)
                 _, start = float32_error(network, one, one + 1, middle.double())
-                assert 0 < exact <= float(start)
+                assert 0 < exact <= min(float(start), 1e-5)
+                for method in ("dual", "best", "lipschitz", "crown", "closed-form"):
+                    real = crc.certify(model, middle, one, method=method)
+                    program = crc.certify(model, middle, one, method=method, deployed="float32")
+                    assert real.radius > 0 and program.radius == 0
+                    asked = model, middle, one, float(real.radius) / 2
+                    assert crc.verify(*asked, method=method).robust
+                    assert not crc.verify(*asked, method=method, deployed="float32").robust
     assert found > 0
+
+
+@given(
+    float32_networks(),
+    st.sampled_from(["dual", "closed-form", "lipschitz", "crown", "best", "local", "box"]),
+)
+@settings(max_examples=60)
+def test_no_float32_input_in_the_ball_gets_another_class_of_the_program(case, method):
+    """Bisection finds where the program's class changes; no such input may be inside."""
+    model, generator = case
+    inputs = read_network(model).inputs
+    low, high = (torch.rand(6, inputs, generator=generator) for _ in "ab")
+    y = model(low).argmax(1)
+    ways = {"local": {"curvature": "local"}, "box": {"box": (0.0, 1.0)}}
+    ways = ways.get(method, {"method": method})
+    real, program = (
+        crc.certify(model, low, y, deployed=deployed, **ways) for deployed in (None, "float32")
+    )
+    assert (program.radius <= real.radius * (1 + 1e-9)).all()
+    verdict = crc.verify(model, low, y, 0.1, deployed="float32", **ways)
+    assert not (verdict.robust & ~crc.verify(model, low, y, 0.1, **ways).robust).any()
+    known = program.nearest.isfinite().all(1)
+    high[known] = program.nearest[known].float().clamp(0, 1)  # where the nearest change is
+    start = low.clone()
+    for _ in range(40):
+        middle = (low + high) / 2
+        same = (model(middle).argmax(1) == y)[:, None]
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    changed = model(high).argmax(1) != y
+    distance = (high.double() - start.double()).norm(dim=1)
+    assert (distance[changed] >= program.radius[changed]).all()
+    assert not (changed & verdict.robust & (distance < 0.1)).any()
+
+
+def test_what_a_proof_subtracts_holds_for_every_pair_and_grows_with_the_distance():
+    network = read_network(crc.mlp([20, 30, 25, 5], seed=0))
+    x = torch.rand(8, 20, generator=torch.Generator().manual_seed(0)).double()
+    rounding, pairs = DeployedRounding.of(network), torch.combinations(torch.arange(5))
+    for label, target in pairs:
+        rate, start = float32_error(network, label.expand(8), target.expand(8), x)
+        assert (start <= rounding.reading_error(x)).all() and (rate <= rounding.reading[0]).all()
+    assert (rounding.reading_error(x) < 3 * start).all()
+    assert rounding.reading_error(0 * x[:1]) == pytest.approx(rounding.reading[1])
+
+
+def test_a_radius_ends_where_the_bound_does():
+    model = crc.mlp([2, 2], seed=0)
+    with torch.no_grad():
+        model[1].weight.fill_(1e-9)
+        model[1].bias.copy_(torch.tensor([1.0, 0.0]))
+        model[1].weight[0] *= -1
+    x, y = torch.zeros(1, 2), torch.tensor([0])
+    assert crc.certify(model, x, y).radius > 2 * FARTHEST
+    assert 0.9 * FARTHEST < crc.certify(model, x, y, deployed="float32").radius <= FARTHEST
+    with pytest.raises(ValueError, match="up to 1e"):
+        crc.verify(model, x, y, 2 * FARTHEST, deployed="float32")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Sigmoid()),
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4).eval(), nn.Tanh(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)),
+    ],
+)
+def test_programs_of_another_kind_are_refused(model):
+    x, y = torch.zeros(1, 3), torch.tensor([0])
+    crc.certify(model, x, y)
+    with pytest.raises(ValueError, match="Linear"):
+        crc.certify(model, x, y, deployed="float32")
+    with pytest.raises(ValueError, match="deployed must be one of None, float32"):
+        crc.certify(model, x, y, deployed="float16")
+
+
+def test_a_device_that_shortens_float32_products_is_refused(monkeypatch):
+    monkeypatch.setattr("crcbook.deployed.single_sums_hold", lambda device: False)
+    with pytest.raises(ValueError, match="TF32"):
+        crc.certify(crc.mlp([3, 4, 2]), torch.zeros(1, 3), torch.tensor([0]), deployed="float32")
 
 
 def test_weights_that_float32_rounds_are_refused():

@@ -16,6 +16,7 @@ from crcbook.attacks import crossings
 from crcbook.certificate.question import Margin, Question, Radius
 from crcbook.certificate.table import METHODS, Images, Stage, Table, run
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius, readable
+from crcbook.deployed import FARTHEST, DeployedRounding, deployed_prover
 from crcbook.networks import read_network
 from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.box import Box, clip
@@ -86,6 +87,7 @@ def certify(
     box: tuple | None = None,
     curvature: str = "global",
     method: str = "dual",
+    deployed: str | None = None,
     progress: bool = False,
 ) -> Certificate:
     r"""Certified l2 radii: how far each input can move before its label can change.
@@ -108,6 +110,10 @@ def certify(
         method: ``"dual"``, the best quadratic found; ``"closed-form"``, the one at the input
             (Entesari et al. 2024); ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; or ``"best"`` of them all.
+        deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
+            runs, whatever the order of its sums: no float32 input closer than the radius is
+            classified differently by it (:mod:`crcbook.deployed`). For a Sequential of Flatten,
+            Linear and activations; in float32 products that no setting shortens.
         progress: show a progress bar.
 
     Returns:
@@ -119,7 +125,7 @@ def certify(
             an unknown option, or a box or local curvature with a method other than ``"dual"`` and
             ``"best"``.
     """
-    problem = _Problem.of(model, x, y, targets, box, curvature, method)
+    problem = _Problem.of(model, x, y, targets, box, curvature, method, deployed)
     parts = [problem.certify(chunk) for chunk in problem.chunks(progress, "certify")]
     *columns, won = zip(*parts, strict=True)
     methods = tuple(name for names in won for name in names)
@@ -136,6 +142,7 @@ def verify(
     box: tuple | None = None,
     curvature: str = "global",
     method: str = "dual",
+    deployed: str | None = None,
     progress: bool = False,
 ) -> Verdict:
     """Decide whether each label is certain in the l2 ball of a given radius.
@@ -153,6 +160,7 @@ def verify(
         curvature: ``"global"``, or ``"local"`` over the ball for margins the global bound leaves
             undecided.
         method: as in :func:`certify`.
+        deployed: as in :func:`certify`.
         progress: show a progress bar.
 
     Returns:
@@ -163,7 +171,10 @@ def verify(
         ValueError: for a layer that cannot be certified, a wrong shape or range, NaN or infinity,
             or an unknown option.
     """
-    problem, radius = _Problem.of(model, x, y, targets, box, curvature, method), as_radius(radius)
+    problem = _Problem.of(model, x, y, targets, box, curvature, method, deployed)
+    radius = as_radius(radius)
+    if radius > problem.farthest:
+        raise ValueError(f"a float32 program is verified up to {FARTHEST:g}; got {radius:g}")
     parts = [problem.verify(chunk, radius) for chunk in problem.chunks(progress, "verify")]
     margin, target = (torch.cat(column) for column in zip(*parts, strict=True))
     return Verdict(margin > 0, margin, target, targets)
@@ -222,6 +233,7 @@ class _Problem:
         box: tuple | None,
         curvature: str,
         method: str,
+        deployed: str | None = None,
     ) -> "_Problem":
         network = read_network(model, readable(x))
         x = as_inputs(x, network)
@@ -230,14 +242,22 @@ class _Problem:
             ("targets", targets, ("all", "runner-up")),
             ("curvature", curvature, ("global", "local")),
             ("method", method, (*METHODS, "best")),
+            ("deployed", deployed, (None, "float32")),
         ):
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"{name} must be one of {known}; got {value!r}")
         local = curvature == "local"
         if method in METHODS[1:] and (box is not None or local):
             raise ValueError(f"method {method!r} knows neither a box nor local curvature")
-        prover = Prover.of(network)
+        prover = deployed_prover(model, network) if deployed else Prover.of(network)
         return cls(prover, Glance.of(prover), x, y, targets, as_box(box, x), local, method)
+
+    @property
+    def farthest(self) -> float:
+        """The distance from an input up to which bounds hold."""
+        program = isinstance(self.prover.rounding, DeployedRounding)
+        return FARTHEST if program else torch.inf
 
     @cached_property
     def stages(self) -> tuple[list[Stage], list[Stage]]:
@@ -282,7 +302,7 @@ class _Problem:
         table = self.table(chunk, lambda x: Radius())
         images, rows = table.images, torch.arange(len(table.bound), device=table.bound.device)
         radius, column = table.bound.min(dim=1)
-        radius = radius.clamp(min=0).masked_fill(~images.correct, 0.0)
+        radius = radius.clamp(0, self.farthest).masked_fill(~images.correct, 0.0)
         column = column.masked_fill(~images.correct, 0)
         limiting = rows * table.bound.shape[1] + column
         entries = table.entries(limiting, torch.full_like(radius, torch.inf), self.box is not None)

@@ -108,7 +108,7 @@ class Images:
         order = order[:, :1] if runner_up_alone else order
         errors = (
             glance.prover.first_error(x),
-            glance.prover.rounding.reading_error(x.norm(dim=1)),
+            glance.prover.rounding.reading_error(x),
         )
         return cls(x, y, order, correct, z, *errors, *glance.look(x, y, order, logits, slopes))
 

@@ -383,7 +383,9 @@ def _margins(
     margin = balls.lowest(weights[:, None], offset[:, None]).squeeze(1)
     # The differences of the last layer's weights are rounded themselves.
     error = 4 * UNIT * ((weights.abs() * balls.size).sum(1) + offset.abs())
-    error = error + prover.rounding.reading_error(balls.x.norm(dim=1) + balls.radius)
+    # Away from the centre a reading is off by more.
+    off = prover.rounding.reading_error(balls.x) + prover.rounding.reading[0] * balls.radius
+    error = error + off
     margin = margin - (error + prover.rounding.deviation(weights)) * OUTWARD
     return torch.where(margin.isnan(), -torch.inf, margin - 4 * UNIT * margin.abs())
 

@@ -85,7 +85,7 @@ class Entries:
         z, z_error = prover.network.first(x), prover.first_error(x)
         k = downward_curvature(prover.network, label, target)
         start, way = torch.zeros_like(x, dtype=prover.rough.dtype), x[:, :0].float()
-        off = prover.rounding.reading_error(x.norm(dim=1))
+        off = prover.rounding.reading_error(x)
         columns = index, index, label, target, k, infinite, x, z, z_error, off, -infinite, infinite
         return cls(*columns, start, way, allowed)
 
@@ -290,24 +290,25 @@ class Prover:
             ``(entries,)`` each, the second with the deviation of torch's own evaluation.
         """
         margin, _ = self.network.margin_and_units(point, entries.label, entries.target)
-        return margin, self.margin_error(entries.label, entries.target, point.norm(dim=1))
+        return margin, self.margin_error(entries.label, entries.target, point)
 
-    def margin_error(self, label: Tensor, target: Tensor, x_norm: Tensor) -> Tensor:
+    def margin_error(self, label: Tensor, target: Tensor, point: Tensor) -> Tensor:
         """How far margins evaluated in float64 can be from the true ones.
 
         Args:
             label: ``(entries,)`` classes.
             target: ``(entries,)`` classes.
-            x_norm: ``(entries,)`` norms of the points of evaluation.
+            point: ``(entries, n)`` float64, the points of evaluation.
 
         Returns:
             ``(entries,)``, with the deviation of torch's own evaluation.
         """
         facts = self.rounding.facts(label, target)
-        forward = self.rounding.forward(*self.rounding.first(x_norm + DOUBLE.tiny_norm))
+        size = point.norm(dim=1) + DOUBLE.tiny_norm
+        forward = self.rounding.forward(*self.rounding.first(size))
         active = forward.size + forward.error
         error = self.rounding.value_error(facts, forward, active) + facts.deviation
-        error = error + self.rounding.reading_error(x_norm)
+        error = error + self.rounding.reading_error(point)
         sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
         return (error + sums) * OUTWARD
 

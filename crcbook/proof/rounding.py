@@ -244,17 +244,17 @@ class RoundingModel:
             largest = size + slack
         return unit_slack, slack
 
-    def reading_error(self, x_norm: Tensor) -> Tensor:
+    def reading_error(self, x: Tensor) -> Tensor:
         """How far margins of the network can be from those of the model that was read.
 
         Args:
-            x_norm: ``(batch,)`` norms of points.
+            x: ``(batch, n)`` points.
 
         Returns:
             ``(batch,)``; it grows by ``reading[0]`` a unit of distance.
         """
         alpha, beta = self.reading
-        return (alpha * x_norm + beta) * OUTWARD
+        return (alpha * x.norm(dim=1) + beta) * OUTWARD
 
     def preactivation_errors(self, x_norm: Tensor) -> list[Tensor]:
         """Bounds of the errors of :meth:`Network.preactivations` in float64.

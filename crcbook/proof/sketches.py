@@ -269,7 +269,7 @@ class Glance:
         facts = self._facts(label, target)
         forward = rounding.forward(*rounding.first(x.norm(dim=1, keepdim=True) + DOUBLE.tiny_norm))
         lost = rounding.value_error(facts, forward, forward.size + forward.error) + facts.deviation
-        lost = lost + rounding.reading_error(x.norm(dim=1, keepdim=True))
+        lost = lost + rounding.reading_error(x)[:, None]
         lost = (lost + 8 * DOUBLE.unit * (own.abs() + other.abs() + facts.offset)) * OUTWARD
         _, slope_error = rounding.gradient_errors(facts, forward)
         slope_error = slope_error + rounding.reading[0]
