@@ -220,7 +220,7 @@ def broken(network, x, y, radius, point) -> torch.Tensor:
     for target in range(network.classes):
         pair, at = (y, torch.full_like(y, target)), point.nan_to_num()
         margin, _ = network.margin_and_units(at, *pair)
-        error = prover.margin_error(*pair, at.norm(dim=1))
+        error = prover.margin_error(*pair, at)
         wrong |= (pair[1] != y) & (margin + error <= 0)
     return inside & wrong & (radius > 0)
 
