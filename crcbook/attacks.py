@@ -191,13 +191,13 @@ def crossings(
     """
     point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
     point = clip(box, point)  # a step in another precision may end a rounding error outside
-    ray = network.margin_along(x, point, label, target, begin)
+    ray = MarginAlong.of(network, (x, point), label, target, begin)
     below = ray(torch.ones_like(x[:, 0]))
     missed = (~(below <= 0)).nonzero().squeeze(1)
     if len(missed):
         few = x[missed], point[missed], label[missed], target[missed]
         point[missed] = _first_outside(network, *few, box, _REACHES)
-        ray = network.margin_along(x, point, label, target, begin)
+        ray = MarginAlong.of(network, (x, point), label, target, begin)
         below[missed] = ray.take(missed)(torch.ones_like(below[missed]))
     return x + _retreat(ray, below)[:, None] * (point - x)
 

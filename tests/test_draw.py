@@ -236,8 +236,8 @@ def python_errors(network, point):
     rounding = Prover.of(network).rounding
     facts = rounding.facts(torch.tensor([4]), torch.tensor([9]))
     forward = rounding.forward(*rounding.first(point.norm()[None]))
-    value = rounding.value_error(facts, forward, forward.size + forward.error)
-    return value, rounding.gradient_errors(facts, forward)[1]
+    value = forward.value_error(facts, forward.size + forward.error)
+    return value, forward.gradient_errors(facts)[1]
 
 
 def exactly(layer, point, row):

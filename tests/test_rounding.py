@@ -65,8 +65,8 @@ def test_evaluations_are_within_the_bounds_and_the_bounds_within_reason(
     z, active, units = (arithmetic.norm(rows) for rows in (z, active, units))
     facts = rounding.facts(entries.label, entries.target)
     forward = rounding.forward(z, entries.z_error + arithmetic.unit * z, arithmetic)
-    value = rounding.value_error(facts, forward, active, arithmetic)
-    _, slope = rounding.gradient_errors(facts, forward, units, arithmetic)
+    value = forward.value_error(facts, active)
+    _, slope = forward.gradient_errors(facts, units)
     bias = prover.network.layers[-1].bias.tolist()
     with mpmath.workdps(80):
         for i, point in enumerate(x):

@@ -6,7 +6,7 @@ is :math:`f(x) = z^{(L)}_y(x) - z^{(L)}_t(x)`.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from threading import Lock
@@ -17,7 +17,6 @@ from torch import Tensor
 from crcbook.activations import Activation
 
 _REMEMBERED_NETWORKS = 16
-_OUTWARD = 1 + 2.0**-20  # for the rounding of norms of as many entries as a matrix may have
 _LARGE = 1e12  # beyond it, or below its inverse, float32 would not do for a search
 
 
@@ -42,27 +41,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Network:
-    """The layers of a classifier, in the order data flows through them.
+class LayerChain:
+    """Layers in the order data flows through them, and the derivatives of the hidden ones.
 
     Attributes:
-        layers: at least one; the last one gives the logits.
-        key: a hash of every weight and activation, so that an edited model is another network; None
-            where nothing is to be remembered of it.
+        layers: at least one; the last one has no part in what the methods here carry along.
     """
 
     layers: tuple[Layer, ...]
-    key: str | None = None
 
     @property
     def inputs(self) -> int:
         """The number of input coordinates."""
         return self.layers[0].weight.shape[1]
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return self.layers[-1].weight.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -73,80 +64,6 @@ class Network:
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         return self.layers[0].weight.dtype
-
-    @property
-    def rough(self) -> "Network":
-        """The same network for searches that need no proof: in float32, if that holds its sizes."""
-        sizes = [float(layer.weight.abs().max()) for layer in self.layers]
-        fits = all(size == 0 or 1 / _LARGE < size < _LARGE for size in sizes)
-        return self.to(torch.float32) if fits else self
-
-    def to(self, dtype: torch.dtype) -> "Network":
-        """The same network with rounded weights.
-
-        Args:
-            dtype: a floating-point dtype.
-
-        Returns:
-            A network without a key, whose layers no longer say what they are off by.
-        """
-        layers = (
-            Layer(layer.weight.to(dtype), layer.bias.to(dtype), layer.activation)
-            for layer in self.layers
-        )
-        return Network(tuple(layers))
-
-    def reading_error(self, norms: Sequence[float] | None = None) -> tuple[float, float]:
-        r"""How far margins can be from those of the model that was read, whatever the input.
-
-        The weights of a :class:`Layer` may be off by its ``weight_error`` :math:`\omega`, and its
-        bias by :math:`\beta`. If the activations :math:`\hat a` of this network have a norm of at
-        most s and are within e of the model's, those of the next layer have a norm of at most
-        :math:`g(\|W\|s + \|b\|) + \sqrt{N}|\sigma(0)|` and are within
-        :math:`g((\|W\|+\omega)e + \omega s + \beta)`, where :math:`g = \sup|\sigma'|` and N is
-        the width. Both are carried along as multiples of :math:`\|x\|_2` plus a constant.
-
-        Args:
-            norms: proved bounds of the spectral norms of all hidden layers' weights; None for
-                their Frobenius norms.
-
-        Returns:
-            :math:`\alpha, \beta` such that every margin of the model is within
-            :math:`\alpha\|x\|_2 + \beta` of this network's, at every x in real arithmetic;
-            ``(0.0, 0.0)`` where the weights are the model's own.
-        """
-        if not any(layer.weight_error or layer.bias_error for layer in self.layers):
-            return 0.0, 0.0
-        if norms is None:
-            norms = [float(layer.weight.norm()) * _OUTWARD for layer in self.layers[:-1]]
-        size, error = (1.0, 0.0), (0.0, 0.0)  # multiples of the norm of x, and constants
-        for layer, norm in zip(self.layers[:-1], norms, strict=True):
-            g, omega = layer.activation.max_slope, layer.weight_error
-            at_zero = abs(float(layer.activation.value(layer.bias.new_zeros(()))))
-            constants = float(layer.bias.norm()), len(layer.bias) ** 0.5 * at_zero
-            alpha, beta = (
-                g * ((norm + omega) * e + omega * s) for e, s in zip(error, size, strict=True)
-            )
-            error = alpha, beta + g * layer.bias_error
-            size = g * norm * size[0], g * (norm * size[1] + constants[0]) + constants[1]
-        last = self.layers[-1]
-        # A margin takes the difference of two rows, and of two entries of the bias.
-        rows, omega = 2 * float(last.weight.norm(dim=1).max()), 2 * last.weight_error
-        alpha, beta = ((rows + omega) * e + omega * s for e, s in zip(error, size, strict=True))
-        return alpha * _OUTWARD, (beta + 2 * last.bias_error) * _OUTWARD
-
-    def logits(self, x: Tensor) -> Tensor:
-        """The logits.
-
-        Args:
-            x: ``(batch, n)``.
-
-        Returns:
-            ``(batch, classes)``.
-        """
-        for layer in self.layers:
-            x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
-        return x
 
     def preactivations(self, x: Tensor) -> list[Tensor]:
         """The inputs z of each hidden layer's activation.
@@ -162,125 +79,6 @@ class Network:
             values.append(torch.addmm(layer.bias, x, layer.weight.T))
             x = layer.activation.value(values[-1])
         return values
-
-    def margin_weights(self, label: Tensor, target: Tensor) -> Tensor:
-        """The last layer's row of ``label`` minus that of ``target``.
-
-        Args:
-            label: ``(batch,)`` classes.
-            target: ``(batch,)`` classes.
-
-        Returns:
-            ``(batch, width of the last hidden layer)``.
-        """
-        weight = self.layers[-1].weight  # index_select takes rows several times faster than []
-        return weight.index_select(0, label).sub_(weight.index_select(0, target))
-
-    def distinct_pairs(self, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each pair of classes that occurs, once.
-
-        Args:
-            label: classes, of any shape.
-            target: classes, of a shape that broadcasts with it.
-
-        Returns:
-            ``(distinct,)`` labels, ``(distinct,)`` targets, and where each of the given pairs is
-            among them.
-        """
-        code, place = torch.unique(label * self.classes + target, return_inverse=True)
-        return code // self.classes, code % self.classes, place
-
-    def margin_and_gradient(
-        self, x: Tensor, label: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The margin f of ``label`` over ``target`` and its gradient.
-
-        Args:
-            x: ``(pairs, n)``.
-            label: ``(pairs,)`` classes.
-            target: ``(pairs,)`` classes.
-
-        Returns:
-            ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
-        """
-        margin, units = self.margin_and_units(x, label, target)
-        return margin, self.input_gradient(units)
-
-    def margin_along(
-        self,
-        start: Tensor,
-        end: Tensor,
-        label: Tensor,
-        target: Tensor,
-        begin: Tensor | None = None,
-    ) -> "MarginAlong":
-        """The margins on segments, where the first layer's preactivations are interpolated.
-
-        Args:
-            start: ``(pairs, n)``.
-            end: ``(pairs, n)``.
-            label: ``(pairs,)`` classes.
-            target: ``(pairs,)`` classes.
-            begin: ``(pairs, width)`` the first layer's preactivations at ``start``, if known.
-
-        Returns:
-            A function of ``(pairs,)`` fractions of the way.
-        """
-        first = self.layers[0]
-        if begin is None:
-            begin = torch.addmm(first.bias, start, first.weight.T)
-        return MarginAlong(self, begin, (end - start) @ first.weight.T, label, target)
-
-    def margin_and_units(self, x: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The margin and its gradient in the first layer's preactivations.
-
-        Args:
-            x: ``(pairs, n)``.
-            label: ``(pairs,)`` classes.
-            target: ``(pairs,)`` classes.
-
-        Returns:
-            ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
-            there is no hidden layer.
-        """
-        x, slopes = self.forward(self.first(x))
-        gradient = self.margin_weights(label, target)
-        offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
-        return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
-
-    def logits_and_slopes(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The logits, and what gradients are made of.
-
-        Args:
-            x: ``(batch, n)``.
-
-        Returns:
-            ``(batch, classes)`` logits, ``(batch, width)`` preactivations of the first layer (the
-            inputs where there is no hidden layer), and every hidden layer's slopes.
-        """
-        z = self.first(x)
-        x, slopes = self.forward(z)
-        return torch.addmm(self.layers[-1].bias, x, self.layers[-1].weight.T), z, slopes
-
-    def units(
-        self, slopes: list[Tensor], label: Tensor, target: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """Gradients of margins in the first layer's preactivations.
-
-        Args:
-            slopes: those of :meth:`logits_and_slopes`.
-            label: ``(batch,)`` classes.
-            target: ``(batch, count)`` classes whose logits to subtract.
-            dtype: what to round to.
-
-        Returns:
-            ``(batch, count, width)``; gradients in the inputs where there is no hidden layer.
-        """
-        *pairs, place = self.distinct_pairs(label[:, None], target)
-        rows = self.margin_weights(*pairs)
-        if len(slopes) == 1:  # products only: they can as well be rounded first
-            return rows.to(dtype)[place].mul_(slopes[0].to(dtype)[:, None])
-        return self.backward(rows[place], [slope[:, None] for slope in slopes]).to(dtype)
 
     def first(self, x: Tensor) -> Tensor:
         """The preactivations of the first layer; the input where there is no hidden layer.
@@ -351,6 +149,152 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Network(LayerChain):
+    """A classifier: a chain of layers, the last of which gives the logits.
+
+    Attributes:
+        key: a hash of every weight and activation, so that an edited model is another network; None
+            where nothing is to be remembered of it.
+    """
+
+    key: str | None = None
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.layers[-1].weight.shape[0]
+
+    @property
+    def rough(self) -> "Network":
+        """The same network for searches that need no proof: in float32, if that holds its sizes."""
+        sizes = [float(layer.weight.abs().max()) for layer in self.layers]
+        fits = all(size == 0 or 1 / _LARGE < size < _LARGE for size in sizes)
+        return self.to(torch.float32) if fits else self
+
+    def to(self, dtype: torch.dtype) -> "Network":
+        """The same network with rounded weights.
+
+        Args:
+            dtype: a floating-point dtype.
+
+        Returns:
+            A network without a key, whose layers no longer say what they are off by.
+        """
+        layers = (
+            Layer(layer.weight.to(dtype), layer.bias.to(dtype), layer.activation)
+            for layer in self.layers
+        )
+        return Network(tuple(layers))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            ``(batch, classes)``.
+        """
+        for layer in self.layers:
+            x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
+        return x
+
+    def margin_weights(self, label: Tensor, target: Tensor) -> Tensor:
+        """The last layer's row of ``label`` minus that of ``target``.
+
+        Args:
+            label: ``(batch,)`` classes.
+            target: ``(batch,)`` classes.
+
+        Returns:
+            ``(batch, width of the last hidden layer)``.
+        """
+        weight = self.layers[-1].weight  # index_select takes rows several times faster than []
+        return weight.index_select(0, label).sub_(weight.index_select(0, target))
+
+    def distinct_pairs(self, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each pair of classes that occurs, once.
+
+        Args:
+            label: classes, of any shape.
+            target: classes, of a shape that broadcasts with it.
+
+        Returns:
+            ``(distinct,)`` labels, ``(distinct,)`` targets, and where each of the given pairs is
+            among them.
+        """
+        code, place = torch.unique(label * self.classes + target, return_inverse=True)
+        return code // self.classes, code % self.classes, place
+
+    def margin_and_gradient(
+        self, x: Tensor, label: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The margin f of ``label`` over ``target`` and its gradient.
+
+        Args:
+            x: ``(pairs, n)``.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+
+        Returns:
+            ``f`` as ``(pairs,)`` and its gradient as ``(pairs, n)``.
+        """
+        margin, units = self.margin_and_units(x, label, target)
+        return margin, self.input_gradient(units)
+
+    def margin_and_units(self, x: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The margin and its gradient in the first layer's preactivations.
+
+        Args:
+            x: ``(pairs, n)``.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+
+        Returns:
+            ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
+            there is no hidden layer.
+        """
+        x, slopes = self.forward(self.first(x))
+        gradient = self.margin_weights(label, target)
+        offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
+        return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
+
+    def logits_and_slopes(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The logits, and what gradients are made of.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            ``(batch, classes)`` logits, ``(batch, width)`` preactivations of the first layer (the
+            inputs where there is no hidden layer), and every hidden layer's slopes.
+        """
+        z = self.first(x)
+        x, slopes = self.forward(z)
+        return torch.addmm(self.layers[-1].bias, x, self.layers[-1].weight.T), z, slopes
+
+    def units(
+        self, slopes: list[Tensor], label: Tensor, target: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Gradients of margins in the first layer's preactivations.
+
+        Args:
+            slopes: those of :meth:`logits_and_slopes`.
+            label: ``(batch,)`` classes.
+            target: ``(batch, count)`` classes whose logits to subtract.
+            dtype: what to round to.
+
+        Returns:
+            ``(batch, count, width)``; gradients in the inputs where there is no hidden layer.
+        """
+        *pairs, place = self.distinct_pairs(label[:, None], target)
+        rows = self.margin_weights(*pairs)
+        if len(slopes) == 1:  # products only: they can as well be rounded first
+            return rows.to(dtype)[place].mul_(slopes[0].to(dtype)[:, None])
+        return self.backward(rows[place], [slope[:, None] for slope in slopes]).to(dtype)
+
+
+@dataclass(frozen=True)
 class MarginAlong:
     """Margins on segments, as a function of the fraction of the way.
 
@@ -367,6 +311,32 @@ class MarginAlong:
     way: Tensor
     label: Tensor
     target: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        ends: tuple[Tensor, Tensor],
+        label: Tensor,
+        target: Tensor,
+        begin: Tensor | None = None,
+    ) -> "MarginAlong":
+        """The margins on segments, where the first layer's preactivations are interpolated.
+
+        Args:
+            network: the network.
+            ends: ``(pairs, n)`` each, where the segments begin and end.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+            begin: ``(pairs, width)`` the first layer's preactivations where they begin, if known.
+
+        Returns:
+            A function of ``(pairs,)`` fractions of the way.
+        """
+        first, (start, end) = network.layers[0], ends
+        if begin is None:
+            begin = torch.addmm(first.bias, start, first.weight.T)
+        return cls(network, begin, (end - start) @ first.weight.T, label, target)
 
     def __call__(self, fraction: Tensor) -> Tensor:
         """The margins.

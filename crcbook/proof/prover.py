@@ -257,8 +257,8 @@ class Prover:
             moved = (terms + used.tiny) * length + used.tiny
         start = entries.z_error + moved + 4 * used.unit * (z + change)
         forward = self.rounding.forward(z, start, used)
-        value = self.rounding.value_error(facts, forward, active, used) + facts.deviation
-        unit_slack, slope = self.rounding.gradient_errors(facts, forward, units, used)
+        value = forward.value_error(facts, active) + facts.deviation
+        unit_slack, slope = forward.gradient_errors(facts, units)
         terms = used.gamma(change_width + 4)
         along = (unit_slack + terms * units) * change + (units + unit_slack) * moved
         fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < used.largest
@@ -307,7 +307,7 @@ class Prover:
         size = point.norm(dim=1) + DOUBLE.tiny_norm
         forward = self.rounding.forward(*self.rounding.first(size))
         active = forward.size + forward.error
-        error = self.rounding.value_error(facts, forward, active) + facts.deviation
+        error = forward.value_error(facts, active) + facts.deviation
         error = error + self.rounding.reading_error(point)
         sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
         return (error + sums) * OUTWARD

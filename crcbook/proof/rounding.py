@@ -16,7 +16,7 @@ table of activations:
 What underflow can take is added in every step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor
 from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import DOUBLE, OUTWARD, Arithmetic, gamma
 from crcbook.proof.eigenvalues import spectral_norm_bound
+
+_NORMS_OUTWARD = 1 + 2.0**-20  # for norms of as many entries as a matrix may have
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,67 @@ class Forward:
     """What rounding can have done on the way to the last hidden activation; ``(entries,)`` each.
 
     Attributes:
+        model: the error bounds of the network.
+        arithmetic: the format of the evaluation.
         steps: bounds of the error of each hidden layer's preactivations, in the l2 norm.
         size: a bound of the norm of the last activation.
         error: a bound of its error.
         largest: no smaller than any product of sizes on the way.
     """
 
+    model: "RoundingModel"
+    arithmetic: Arithmetic
     steps: list[Tensor]
     size: Tensor
     error: Tensor
     largest: Tensor
+
+    def value_error(self, facts: MarginFacts, active: Tensor) -> Tensor:
+        """A bound of the error of margins.
+
+        Args:
+            facts: those of the margins.
+            active: ``(entries,)`` the norms of the computed last activations.
+
+        Returns:
+            ``(entries,)``, without the facts' deviation.
+        """
+        arithmetic, last = self.arithmetic, self.model.network.layers[-1]
+        terms = arithmetic.gamma(last.weight.shape[1] + 4)
+        rows = terms * facts.norm + 4 * arithmetic.unit * facts.rows + arithmetic.tiny
+        return facts.norm * self.error + rows * active + arithmetic.tiny
+
+    def gradient_errors(
+        self, facts: MarginFacts, units: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of the errors of a margin's gradients, in the l2 norm.
+
+        Args:
+            facts: those of the margins.
+            units: ``(entries,)`` the norms of the computed gradients in the first layer's
+                preactivations; None for a bound of them.
+
+        Returns:
+            ``(entries,)`` that in the first layer's preactivations, and that in the inputs.
+        """
+        arithmetic = self.arithmetic
+        slack, size, largest = 2 * arithmetic.unit * facts.rows, facts.norm, facts.largest
+        unit_slack, tiny = slack, arithmetic.tiny
+        for (layer, norm, frobenius, _), step in zip(
+            reversed(list(self.model.hidden())), reversed(self.steps), strict=True
+        ):
+            row, terms = layer.activation, arithmetic.gamma(len(layer.bias) + 4)
+            rounded = 2 * (arithmetic.activation + arithmetic.unit) * (size + slack)
+            bent = largest * row.max_bend * step
+            slack = row.max_slope * (slack + rounded) + bent + tiny
+            size, unit_slack = row.max_slope * size, slack
+            computed = size + slack
+            if units is not None and step is self.steps[0]:
+                computed = units
+            slack = norm * slack + (terms * frobenius + tiny) * computed + tiny
+            size = norm * size
+            largest = size + slack
+        return unit_slack, slack
 
 
 @dataclass(frozen=True)
@@ -73,7 +126,7 @@ class RoundingModel:
         frobenius: each hidden weight's Frobenius norm, rounded upward.
         biases: the norm of each hidden layer's bias.
         reading: :math:`\alpha, \beta` such that the model that was read is within
-            :math:`\alpha\|x\| + \beta` of the network, from :meth:`Network.reading_error`.
+            :math:`\alpha\|x\| + \beta` of the network, from :func:`reading_bounds`.
     """
 
     network: Network
@@ -96,7 +149,7 @@ class RoundingModel:
         frobenius = tuple(_size(layer.weight) for layer in hidden)
         biases = tuple(_size(layer.bias) for layer in hidden)
         norms = _spectral_norms(network)
-        return cls(network, norms, frobenius, biases, network.reading_error(norms))
+        return cls(network, norms, frobenius, biases, reading_bounds(network, norms))
 
     def hidden(self) -> Iterator[tuple[Layer, float, float, float]]:
         """The hidden layers with the sizes of their weights.
@@ -187,62 +240,7 @@ class RoundingModel:
             rounded = arithmetic.activation * size + tiny
             error = row.max_slope * (1 + arithmetic.activation) * error + rounded
             largest = largest * (1 + frobenius + bias) * (1 + row.max_slope + at_zero)
-        return Forward(steps, size, error, largest)
-
-    def value_error(
-        self, facts: MarginFacts, forward: Forward, active: Tensor, arithmetic: Arithmetic = DOUBLE
-    ) -> Tensor:
-        """A bound of the error of margins.
-
-        Args:
-            facts: those of the margins.
-            forward: the errors so far.
-            active: ``(entries,)`` the norms of the computed last activations.
-            arithmetic: the format of the evaluation.
-
-        Returns:
-            ``(entries,)``, without the facts' deviation.
-        """
-        terms = arithmetic.gamma(self.network.layers[-1].weight.shape[1] + 4)
-        rows = terms * facts.norm + 4 * arithmetic.unit * facts.rows + arithmetic.tiny
-        return facts.norm * forward.error + rows * active + arithmetic.tiny
-
-    def gradient_errors(
-        self,
-        facts: MarginFacts,
-        forward: Forward,
-        units: Tensor | None = None,
-        arithmetic: Arithmetic = DOUBLE,
-    ) -> tuple[Tensor, Tensor]:
-        """Bounds of the errors of a margin's gradients, in the l2 norm.
-
-        Args:
-            facts: those of the margins.
-            forward: the errors so far.
-            units: ``(entries,)`` the norms of the computed gradients in the first layer's
-                preactivations; None for a bound of them.
-            arithmetic: the format of the evaluation.
-
-        Returns:
-            ``(entries,)`` that in the first layer's preactivations, and that in the inputs.
-        """
-        slack, size, largest = 2 * arithmetic.unit * facts.rows, facts.norm, facts.largest
-        unit_slack, tiny = slack, arithmetic.tiny
-        for (layer, norm, frobenius, _), step in zip(
-            reversed(list(self.hidden())), reversed(forward.steps), strict=True
-        ):
-            row, terms = layer.activation, arithmetic.gamma(len(layer.bias) + 4)
-            rounded = 2 * (arithmetic.activation + arithmetic.unit) * (size + slack)
-            bent = largest * row.max_bend * step
-            slack = row.max_slope * (slack + rounded) + bent + tiny
-            size, unit_slack = row.max_slope * size, slack
-            computed = size + slack
-            if units is not None and step is forward.steps[0]:
-                computed = units
-            slack = norm * slack + (terms * frobenius + tiny) * computed + tiny
-            size = norm * size
-            largest = size + slack
-        return unit_slack, slack
+        return Forward(self, arithmetic, steps, size, error, largest)
 
     def reading_error(self, x: Tensor) -> Tensor:
         """How far margins of the network can be from those of the model that was read.
@@ -276,3 +274,41 @@ def _size(values: Tensor) -> float:
 @remembered
 def _spectral_norms(network: Network) -> tuple[float, ...]:
     return tuple(spectral_norm_bound(layer.weight) for layer in network.layers[:-1])
+
+
+def reading_bounds(network: Network, norms: Sequence[float]) -> tuple[float, float]:
+    r"""How far margins can be from those of the model that was read, whatever the input.
+
+    The weights of a :class:`Layer` may be off by its ``weight_error`` :math:`\omega`, and its
+    bias by :math:`\beta`. If the activations :math:`\hat a` of this network have a norm of at
+    most s and are within e of the model's, those of the next layer have a norm of at most
+    :math:`g(\|W\|s + \|b\|) + \sqrt{N}|\sigma(0)|` and are within
+    :math:`g((\|W\|+\omega)e + \omega s + \beta)`, where :math:`g = \sup|\sigma'|` and N is
+    the width. Both are carried along as multiples of :math:`\|x\|_2` plus a constant.
+
+    Args:
+        network: the network that was read.
+        norms: proved bounds of the spectral norms of all hidden layers' weights.
+
+    Returns:
+        :math:`\alpha, \beta` such that every margin of the model is within
+        :math:`\alpha\|x\|_2 + \beta` of this network's, at every x in real arithmetic;
+        ``(0.0, 0.0)`` where the weights are the model's own.
+    """
+    if not any(layer.weight_error or layer.bias_error for layer in network.layers):
+        return 0.0, 0.0
+    size, error = (1.0, 0.0), (0.0, 0.0)  # multiples of the norm of x, and constants
+    for layer, norm in zip(network.layers[:-1], norms, strict=True):
+        g, omega = layer.activation.max_slope, layer.weight_error
+        at_zero = abs(float(layer.activation.value(layer.bias.new_zeros(()))))
+        constants = float(layer.bias.norm()), len(layer.bias) ** 0.5 * at_zero
+        alpha, beta = (
+            g * ((norm + omega) * e + omega * s) for e, s in zip(error, size, strict=True)
+        )
+        error = alpha, beta + g * layer.bias_error
+        size = g * norm * size[0], g * (norm * size[1] + constants[0]) + constants[1]
+    last = network.layers[-1]
+    # A margin takes the difference of two rows, and of two entries of the bias.
+    rows, omega = 2 * float(last.weight.norm(dim=1).max()), 2 * last.weight_error
+    alpha, beta = ((rows + omega) * e + omega * s for e, s in zip(error, size, strict=True))
+    return alpha * _NORMS_OUTWARD, (beta + 2 * last.bias_error) * _NORMS_OUTWARD

@@ -268,10 +268,10 @@ class Glance:
         own, other = logits.gather(1, label[:, None]), logits.gather(1, target)
         facts = self._facts(label, target)
         forward = rounding.forward(*rounding.first(x.norm(dim=1, keepdim=True) + DOUBLE.tiny_norm))
-        lost = rounding.value_error(facts, forward, forward.size + forward.error) + facts.deviation
+        lost = forward.value_error(facts, forward.size + forward.error) + facts.deviation
         lost = lost + rounding.reading_error(x)[:, None]
         lost = (lost + 8 * DOUBLE.unit * (own.abs() + other.abs() + facts.offset)) * OUTWARD
-        _, slope_error = rounding.gradient_errors(facts, forward)
+        _, slope_error = forward.gradient_errors(facts)
         slope_error = slope_error + rounding.reading[0]
         if self.sketch is None:
             units = network.units(slopes, label, target, x.dtype)
