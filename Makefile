@@ -5,6 +5,8 @@ PORT   ?= 8000
 RUN    ?= book/results/mnist-2-softplus-crt-long.safetensors
 RUNS   ?= $(RUN)
 REQUIREMENTS ?= requirements.txt
+# An index that pip prefers where it has a build of torch: that of the CPU, say. Empty: none.
+INDEX ?=
 SEED ?= 0
 FLOOR  := _build/floor
 PAGE   := $(CURDIR)/_build/html/index.html
@@ -36,14 +38,13 @@ unexport PYTHONHOME PYTHONPATH
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(VENV)/.installed  ## create .venv and install the pinned requirements
+install: $(VENV)/.installed  ## create .venv and install the pinned requirements (INDEX=)
 
 book: _build/.built  ## execute every chapter and build the HTML; a warning is an error
 	@echo "The book is built. Open $(PAGE)"
 
 serve: book  ## serve the built book on localhost (PORT=8000)
-	@echo "Serving the book at http://localhost:$(PORT)/"
-	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+	@$(PYTHON) tools/serve.py $(PORT)
 
 lab: install  ## open the chapters in JupyterLab, to change their code and move their live widgets
 	$(VENV)/bin/jupyter-lab book
@@ -118,7 +119,8 @@ clean:  ## remove the built book and caches; .venv and runs stay
 
 $(VENV)/.installed: $(REQUIREMENTS) pyproject.toml
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { $(create_venv); }
-	$(PYTHON) -m pip install --disable-pip-version-check --requirement $(REQUIREMENTS)
+	$(PYTHON) -m pip install --disable-pip-version-check --requirement $(REQUIREMENTS) \
+		$(if $(INDEX),--extra-index-url $(INDEX))
 	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
 		--quiet --editable .
 	@touch $@
@@ -133,7 +135,7 @@ define create_venv
 for python in python3 python3.13 python3.12 python3.11; do \
 	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
 		|| continue; \
-	case $$version in 3.11|3.12|3.13) ;; *) continue ;; esac; \
+	case $$version in 3.11|3.12|3.13) ;; *) other=$${other:-$$version}; continue ;; esac; \
 	if $$python -c 'import ensurepip, venv' 2>/dev/null; \
 	then echo "Creating $(VENV) with Python $$version"; exec $$python -m venv --clear $(VENV); \
 	else incomplete=$${incomplete:-$$version}; fi; \
@@ -141,6 +143,9 @@ done; \
 if [ -n "$$incomplete" ]; \
 then echo "Python $$incomplete lacks its venv module. On Debian and Ubuntu:" \
 	"apt install python$$incomplete-venv" >&2; \
+elif [ -n "$$other" ]; \
+then echo "A Python from 3.11 to 3.13 is needed; found was $$other. Another beside it does no harm:" \
+	"your package manager, pyenv or uv brings one" >&2; \
 else echo "No Python from 3.11 to 3.13 was found. On Debian and Ubuntu:" \
 	"apt install python3 python3-venv" >&2; fi; \
 exit 1

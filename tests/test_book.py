@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -276,21 +278,60 @@ def test_make_alone_lists_the_targets():
 
 def test_make_names_the_package_that_brings_a_missing_venv(tmp_path):
     """On Debian, python3 comes without ensurepip until python3.x-venv is installed."""
-    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    (tmp_path / "book").mkdir()
-    (tmp_path / "crcbook").mkdir()
-    (tmp_path / "tools").mkdir()
     python = tmp_path / "bin" / "python3"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\ncase "$2" in *version_info*) echo 3.11 ;; *) exit 1 ;; esac\n')
     python.chmod(0o755)
-    run = subprocess.run(
-        [shutil.which("make"), "install"], cwd=tmp_path, capture_output=True, text=True,
-        env={"PATH": str(python.parent)},  # no other Python may help out
-    )  # fmt: skip
+    run = make_alone(tmp_path, "install")  # no other Python may help out
     assert run.returncode != 0
     assert "apt install python3.11-venv" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("3.14", "A Python from 3.11 to 3.13 is needed; found was 3.14."),
+        ("3.9", "A Python from 3.11 to 3.13 is needed; found was 3.9."),
+        (None, "No Python from 3.11 to 3.13 was found."),
+    ],
+)
+def test_make_names_the_python_that_is_too_old_or_too_new(tmp_path, version, said):
+    (tmp_path / "bin").mkdir()
+    if version is not None:
+        python = tmp_path / "bin" / "python3"
+        python.write_text(f"#!/bin/sh\necho {version}\n")
+        python.chmod(0o755)
+    run = make_alone(tmp_path, "install")
+    assert run.returncode != 0 and said in run.stderr
+
+
+def make_alone(folder, *words):
+    """Make in a copy of its files, with no program but those of its folder ``bin``."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        (folder / name).write_text((ROOT / name).read_text())
+    for name in ("book", "crcbook", "tools"):
+        (folder / name).mkdir()
+    return subprocess.run(
+        [shutil.which("make"), *words], cwd=folder, capture_output=True, text=True,
+        env={"PATH": str(folder / "bin")},
+    )  # fmt: skip
+
+
+def test_one_variable_names_an_index_for_torch(tmp_path):
+    wanted = "--extra-index-url https://example.org/cpu"
+    assert wanted in make_alone(tmp_path, "--dry-run", "install", f"INDEX={wanted[18:]}").stdout
+
+
+def test_a_taken_port_is_named_with_a_free_one():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = subprocess.run([sys.executable, ROOT / "tools" / "serve.py", str(port)],
+                             capture_output=True, text=True)  # fmt: skip
+    assert run.returncode != 0
+    pattern = rf"Port {port} cannot be used \([^)]+\): make serve PORT=(\d+) works\n"
+    said = re.fullmatch(pattern, run.stderr)
+    with socket.create_server(("127.0.0.1", int(said[1]))):
+        assert int(said[1]) != port
 
 
 def test_an_installed_package_carries_every_file_it_reads():
