@@ -1,20 +1,25 @@
 """The command line, as a newcomer uses it."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_wrong_commands import write_onnx
 
 import crcbook as crc
 from crcbook.commands import main, parser
 from crcbook.experiments import Experiment
 from crcbook.training import METHODS, loop
 
+ROOT = Path(__file__).parents[1]
 TRAIN = ["train", "--dataset", "digits", "--width", "24", "--epochs", "3", "--batch-size", "64",
          "--radius", "0.4", "--gamma", "0.02", "--device", "cpu"]  # fmt: skip
 
@@ -222,3 +227,289 @@ def test_each_process_takes_its_own_gpu(gpus, rank, device, monkeypatch):
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert parser().parse_args(["reproduce"]).device == device
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a network and items of one's own, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    model, x = crc.mlp([4, 8, 3], "tanh", seed=0), torch.rand(250, 4, generator=generator)
+    y = model(x).argmax(1)
+    y[::10] = (y[::10] + 1) % 3  # misclassified
+    crc.save_model("net.safetensors", model)
+    np.savez("items.npz", x=x.numpy(), y=y.numpy().astype(np.uint8))
+    np.save("x.npy", x.numpy())
+    np.save("y.npy", y.numpy())
+    return model, x, y
+
+
+CERTIFY = "certify --model net.safetensors --data items.npz --device cpu"
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_certify_writes_a_row_an_item(own, capsys):
+    model, x, y = own
+    words = [*CERTIFY.split(), "--method", "dual", "--box", "0", "1"]
+    assert main([*words, "--rows", "out.csv", "--radius", "0.1", "0.3"]) == 0
+    shown = capsys.readouterr().out
+    wanted = crc.certify(model, x, y, box=(0.0, 1.0), method="dual")
+    rows = table("out.csv")
+    assert [int(row["index"]) for row in rows] == list(range(250))
+    assert [int(row["label"]) for row in rows] == y.tolist()
+    assert [int(row["answer"]) for row in rows] == model(x).argmax(1).tolist()
+    radius = torch.tensor([float(row["radius"]) for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(radius, wanted.radius, rtol=1e-6, atol=0)
+    assert [int(row["target"]) for row in rows] == wanted.target.tolist()
+    assert {row["method"] for row in rows} == {"dual"}
+    assert [row["exact"] == "True" for row in rows] == wanted.exact.tolist()
+    for at in (0.1, 0.3):
+        share = (radius >= at).double().mean().item()
+        assert re.search(rf"certified_accuracy at {at} +{share:g}\n", shown)
+    assert main([*words, "--rows", "out.json", "--limit", "7"]) == 0
+    listed = json.loads(Path("out.json").read_text())
+    assert [float(row["radius"]) for row in listed] == pytest.approx(radius[:7].tolist())
+    assert sorted(path.name for path in Path().iterdir() if "out" in path.name) == [
+        "out.csv", "out.json",
+    ]  # fmt: skip
+
+
+def test_without_labels_the_answer_is_certified(own):
+    model, x, y = own
+    words = [
+        "certify",
+        "--model",
+        "net.safetensors",
+        "--data",
+        "x.npy",
+        "--device",
+        "cpu",
+        "--rows",
+        "out.csv",
+    ]
+    assert main([*words, "--json", "out.json"]) == 0
+    assert [int(row["label"]) for row in table("out.csv")] == model(x).argmax(1).tolist()
+    assert json.loads(Path("out.json").read_text())["accuracy"] is None
+    assert main([*words, "--json", "out.json", "--labels", "y.npy"]) == 0
+    assert [int(row["label"]) for row in table("out.csv")] == y.tolist()
+    assert json.loads(Path("out.json").read_text())["accuracy"] == 0.9
+
+
+def test_verify_says_what_holds_at_each_radius(own):
+    model, x, y = own
+    words = [
+        "verify",
+        "--model",
+        "net.safetensors",
+        "--data",
+        "items.npz",
+        "--device",
+        "cpu",
+        "--rows",
+        "out.csv",
+    ]
+    assert main([*words, "--method", "dual", "--radius", "0.05", "0.5"]) == 0
+    rows = table("out.csv")
+    assert len(rows) == 500
+    for radius in (0.05, 0.5):
+        mine = [row for row in rows if float(row["radius"]) == radius]
+        assert [int(row["index"]) for row in mine] == list(range(250))
+        robust = crc.verify(model, x, y, radius=radius, method="dual").robust.tolist()
+        assert [row["verdict"] == "robust" for row in mine] == robust
+        wrong = (model(x).argmax(1) != y).tolist()
+        assert [row["verdict"] == "misclassified" for row in mine] == wrong
+        assert [float(row["margin"]) > 0 for row in mine] == robust
+    assert {row["verdict"] for row in rows} >= {"robust", "adversarial", "misclassified"}
+
+
+def test_a_network_in_an_onnx_file_or_beside_its_state_is_certified(own):
+    model, x, y = own
+    torch.save(model.state_dict(), "state.pt")
+    Path("sizes.py").write_text("WIDTH = 8\n")
+    Path("net.py").write_text(
+        "import crcbook as crc\nfrom sizes import WIDTH\n"
+        "def build():\n    return crc.mlp([4, WIDTH, 3], 'tanh', seed=5)\n"
+    )
+    words = "certify --model state.pt --module net.py:build --data items.npz --device cpu"
+    assert main([*words.split(), "--rows", "state.csv"]) == 0
+    assert main([*CERTIFY.split(), "--rows", "plain.csv"]) == 0
+    assert Path("state.csv").read_text() == Path("plain.csv").read_text()
+    write_onnx("net.onnx")
+    words = "certify --model net.onnx --data items.npz --device cpu --rows onnx.csv"
+    assert main(words.split()) == 0
+    assert len(table("onnx.csv")) == 250
+
+
+def interrupt(monkeypatch, after):
+    """Make a second Ctrl-C come after some calls of ``certify``; returns the calls' items."""
+    calls = []
+
+    def certify(model, x, y, **options):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(len(x))
+        return crc.certify(model, x, y, **options)
+
+    monkeypatch.setattr("crcbook.commands.certify.certify", certify)
+    return calls
+
+
+def test_an_interrupted_certification_goes_on(own, capsys, monkeypatch):
+    words = [*CERTIFY.split(), "--rows", "out.csv"]
+    assert main([*CERTIFY.split(), "--rows", "whole.csv"]) == 0
+    calls = interrupt(monkeypatch, 2)
+    assert main(words) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "crcbook: interrupted; the same command goes on from out.csv.part"
+    )
+    assert calls == [100, 100] and not Path("out.csv").exists()
+    with open("out.csv.part", "a") as file:
+        file.write('{"items": 50, "rows": [{"ind')  # a machine that stopped as it wrote
+    calls = interrupt(monkeypatch, 1)
+    assert main(words) == 0
+    assert calls == [50]
+    assert Path("out.csv").read_text() == Path("whole.csv").read_text()
+    assert not Path("out.csv.part").exists()
+
+
+def test_rows_of_another_question_are_not_gone_on_with(own, capsys, monkeypatch):
+    words = [*CERTIFY.split(), "--method", "dual", "--rows", "out.csv"]
+    interrupt(monkeypatch, 1)
+    assert main(words) == 130
+    kept = Path("out.csv.part").read_text()
+    model, x, y = own
+    interrupt(monkeypatch, 9)
+    for more, differs in (
+        (["--method", "crown"], "method"),
+        (["--box", "0", "1"], "box"),
+        (["--limit", "120"], "data"),
+    ):
+        assert main([*words, *more]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"its {differs} differs" in error and "delete it" in error
+    np.savez("items.npz", x=x.numpy(), y=(y.numpy() + 1) % 3)
+    assert main(words) == 1 and "its data differs" in capsys.readouterr().err
+    np.savez("items.npz", x=x.numpy(), y=y.numpy())
+    with torch.no_grad():
+        model[1].bias += 1e-3
+    crc.save_model("net.safetensors", model)
+    assert main(words) == 1 and "its model differs" in capsys.readouterr().err
+    monkeypatch.setattr("crcbook.commands.rows.digest", lambda paths: "other code")
+    assert main(words) == 1 and "its model, program differs" in capsys.readouterr().err
+    assert Path("out.csv.part").read_text() == kept
+    Path("out.csv.part").write_text("no rows\n")
+    assert main(words) == 1 and "delete it to begin anew" in capsys.readouterr().err
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from crcbook.outputs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def hold():
+    """Another process that keeps a place to itself."""
+    started = []
+
+    def begin(path):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_do_not_work_in_one_place(own, capsys, hold):
+    Path("run").mkdir()
+    words = [*CERTIFY.split(), "--rows", "out.csv"], [*TRAIN, "--out", "run"]
+    for path, command in zip(("out.csv", "run"), words, strict=True):
+        other = hold(path)
+        assert main(command) == 1
+        assert f"another process works in {path}: wait" in capsys.readouterr().err
+        other.kill()  # it leaves its file behind, and no lock
+        other.wait()
+        assert main(command) == 0
+    assert not list(Path().rglob("*.lock"))
+
+
+def test_reproduce_keeps_a_run_to_itself(tmp_path, capsys, hold, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = crc.Recipe(radius=0.1, epochs=1)
+    tiny = Experiment("digits", 2, "softplus", recipe, width=8, box=False)
+    monkeypatch.setattr("crcbook.commands.reproduce.experiments", lambda profile: {"tiny": tiny})
+    Path("runs/tiny").mkdir(parents=True)
+    hold("runs/tiny")
+    assert main(["reproduce", "--profile", "quick", "--device", "cpu"]) == 1
+    assert "another process works in runs/tiny" in capsys.readouterr().err
+
+
+def python(*words, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "crcbook", *words], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | settings,
+    )  # fmt: skip
+
+
+def test_a_console_that_cannot_show_a_name_is_no_failure(own):
+    Path("prüfen").mkdir()
+    run = python(*CERTIFY.split(), "--rows", "prüfen/ä.csv", PYTHONIOENCODING="ascii")
+    assert run.returncode == 0 and "wrote pr\\xfcfen/\\xe4.csv" in run.stdout
+    assert len(table("prüfen/ä.csv")) == 250
+    run = python("certify", "--model", "ü.onnx", "--data", "x.npy", PYTHONIOENCODING="ascii")
+    assert run.returncode == 1 and "\\xfc.onnx" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_progress_is_shown_where_it_is_wanted(own):
+    assert "item/s" in python(*CERTIFY.split()).stderr
+    assert python(*CERTIFY.split(), TQDM_DISABLE="1").stderr == ""
+    run = python(*CERTIFY.split(), "--quiet")
+    assert run.stderr == "" and "mean_radius" in run.stdout
+
+
+def test_a_tilde_is_ones_home(own, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    words = "certify --model ~/net.safetensors --data ~/items.npz --rows ~/out.csv --device cpu"
+    assert main(words.split()) == 0
+    assert len(table("../out.csv")) == 250 and not list(Path().iterdir())
+
+
+def test_the_version_is_named(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("crcbook ")
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(own):
+    run = subprocess.run(
+        f"{sys.executable} -m crcbook {CERTIFY} --quiet | true",
+        shell=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.stderr == ""
+
+
+def test_reproduce_begins_nothing_where_the_records_are_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def started(*arguments):
+        raise AssertionError("a training began")
+
+    monkeypatch.setattr("crcbook.commands.reproduce.reproduce", started)
+    assert main(["reproduce", "--device", "cpu"]) == 1
+    assert "run this in the repository's folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

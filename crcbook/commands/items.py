@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="confine the adversary to values in this range")  # fmt: skip
     add("--targets", choices=("all", "runner-up"), default=_DEFAULTS["targets"],
         help="the classes to hold out against; the runner-up alone is no guarantee")  # fmt: skip
+    add("--deployed", choices=("float32",),
+        help="certify the float32 program that torch runs, rounding and all")  # fmt: skip
     add("--rows", type=path, metavar="FILE",
         help="write a row an item to this .csv or .json; given again, it goes on")  # fmt: skip
     add("--json", type=path, metavar="FILE", help="write the summary here")
@@ -129,7 +131,7 @@ def read_items(options: argparse.Namespace) -> Items:
     as_box(box, flat)
     radii = options.radius or ([known["recipe"]["radius"]] if "recipe" in known else [])
     asked = {"method": options.method, "curvature": options.curvature, "box": box,
-             "targets": options.targets}  # fmt: skip
+             "targets": options.targets, "deployed": options.deployed}  # fmt: skip
     # Options that do not go together are refused now: a label that is wrong takes no work.
     certify(model, x[:1], (answer[:1] + 1) % network.classes, **asked)
     about = {"model": str(where), "dataset": str(options.data or dataset)}
