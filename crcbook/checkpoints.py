@@ -120,7 +120,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
                 raise RuntimeError(f"{path} is none of crcbook's: {_STATE}")
             return tensors, json.loads(facts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RuntimeError(f"cannot read {path} as a crcbook file: {error}") from error
+        raise RuntimeError(
+            f"cannot read {path} as a crcbook file ({error}): is it whole, and of save_model?"
+        ) from error
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -137,9 +139,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         except FileNotFoundError as error:
             raise RuntimeError("there is no such file") from error
         except Exception as error:  # those of zip files, of pickles and of what torch refuses
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
             raise RuntimeError(
-                f"it holds more than tensors, or is damaged ({reason}); save model.state_dict()"
+                "it holds more than tensors, which is never unpickled, or is damaged: write it "
+                "with torch.save(model.state_dict(), path)"
             ) from error
     for name in ("state_dict", "model_state_dict"):  # beside an optimizer's, in a checkpoint
         state = state.get(name, state)

@@ -24,7 +24,8 @@ def check_writable(path: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:
-        raise RuntimeError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise RuntimeError(f"cannot write {path} ({reason}): name another place") from error
 
 
 @contextmanager

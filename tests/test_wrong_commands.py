@@ -141,7 +141,10 @@ WRONG = [
     ("certify --module typo.py:net --data x.npz", "typo.py: SyntaxError"),
     ("certify --module net.py:relu --data x.npz", "relu has corners"),
     ("certify --module net.py:net --model state.pt --data x.npz", "Missing key(s)"),
-    ("certify --module net.py:net --model whole.pt --data x.npz", "save model.state_dict()"),
+    (
+        "certify --module net.py:net --model whole.pt --data x.npz",
+        "torch.save(model.state_dict(), path)",
+    ),
     ("certify --module net.py:net --model table.csv --data x.npz", "cannot load table.csv"),
     ("certify --module net.py:net --model none.pt --data x.npz", "there is no such file"),
     # Which items?

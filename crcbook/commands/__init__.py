@@ -8,6 +8,7 @@ where what they name is.
 import argparse
 import io
 import os
+import re
 import sys
 from importlib import metadata
 from types import ModuleType
@@ -86,4 +87,5 @@ def _version() -> str:
 
 
 def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch prints some in colour
+    return " ".join(plain.split()) or type(error).__name__

@@ -109,9 +109,11 @@ def load_onnx(path: Path) -> OnnxNetwork:
     try:
         file = onnx.load(path)
     except Exception as error:  # protobuf's own, of several kinds
-        raise RuntimeError(f"cannot read {path} as an ONNX file: {error}") from error
+        raise RuntimeError(
+            f"cannot read {path} as an ONNX file ({error}): copy or export it again"
+        ) from error
     if not file.graph.node:  # some other files pass for one without any operation
-        raise RuntimeError(f"cannot read {path} as an ONNX file: it holds no operations")
+        raise RuntimeError(f"cannot read {path} as an ONNX file: it holds no operations; export it")
     network = _network(file, onnx)
     _check(network, file)
     return network
