@@ -368,7 +368,7 @@ def test_an_interrupted_certification_goes_on(own, capsys, monkeypatch):
     )
     assert calls == [100, 100] and not Path("out.csv").exists()
     with open("out.csv.part", "a") as file:
-        file.write('{"items": 50, "rows": [{"ind')  # a machine that stopped as it wrote
+        file.write('{"items": 50, "seconds": 1.0, "ro')  # a machine that stopped as it wrote
     calls = interrupt(monkeypatch, 1)
     assert main(words) == 0
     assert calls == [50]

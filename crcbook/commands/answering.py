@@ -1,7 +1,6 @@
 """What ``certify`` and ``verify`` do alike: rows of items, a summary of them."""
 
 import argparse
-import time
 from collections.abc import Callable
 
 from crcbook.checkpoints import write_json
@@ -45,11 +44,10 @@ def answer(
         options.after_interrupt = "; --rows FILE keeps what is done, for the same command to go on"
         if options.rows is not None:
             options.after_interrupt = f"; the same command goes on from {rows.part}"
-        started = time.time()
-        rows.fill(len(items.x), lambda part: find(items, part), name, options.progress)
+        rows.fill(len(items.x), items.chunk, lambda part: find(items, part), options.progress)
         rows.finish()
         figures = {"items": len(items.x), **summary(items, rows.rows)}
-        figures["seconds"] = round(time.time() - started, 3)
+        figures["seconds"] = round(rows.seconds, 3)
     for key, value in figures.items():
         for at, one in value.items() if isinstance(value, dict) else [("", value)]:
             shown = "none" if one is None else format(one, ".6g")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from crcbook.experiments.records import PACKAGE, digest
 from crcbook.outputs import check_writable, locked
 
 Row = dict[str, int | float | str | bool | None]
-_CHUNK = 100  # items between two writes: what an interruption loses
 
 
 def number(value: float) -> float | str:
@@ -41,12 +41,14 @@ class Rows:
         about: what they depend on.
         rows: those known.
         items: how many items they are about.
+        seconds: how long they took, those before an interruption too.
     """
 
     path: Path | None
     about: dict
     rows: list[Row] = field(default_factory=list)
     items: int = 0
+    seconds: float = 0.0
 
     @property
     def part(self) -> Path | None:
@@ -99,34 +101,35 @@ class Rows:
         for chunk in chunks:
             self.items += chunk["items"]
             self.rows += chunk["rows"]
+            self.seconds += chunk["seconds"]
         # What goes on must begin on a line of its own.
         whole = [self.about, *chunks]
         write_atomically(part, "".join(json.dumps(line) + "\n" for line in whole).encode())
 
-    def fill(self, total: int, find: Callable[[slice], list[Row]], name: str, bar: bool) -> None:
+    def fill(self, total: int, chunk: int, find: Callable[[slice], list[Row]], bar: bool) -> None:
         """Find the rows that are missing.
 
         Args:
             total: how many items there are.
+            chunk: how many are asked about at a time: what an interruption loses.
             find: the rows of some items.
-            name: of the work, for the progress bar.
-            bar: whether to show it.
+            bar: whether to show a progress bar.
         """
         part = self.part
         if part is not None and not part.exists():
             write_atomically(part, (json.dumps(self.about) + "\n").encode())
-        with tqdm(
-            total=total, initial=self.items, desc=name, disable=not bar, unit="item"
-        ) as shown:
+        with tqdm(total=total, initial=self.items, disable=not bar, unit="item") as shown:
             while self.items < total:
-                stop = min(self.items + _CHUNK, total)
+                started, stop = time.time(), min(self.items + chunk, total)
                 found = find(slice(self.items, stop))
+                count, seconds = stop - self.items, time.time() - started
                 if part is not None:
+                    line = {"items": count, "seconds": seconds, "rows": found}
                     with part.open("a") as file:
-                        line = {"items": stop - self.items, "rows": found}
                         file.write(json.dumps(line) + "\n")
-                shown.update(stop - self.items)
+                shown.update(count)
                 self.rows += found
+                self.seconds += seconds
                 self.items = stop
 
     def finish(self) -> None:
