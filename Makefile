@@ -16,7 +16,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
 	--nbval-sanitize-with tests/notebooks/sanitize.cfg
 # The tests of a file, or of a chapter, stay together in a process.
 PARALLEL := --numprocesses auto --dist loadfile
-PACKAGE_TESTS := $(filter-out $(patsubst %,tests/test_%.py,book jupyterlab pages pdf), \
+PACKAGE_TESTS := $(filter-out $(patsubst %,tests/test_%.py,book jupyterlab kernels pages pdf), \
 	$(wildcard tests/test_*.py))
 CHAPTER_TESTS := $(patsubst %,tests/test_%.py,demos explorer plots widgets)
 PACKAGE_TOOLS := hypothesis|ipykernel|mpmath|nbval|pytest

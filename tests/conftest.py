@@ -3,6 +3,7 @@
 import os
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -173,3 +174,28 @@ def browser():
     # Its event loop must end before the chapters are run: a module at a time.
     with book.launch() as browser:
         yield browser
+
+
+def write_onnx(path):
+    """A network of 4 inputs, 5 units of tanh and 3 classes."""
+    onnx = pytest.importorskip("onnx", reason="ONNX files need the onnx package")
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    generator = np.random.default_rng(0)
+    constants = {
+        name: generator.standard_normal(shape).astype(np.float32)
+        for name, shape in {"v": (4, 5), "b": (5,), "w": (5, 3)}.items()
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "v", "b"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["z"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", real, ["batch", 4])],
+        [helper.make_tensor_value_info("z", real, ["batch", 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_wrong_commands import write_onnx
+from conftest import write_onnx
 
 import crcbook as crc
 from crcbook.commands import main, parser
