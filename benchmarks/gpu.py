@@ -107,9 +107,8 @@ def compared(model: nn.Sequential, test: Split, radius: float, device: str) -> d
     """
     here, verdict_here = _answers(model.to("cpu"), test, radius)
     there, verdict_there = _answers(model.to(device), test, radius)
-    x = test.x.flatten(1).double()
     against = sum(
-        int((a.radius.cpu() > (b.nearest.cpu() - x).norm(dim=1) * (1 + 1e-12)).sum())
+        int((a.radius.cpu() > b.distance.cpu() * (1 + 1e-12)).sum())
         for a, b in ((here, there), (there, here))
     )
     difference = (here.radius - there.radius.cpu()).abs()
@@ -122,8 +121,8 @@ def compared(model: nn.Sequential, test: Split, radius: float, device: str) -> d
 
 
 def _answers(model: nn.Sequential, test: Split, radius: float):
-    certificate = crc.certify(model, test.x, test.y)
-    return certificate, crc.verify(model, test.x, test.y, radius).robust
+    certificate = crc.certify(model, test.x, test.y, method="dual")
+    return certificate, crc.verify(model, test.x, test.y, radius, method="dual").robust
 
 
 def soundness(device: str, seconds: float, seed: int = 0) -> dict:
@@ -181,9 +180,9 @@ def trained(experiment: Experiment, runs: Path, device: str) -> tuple[nn.Sequent
         model, facts = run_training(experiment, runs / f"seed-{experiment.seed}", device)
     test, radius = crc.load(experiment.dataset).test, experiment.recipe.radius
     with _timed(seconds, "certify"):
-        crc.certify(model, test.x, test.y)
+        crc.certify(model, test.x, test.y, method="dual")
     with _timed(seconds, "verify"):
-        crc.verify(model, test.x, test.y, radius)
+        crc.verify(model, test.x, test.y, radius, method="dual")
     with _timed(seconds, "evaluate"):
         figures = summary(evaluate(model, test, radius, local=True), radius)
     figures |= {"seed": experiment.seed, "validation": facts["validation"], "seconds": seconds}

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import crcbook as crc
-from crcbook.attacks import boundary_points
+from crcbook.attacks import Aim, boundary_points
 from crcbook.certificate.question import Margin
 from crcbook.checks import as_box
 from crcbook.networks import deepen, read_network
@@ -39,10 +39,11 @@ SHAPES = ([2, 16, 3], [12, 40, 10], [6, 20, 12, 4], [8, 16, 16, 16, 5], [5, 10, 
 THIN = ([24, 40, 8], [24, 24, 12, 8])
 SCALES = (0.1, 1.0, 3.0, 20.0)
 SETTINGS = {
-    "dual": {},
+    "best": {},
     "box": {"box": (0.0, 1.0)},
     "local": {"curvature": "local"},
     "box, local": {"box": (0.0, 1.0), "curvature": "local"},
+    "dual": {"method": "dual"},
     "closed-form": {"method": "closed-form"},
     "lipschitz": {"method": "lipschitz"},
     "crown": {"method": "crown"},
@@ -145,13 +146,13 @@ def challenge(model, x, options: dict, restarts: int, seed: int) -> dict[str, fl
     bounds = options.get("box")
     attacked = crc.attack(model, x, y, box=bounds, restarts=restarts, seed=seed)
     box = as_box(bounds, flat)
-    start = certificate.nearest
-    start = torch.where(start.isnan(), attacked.point, start).nan_to_num()
-    closer = boundary_points(network, flat, y, certificate.target, start, box=box)
+    nearest, reached = (p.flatten(1).double() for p in (certificate.nearest, attacked.point))
+    start = torch.where(nearest.isnan(), reached, nearest).nan_to_num()
+    closer = boundary_points(Aim(network, flat, y, certificate.target, box), start)
     distance = torch.minimum(
         attacked.distance, (closer - flat).norm(dim=1).nan_to_num(nan=torch.inf)
     )
-    points = [attacked.point, closer, certificate.nearest, *inside(network, flat, y, certificate)]
+    points = [reached, closer, nearest, *inside(network, flat, y, certificate)]
     points = [clip(box, point) for point in points]
     violations = sum(int(broken(network, flat, y, certificate.radius, p).sum()) for p in points)
     found = distance.isfinite() & (distance > 0)
@@ -172,7 +173,7 @@ def judge(model, x, bounds: tuple | None, restarts: int, seed: int) -> dict[str,
     box = as_box(bounds, flat)
     attacked = crc.attack(model, x, y, box=bounds, restarts=restarts, seed=seed)
     # Well across the boundary.
-    point = clip(box, flat + (1 + BEYOND) / 2 * (attacked.point - flat))
+    point = clip(box, flat + (1 + BEYOND) / 2 * (attacked.point.flatten(1).double() - flat))
     held = broken(network, flat, y, BEYOND * attacked.distance, point).nonzero()
     figures = {"certificates": len(held) * (network.classes - 1), "violations": 0}
     figures |= {"radius": 0.0, "distance": attacked.distance[held].sum().item()}
@@ -201,7 +202,7 @@ def unlooked(network, x, y, radius: float, box: Box | None) -> torch.Tensor:
     nothing, image = torch.full_like(entries.bound, -1e-300), torch.zeros_like(entries.image)
     entries = replace(entries, bound=nothing, image=image)
     question, radii = Margin(many.new_full((1,), radius)), torch.full_like(nothing, radius)
-    return (Local(prover, box).raise_bounds(question, entries, radii) > 0).all()[None]
+    return (Local(prover, box is not None).raise_bounds(question, entries, radii) > 0).all()[None]
 
 
 def inside(network, x, y, certificate):

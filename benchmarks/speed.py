@@ -90,13 +90,17 @@ def main() -> int:
     test = crc.load("mnist").test.take(slice(0, options.limit))
     pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10)).T
     setup = timed(lambda: crc.curvature_bounds(model, *pairs))
-    setup += timed(lambda: crc.certify(model, test.x[:1], test.y[:1]))
+    setup += timed(lambda: crc.certify(model, test.x[:1], test.y[:1], method="dual"))
     radius, few = options.radius, min(options.published, len(test))
     calls = {
-        "verify, all classes": lambda x, y: crc.verify(model, x, y, radius),
-        "certify, all classes": lambda x, y: crc.certify(model, x, y),
-        "certify, runner-up": lambda x, y: crc.certify(model, x, y, targets="runner-up"),
-        "verify, runner-up": lambda x, y: crc.verify(model, x, y, radius, targets="runner-up"),
+        "verify, all classes": lambda x, y: crc.verify(model, x, y, radius, method="dual"),
+        "certify, all classes": lambda x, y: crc.certify(model, x, y, method="dual"),
+        "certify, runner-up": lambda x, y: crc.certify(
+            model, x, y, targets="runner-up", method="dual"
+        ),
+        "verify, runner-up": lambda x, y: crc.verify(
+            model, x, y, radius, targets="runner-up", method="dual"
+        ),
     }
     seconds, old = in_turns(calls, test, lambda x, y: published(model, x, y), few)
     print(f"set-up: {setup:.2f} s")

@@ -49,10 +49,11 @@ def main() -> int:
         model = crc.load_model(run)
         network = read_network(model)
         clean = (network.logits(test.x.flatten(1).double()).argmax(1) == test.y).double().mean()
-        certificate = crc.certify(model, part.x, part.y, curvature="local", progress=True)
+        certificate = crc.certify(
+            model, part.x, part.y, curvature="local", method="dual", progress=True
+        )
         attacked = crc.attack(model, part.x, part.y, restarts=2, progress=True)
-        nearest = (certificate.nearest - part.x.flatten(1)).norm(dim=1).nan_to_num(nan=torch.inf)
-        distance = torch.minimum(attacked.distance, nearest)
+        distance = torch.minimum(attacked.distance, certificate.distance)
         right = (distance > 0) & distance.isfinite()
         radius, distance = certificate.radius[right].mean(), distance[right].mean()
         ours = -crc.curvature_bounds(model, label, target)[0]

@@ -4,8 +4,8 @@ Each attack takes every other class as its target and reports what it found, nev
 a failed attack proves nothing. Steps are made in float32 where that will do, and judged in float64.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.acceleration import Acceleration
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius, readable
-from crcbook.networks import MarginAlong, Network, read_network
+from crcbook.checks import Items, as_box, as_count, as_labels, as_radii, as_tensor, read_items
+from crcbook.networks import MarginAlong, Network
 from crcbook.proof.box import Box, clip
+from crcbook.proof.prover import Entries, Prover
 from crcbook.steps import step_to_boundary, step_to_sphere
+from crcbook.unread import SegmentMargins, Unread
 
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
@@ -26,15 +28,98 @@ _SHORT, _TINY = 1e-2, 1e-4
 _DECIDED = 1e-2  # of the descent so far: what is farther from 0 will not cross it
 _FULL_EACH = 8  # of so many steps, one is not accelerated
 _REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
+# How much further, or less far, than a point to look for one in the precision of the inputs.
+_ASIDE = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 
 
 @dataclass(frozen=True)
+class Aim:
+    """Where an attack starts, and where it wants to go.
+
+    Attributes:
+        network: a float64 network, or what stands for a model that cannot be read.
+        x: ``(pairs, n)`` float64 inputs.
+        label: ``(pairs,)`` their classes.
+        target: ``(pairs,)`` the classes to reach.
+        box: where points must stay; None for everywhere.
+        rough: the network in another precision, for the steps; None for the same one.
+    """
+
+    network: Network | Unread
+    x: Tensor
+    label: Tensor
+    target: Tensor
+    box: Box | None = None
+    rough: Network | Unread | None = None
+
+    @classmethod
+    def of(cls, prover: Prover, entries: Entries, box: Box | None = None) -> "Aim":
+        """The aim to refute some margins.
+
+        Args:
+            prover: the network.
+            entries: the margins.
+            box: where points must stay, a box an image of the entries' table or one for all; None
+                for what the entries are allowed, a rounding error outward.
+
+        Returns:
+            The aim.
+        """
+        x, allowed = entries.x, entries.allowed
+        if box is not None:
+            box = box.take(entries.image)
+        elif allowed is not None:
+            box = Box(x + allowed.low, x + allowed.high)
+        return cls(prover.network, x, entries.label, entries.target, box, prover.rough)
+
+    def take(self, rows: Tensor) -> "Aim":
+        """Some of the pairs.
+
+        Args:
+            rows: positions.
+
+        Returns:
+            Their aim.
+        """
+        box = None if self.box is None else self.box.take(rows)
+        pairs = self.x[rows], self.label[rows], self.target[rows]
+        return Aim(self.network, *pairs, box, self.rough)
+
+    def margin(self, point: Tensor) -> Tensor:
+        """The margins at points, in the points' precision.
+
+        Args:
+            point: ``(pairs, n)``.
+
+        Returns:
+            ``(pairs,)``.
+        """
+        return _margin(self.network, point, self.label, self.target)
+
+    def along(self, point: Tensor, begin: Tensor | None = None) -> MarginAlong | SegmentMargins:
+        """The margins on the segments from the inputs to points.
+
+        Args:
+            point: ``(pairs, n)``.
+            begin: ``(pairs, width)`` the first layer's preactivations at the inputs, if they are
+                known.
+
+        Returns:
+            A function of ``(pairs,)`` fractions of the way.
+        """
+        network, pairs = self.network, (self.label, self.target)
+        if isinstance(network, Unread):
+            return SegmentMargins(network, self.x, point - self.x, *pairs)
+        return MarginAlong.of(network, (self.x, point), *pairs, begin)
+
+
+@dataclass(frozen=True, repr=False)
 class Attack:
     """What an attack found.
 
     Attributes:
-        point: ``(batch, n)`` float64, the worst (or closest adversarial) point found; NaN where
-            a search for the closest one found none.
+        point: ``(batch, *input_shape)`` in the precision of the inputs, the worst (or closest
+            adversarial) point found; NaN where a search for the closest one found none.
         margin: ``(batch,)`` float64, the label's smallest margin over the other classes there.
         success: ``(batch,)`` bool: the margin is not positive.
         distance: ``(batch,)`` float64 l2 distance of the point; infinity where there is none.
@@ -45,12 +130,20 @@ class Attack:
     success: Tensor
     distance: Tensor
 
+    def __repr__(self) -> str:
+        """A line: how many adversarial points, and how far they are."""
+        found, count = int(self.success.sum()), len(self.success)
+        text = f"Attack on {count} item{'s' * (count != 1)}: {found} adversarial"
+        if found:
+            text += f", at a mean distance of {self.distance[self.success].mean():.4g}"
+        return f"{text} (fields: point, margin, success, distance)"
+
 
 def attack(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Tensor],
     x: Tensor,
-    y: Tensor,
-    radius: float | None = None,
+    y: Tensor | None = None,
+    radius: float | Tensor | None = None,
     box: tuple | None = None,
     steps: int = 20,
     restarts: int = 1,
@@ -64,13 +157,22 @@ def attack(
     nearest point of the linearised boundary, and bisections back to it, look for the smallest
     distance.
 
+    Margins are those of the network that is read from the model, in float64. A model that cannot
+    be read, and any other differentiable function, is evaluated as it is: a module in the precision
+    of its parameters, another function in that of the inputs.
+
     Args:
-        model: a module that :func:`crcbook.networks.read_network` accepts.
-        x: ``(batch, *input_shape)`` inputs.
-        y: ``(batch,)`` int64 labels.
-        radius: the l2 radius of the ball; None to look for the smallest distance.
-        box: the lowest and the highest valid value of an input, numbers or tensors of an input's
-            shape: every point stays inside. None for no box.
+        model: a module, or any function of ``(batch, *input_shape)`` that gives ``(batch,
+            classes)`` logits, an item's from the item alone; one logit counts as that of class 1,
+            beside 0 of class 0.
+        x: ``(batch, *input_shape)`` inputs, a tensor or a NumPy array; of a model that is read,
+            also one item without a batch dimension, which is answered as a batch of 1.
+        y: ``(batch,)`` integer labels or ``(batch, classes)`` one-hot rows; None for the model's
+            predictions.
+        radius: the l2 radius of the ball, or ``(batch,)`` of them, in the units of the input; None
+            to look for the smallest distance.
+        box: the lowest and the highest valid value of an input, numbers or tensors that broadcast
+            to the inputs' shape: every point stays inside. None for no box.
         steps: the number of gradients for each class and start.
         restarts: how many searches for each class; the first starts at the input, the others at
             random points.
@@ -81,36 +183,51 @@ def attack(
         The points found. A misclassified input is its own adversarial point, at distance 0.
 
     Raises:
-        TypeError: for a model or tensors of the wrong kind.
-        ValueError: for a layer crcbook does not know, a wrong shape or range, NaN or infinity.
+        TypeError: for a model that cannot be called, or arguments of the wrong kind.
+        ValueError: for a function that gives no logits or no gradient, a wrong shape or range, NaN
+            or infinity.
     """
-    network = read_network(model, readable(x))
-    x = as_inputs(x, network)
-    y = as_classes("y", y, network, batch=len(x))
-    radius = None if radius is None else as_radius(radius)
-    box = as_box(box, x)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
-    generator = torch.Generator().manual_seed(seed)
+    network, items = _opened(model, x)
+    y = as_labels(y, network, items)
+    box = as_box(box, items.x, items.shape, items.dtype)
+    steps, restarts = as_count("steps", steps), as_count("restarts", restarts)
+    generator = torch.Generator().manual_seed(as_count("seed", seed, least=0))
     size = max(1, _CHUNK_VALUES // (network.classes * _width(network)))
-    chunks = tqdm(
-        zip(x.split(size), y.split(size), strict=True),
-        desc="attack",
-        total=-(-len(x) // size),
-        disable=not progress,
-        unit="chunk",
-    )
-    points = [
-        _attack(network, part, labels, radius, box, steps, _starts(part, restarts, generator))
-        for part, labels in chunks
-    ]
+    everywhere = torch.full_like(y, torch.nan, dtype=items.x.dtype)  # no radius
+    radii = everywhere if radius is None else as_radii(radius, items)
+    points = []
+    starts = range(0, len(items), size)
+    for start in tqdm(starts, desc="attack", disable=not progress, unit="chunk"):
+        part = slice(start, start + size)
+        aim = Aim(network, items.x[part], y[part], y[part], box and box.take(part), network.rough)
+        ball = None if radius is None else radii[part]
+        found = _attack(aim, ball, steps, _starts(aim.x, restarts, generator))
+        points.append(_in_precision(aim, found, ball, items.dtype))
     point = torch.cat(points)
     margin = smallest_margin(network, point, y)
-    distance = (point - x).norm(dim=1).nan_to_num(nan=torch.inf)
-    return Attack(point, margin, margin <= 0, distance)
+    distance = (point - items.x).norm(dim=1).nan_to_num(nan=torch.inf)
+    return Attack(items.like(point), margin, margin <= 0, distance)
 
 
-def smallest_margin(network: Network, x: Tensor, y: Tensor) -> Tensor:
+def _opened(model: Any, x: Any) -> tuple[Network | Unread, Items]:
+    """The network that is read from a model or, where it cannot be read, the model."""
+    x, refused = as_tensor(x), None
+    if not callable(model):
+        raise TypeError(f"model must be a module or a function; got {type(model).__name__}")
+    if isinstance(model, nn.Module):
+        try:
+            return read_items(model, x)
+        except ValueError as error:
+            refused = error
+    try:
+        network = Unread.of(model, x)
+    except ValueError as error:
+        raise (refused or error) from error
+    flat = x.flatten(1).to(network.device, torch.float64)
+    return network, Items(flat, x.shape, x.dtype)
+
+
+def smallest_margin(network: Network | Unread, x: Tensor, y: Tensor) -> Tensor:
     """The label's logit less the largest other one.
 
     Args:
@@ -126,16 +243,58 @@ def smallest_margin(network: Network, x: Tensor, y: Tensor) -> Tensor:
     return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
-def boundary_points(
-    network: Network,
-    x: Tensor,
-    label: Tensor,
-    target: Tensor,
-    start: Tensor | None = None,
-    steps: int = 30,
-    box: Box | None = None,
-    rough: Network | None = None,
+def first_in_precision(
+    point: Callable[[Tensor, float], Tensor],
+    good: Callable[[Tensor, Tensor], Tensor],
+    like: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
+    """The first points beside some that are still good once they are rounded.
+
+    Args:
+        point: of ``(rows,)`` positions and a share, the points that much further or less far.
+        good: of ``(rows,)`` positions and points, which will do.
+        like: ``(batch, n)`` the points themselves; NaN where there is none.
+        dtype: the precision to round to.
+
+    Returns:
+        ``(batch, n)`` points of that precision, in that of ``like``; NaN where none will do.
+    """
+    rounded = torch.full_like(like, torch.nan)
+    rows = like.isfinite().all(1).nonzero().squeeze(1)
+    for share in _ASIDE:
+        if not len(rows):
+            break
+        candidate = point(rows, share).to(dtype).to(like.dtype)
+        fine = good(rows, candidate)
+        rounded[rows[fine]] = candidate[fine]
+        rows = rows[~fine]
+    return rounded
+
+
+def _in_precision(aim: Aim, found: Tensor, radius: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The points in the inputs' precision: still in their balls, or still adversarial."""
+    if dtype == found.dtype:
+        return found
+
+    def beside(rows: Tensor, share: float) -> Tensor:
+        reach = 1 + share if radius is None else 1 - share
+        x = aim.x[rows]
+        return clip(aim.box and aim.box.take(rows), x + reach * (found[rows] - x))
+
+    def good(rows: Tensor, point: Tensor) -> Tensor:
+        if radius is None:
+            return smallest_margin(aim.network, point, aim.label[rows]) <= 0
+        return (point - aim.x[rows]).norm(dim=1) <= radius[rows]
+
+    rounded = first_in_precision(beside, good, found, dtype)
+    if radius is None:
+        return rounded
+    # In a ball smaller than the roundings of its points there is the input alone.
+    return torch.where(rounded.isnan().any(1, keepdim=True), aim.x, rounded)
+
+
+def boundary_points(aim: Aim, start: Tensor | None = None, steps: int = 30) -> Tensor:
     r"""Points where a target overtakes the label, as close to the inputs as the search gets.
 
     Each step goes towards the nearest point of the boundary of the margin linearised at c, in the
@@ -144,82 +303,55 @@ def boundary_points(
     the boundary by root finding.
 
     Args:
-        network: a float64 network.
-        x: ``(pairs, n)`` inputs.
-        label: ``(pairs,)`` their classes.
-        target: ``(pairs,)`` the classes to reach.
+        aim: where to start, and where to go.
         start: ``(pairs, n)`` first points; the inputs where None.
         steps: the number of gradients.
-        box: where the points must stay; None for everywhere.
-        rough: the network in another precision, for the steps; None for the same one.
 
     Returns:
         ``(pairs, n)`` points with a margin of at most 0; NaN where none was found.
     """
-    crossing = crossings(network, x, label, target, start, steps, box, rough)
+    crossing = crossings(aim, start, steps)
     # Interpolation rounds otherwise than evaluation does: keep the nearest point truly outside.
-    reaches = (1 + 1e-11, 1 + _CLOSE, *_REACHES)
-    return _first_outside(network, x, crossing, label, target, box, reaches)
+    return _first_outside(aim, crossing, (1 + 1e-11, 1 + _CLOSE, *_REACHES))
 
 
 def crossings(
-    network: Network,
-    x: Tensor,
-    label: Tensor,
-    target: Tensor,
-    start: Tensor | None = None,
-    steps: int = 30,
-    box: Box | None = None,
-    rough: Network | None = None,
-    begin: Tensor | None = None,
+    aim: Aim, start: Tensor | None = None, steps: int = 30, begin: Tensor | None = None
 ) -> Tensor:
     """Where the search of :func:`boundary_points` meets the boundary, a rounding error aside.
 
     Args:
-        network: a float64 network.
-        x: ``(pairs, n)`` inputs.
-        label: ``(pairs,)`` their classes.
-        target: ``(pairs,)`` the classes to reach.
+        aim: where to start, and where to go.
         start: ``(pairs, n)`` first points; the inputs where None.
         steps: the number of gradients.
-        box: where the points must stay; None for everywhere.
-        rough: the network in another precision, for the steps; None for the same one.
         begin: ``(pairs, width)`` the first layer's preactivations at the inputs, if they are known.
 
     Returns:
         ``(pairs, n)`` points whose margins may be of either sign; NaN where nothing was found.
     """
-    point = _steps(rough or network, x, label, target, x if start is None else start, steps, box)
-    point = clip(box, point)  # a step in another precision may end a rounding error outside
-    ray = MarginAlong.of(network, (x, point), label, target, begin)
+    x = aim.x
+    point = _steps(aim, x if start is None else start, steps)
+    point = clip(aim.box, point)  # a step in another precision may end a rounding error outside
+    ray = aim.along(point, begin)
     below = ray(torch.ones_like(x[:, 0]))
     missed = (~(below <= 0)).nonzero().squeeze(1)
     if len(missed):
-        few = x[missed], point[missed], label[missed], target[missed]
-        point[missed] = _first_outside(network, *few, box, _REACHES)
-        ray = MarginAlong.of(network, (x, point), label, target, begin)
+        point[missed] = _first_outside(aim.take(missed), point[missed], _REACHES)
+        ray = aim.along(point, begin)
         below[missed] = ray.take(missed)(torch.ones_like(below[missed]))
     return x + _retreat(ray, below)[:, None] * (point - x)
 
 
-def _steps(
-    network: Network,
-    x: Tensor,
-    label: Tensor,
-    target: Tensor,
-    point: Tensor,
-    steps: int,
-    box: Box | None,
-) -> Tensor:
+def _steps(aim: Aim, point: Tensor, steps: int) -> Tensor:
     """The nearest adversarial points of some steps, or where they ended."""
-    exact, dtype = x.dtype, network.dtype
-    allowed = None if box is None else box.around(x).to(dtype)
-    x, point = x.to(dtype), point.to(dtype)
+    network, exact = aim.rough or aim.network, aim.x.dtype
+    allowed = None if aim.box is None else aim.box.around(aim.x).to(network.dtype)
+    x, point = aim.x.to(network.dtype), point.to(network.dtype)
     best = torch.full_like(x, torch.nan)
     shortest = torch.full_like(x[:, 0], torch.inf)
     acceleration = Acceleration()
     for turn in range(steps):
-        margin, gradient = network.margin_and_gradient(point, label, target)
+        margin, gradient = network.margin_and_gradient(point, aim.label, aim.target)
         distance = (point - x).norm(dim=1)
         hit = (margin <= 0) & (distance < shortest)
         best[hit], shortest[hit] = point[hit], distance[hit]
@@ -238,21 +370,14 @@ def _finite(way: Tensor) -> Tensor:
     return torch.where(way.norm(dim=1, keepdim=True).isfinite(), way, 0.0)
 
 
-def _first_outside(
-    network: Network,
-    x: Tensor,
-    point: Tensor,
-    label: Tensor,
-    target: Tensor,
-    box: Box | None,
-    reaches: Sequence[float],
-) -> Tensor:
+def _first_outside(aim: Aim, point: Tensor, reaches: Sequence[float]) -> Tensor:
     """The adversarial points at the shortest of some multiples of the way; NaN without any."""
-    outside = torch.full_like(x, torch.nan)
-    todo = torch.arange(len(x), device=x.device)
+    outside = torch.full_like(aim.x, torch.nan)
+    todo = torch.arange(len(outside), device=outside.device)
     for reach in reaches:
-        end = clip(box, x[todo] + reach * (point[todo] - x[todo]))
-        adversarial = _margin(network, end, label[todo], target[todo]) <= 0
+        few = aim.take(todo)
+        end = clip(few.box, few.x + reach * (point[todo] - few.x))
+        adversarial = few.margin(end) <= 0
         outside[todo[adversarial]] = end[adversarial]
         todo = todo[~adversarial]
         if not len(todo):
@@ -260,7 +385,7 @@ def _first_outside(
     return outside
 
 
-def _retreat(margin_at: MarginAlong, below: Tensor) -> Tensor:
+def _retreat(margin_at: MarginAlong | SegmentMargins, below: Tensor) -> Tensor:
     """The fractions where segments enter, up to adversarial ones: regula falsi, with halvings.
 
     ``below`` are the margins at the outer ends.
@@ -296,38 +421,29 @@ def _retreat(margin_at: MarginAlong, below: Tensor) -> Tensor:
     return entered
 
 
-def _margin(network: Network, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
+def _margin(network: Network | Unread, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
     logits = network.logits(x)
     return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
 
 
-def _attack(
-    network: Network,
-    x: Tensor,
-    y: Tensor,
-    radius: float | None,
-    box: Box | None,
-    steps: int,
-    starts: list[Tensor],
-) -> Tensor:
-    """The worst point of each input over all classes and starts."""
-    image = torch.arange(len(x), device=x.device).repeat_interleave(network.classes - 1)
-    classes = torch.arange(network.classes, device=x.device).expand(len(x), -1)
-    target = classes[classes != y[:, None]]
-    clean = smallest_margin(network, x, y)
-    rough = network.rough
+def _attack(aim: Aim, radius: Tensor | None, steps: int, starts: list[Tensor]) -> Tensor:
+    """The worst point of each input over all classes and starts, whatever its aim's target."""
+    x, y, count = aim.x, aim.label, aim.network.classes - 1
+    image = torch.arange(len(x), device=x.device).repeat_interleave(count)
+    classes = torch.arange(count + 1, device=x.device).expand(len(x), -1)
+    every = replace(aim.take(image), target=classes[classes != y[:, None]])
+    clean = smallest_margin(aim.network, x, y)
     best, score = x, clean
     if radius is None:
         best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
     for start in starts:
-        begin = clip(box, x[image] + start[image] * (1.0 if radius is None else radius))
+        reach = start if radius is None else radius[:, None] * start
+        begin = clip(every.box, every.x + reach[image])
         if radius is None:
-            point = boundary_points(network, x[image], y[image], target, begin, steps, box, rough)
-            value = (point - x[image]).norm(dim=1).nan_to_num(nan=torch.inf)
+            point = boundary_points(every, begin, steps)
+            value = (point - every.x).norm(dim=1).nan_to_num(nan=torch.inf)
         else:
-            point, value = descend(
-                network, x[image], y[image], target, radius, begin, steps, box, rough
-            )
+            point, value = descend(every, radius[image], begin, steps)
         value, column = value.reshape(len(x), -1).min(dim=1)
         rows = torch.arange(len(x), device=x.device)
         chosen = point.reshape(len(x), -1, x.shape[1])[rows, column]
@@ -338,35 +454,22 @@ def _attack(
 
 
 def descend(
-    network: Network,
-    x: Tensor,
-    label: Tensor,
-    target: Tensor,
-    radius: float | Tensor,
-    start: Tensor,
-    steps: int = 20,
-    box: Box | None = None,
-    rough: Network | None = None,
+    aim: Aim, radius: float | Tensor, start: Tensor, steps: int = 20
 ) -> tuple[Tensor, Tensor]:
     """Minimise margins over l2 balls, in a box.
 
     Args:
-        network: a float64 network.
-        x: ``(pairs, n)`` the balls' centres.
-        label: ``(pairs,)`` classes.
-        target: ``(pairs,)`` classes.
+        aim: the balls' centres, and the margins.
         radius: the balls' radius, a number or ``(pairs,)`` of them.
         start: ``(pairs, n)`` points to start from.
         steps: the number of gradients.
-        box: where the points must stay; None for everywhere.
-        rough: the network in another precision, for the steps; None for the same one.
 
     Returns:
         ``(pairs, n)`` points of the balls and ``(pairs,)`` margins there.
     """
-    rough = rough or network
+    rough, x, label, target = aim.rough or aim.network, aim.x, aim.label, aim.target
     dtype, radius = rough.dtype, torch.as_tensor(radius, dtype=x.dtype, device=x.device)
-    allowed = None if box is None else box.around(x).to(dtype)
+    allowed = None if aim.box is None else aim.box.around(x).to(dtype)
     centre, delta = x.to(dtype), (start - x).to(dtype)
     best, lowest = torch.zeros_like(delta), torch.full_like(delta[:, 0], torch.inf)
     first, rows = lowest.clone(), torch.arange(len(lowest), device=x.device)
@@ -400,8 +503,8 @@ def descend(
             allowed = None if allowed is None else allowed.take(keep)
     last = _margin(rough, x.to(dtype) + ends, label, target)
     best = torch.where((last < lowest)[:, None], ends, best)
-    point = into_ball(x, clip(box, x + best.to(x.dtype)), radius)
-    return point, _margin(network, point, label, target)
+    point = into_ball(x, clip(aim.box, x + best.to(x.dtype)), radius)
+    return point, aim.margin(point)
 
 
 def into_ball(x: Tensor, point: Tensor, radius: float | Tensor) -> Tensor:
@@ -431,5 +534,7 @@ def _starts(x: Tensor, restarts: int, generator: torch.Generator) -> list[Tensor
     return starts
 
 
-def _width(network: Network) -> int:
+def _width(network: Network | Unread) -> int:
+    if isinstance(network, Unread):
+        return network.inputs
     return max(max(layer.weight.shape) for layer in network.layers)

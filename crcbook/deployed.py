@@ -263,3 +263,15 @@ def deployed_prover(model: nn.Module, network: Network) -> Prover:
             "torch.set_float32_matmul_precision('highest') makes the program one that is covered"
         )
     return replace(Prover.of(network), rounding=DeployedRounding.of(network))
+
+
+def farthest(prover: Prover) -> float:
+    """The distance from an input up to which what a prover proves holds.
+
+    Args:
+        prover: of a network or, from :func:`deployed_prover`, of its program.
+
+    Returns:
+        Infinity, or ``FARTHEST``.
+    """
+    return FARTHEST if isinstance(prover.rounding, DeployedRounding) else float("inf")

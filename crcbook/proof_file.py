@@ -101,8 +101,8 @@ def prove(
     """
     network = read_network(copy.deepcopy(model).cpu())
     digest = network_digest(network)
-    certificate = certify(model, x, y, curvature=curvature)
-    everywhere = certify(model, x, y) if curvature == "local" else certificate
+    certificate = certify(model, x, y, curvature=curvature, method="dual")
+    everywhere = certify(model, x, y, method="dual") if curvature == "local" else certificate
     certified, alone, nearest = (
         row.cpu() for row in (certificate.radius, everywhere.radius, everywhere.target)
     )

@@ -1,13 +1,16 @@
 """Attacks find what is there to be found, and stay where they may search."""
 
+import functools
+
 import pytest
 import torch
 from conftest import random_networks
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import crcbook as crc
-from crcbook.attacks import boundary_points
+from crcbook.attacks import Aim, boundary_points
 from crcbook.networks import read_network
 
 
@@ -84,7 +87,7 @@ def test_boundary_points_lie_just_outside(case):
     x = torch.randn(4, network.inputs, generator=generator, dtype=torch.float64)
     order = network.logits(x).argsort(dim=1, descending=True)
     label, target = order[:, 0], order[:, 1]
-    point = boundary_points(network, x, label, target)
+    point = boundary_points(Aim(network, x, label, target))
     found = point.isfinite().all(1)
     back = point - 1e-8 * (point - x)
 
@@ -115,7 +118,88 @@ def test_attacks_are_reproducible_and_follow_the_seed(digits, digits_model):
 
 def test_bad_settings_are_refused():
     model, x, y = crc.mlp([3, 4, 2]), torch.zeros(1, 3), torch.tensor([0])
-    with pytest.raises(ValueError, match="steps and restarts"):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
         crc.attack(model, x, y, steps=0)
     with pytest.raises(ValueError, match="radius must be positive"):
         crc.attack(model, x, y, radius=0)
+
+
+def relu_network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+ITEMS = torch.rand(7, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("radius", [None, 2.0])
+def test_any_differentiable_function_is_attacked(radius, dtype):
+    model, x = relu_network().to(dtype), ITEMS.to(dtype)
+    y = model(x).argmax(1)
+    found = crc.attack(model, x, y, radius=radius)
+    for function in (lambda t: 1 * model(t), model.forward, functools.partial(model)):
+        again = crc.attack(function, x, None, radius=radius)
+        assert torch.equal(again.point, found.point) and torch.equal(again.success, found.success)
+    logits = model(found.point[found.success]).detach()
+    own = logits.gather(1, y[found.success][:, None])
+    assert found.success.sum() > 3 and (own <= logits.scatter(
+        1, y[found.success][:, None], -torch.inf).amax(1, keepdim=True)).all()  # fmt: skip
+    assert found.point.dtype == dtype and found.point.shape == x.shape
+    if radius is not None:
+        assert (found.distance <= radius).all()
+    boxed = crc.attack(lambda t: model(t), x.numpy(), y.numpy(), radius, (0.0, 1.0))
+    assert (boxed.point[boxed.success] >= 0).all() and (boxed.point[boxed.success] <= 1).all()
+
+
+def test_an_unread_function_is_attacked_as_well_as_the_network_that_can_be_read():
+    model = crc.mlp([12, 16, 3], seed=0).double()
+    x = ITEMS.double()
+    for options in ({}, {"radius": 3.0}, {"box": (-9.0, 9.0)}, {"restarts": 2}):
+        read, unread = crc.attack(model, x, **options), crc.attack(lambda t: model(t), x, **options)
+        assert torch.equal(read.success, unread.success) and read.success.any()
+        near = {"rtol": 1e-3, "atol": 1e-6, "equal_nan": True}
+        torch.testing.assert_close(unread.margin, read.margin, **near)
+        torch.testing.assert_close(unread.distance, read.distance, **near)
+
+
+def test_the_distance_of_a_piecewise_linear_function_is_found():
+    def line(t):  # |x1| + x2 against 1
+        return torch.stack([torch.full_like(t[:, 0], 1.0), t[:, 0].abs() + t[:, 1]], dim=1)
+
+    x = torch.tensor([[0.5, 0.0], [-0.5, 0.0]])
+    found = crc.attack(line, x)
+    assert found.distance.tolist() == pytest.approx([0.5 / 2**0.5] * 2, rel=1e-5)
+    assert crc.attack(lambda t: t[:, 1] + t[:, 0] - 1, x[:1]).distance.item() == pytest.approx(
+        0.5 / 2**0.5, rel=1e-5
+    )
+
+
+def test_an_attack_of_a_function_works_where_no_gradients_are_wanted():
+    model = relu_network()
+    expected = crc.attack(model, ITEMS).point
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(crc.attack(model, ITEMS).point, expected)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_is_no_such_function_is_refused():
+    weight = torch.ones(12, 3)
+    mixing = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    random = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.ReLU(), nn.Linear(12, 3))
+    for model, error, message in (
+        (3, TypeError, "must be a module or a function; got int"),
+        (lambda t: t.detach().flatten(1) @ weight, ValueError, "torch can differentiate"),
+        (lambda t: t.flatten(1) @ weight[:5], ValueError, "the model fails on torch.float32"),
+        (lambda t: t, ValueError, r"must give \(7, classes\) logits"),
+        (lambda t: t.flatten(1).argmax(1), ValueError, "of torch.int64"),
+        (lambda t: (t, t), ValueError, "a tensor of logits; got tuple"),
+        (mixing, ValueError, r"call model.eval\(\)"),
+        (random, ValueError, r"call model.eval\(\)"),
+        (lambda t: random(t), ValueError, r"call model.eval\(\)"),
+    ):
+        with pytest.raises(error, match=message):
+            crc.attack(model, ITEMS)
+    before = mixing[1].running_mean.clone()
+    assert torch.equal(before, torch.zeros(12))

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook.attacks import boundary_points
+from crcbook.attacks import Aim, boundary_points
 from crcbook.certificate import certificate as module
 from crcbook.certificate.question import Margin, Radius
 from crcbook.checks import as_box
@@ -46,9 +46,7 @@ IN_BALLS = {"paths": Paths, "sharp": Sharp, "slabs": Slabs, "dual in balls": Dua
 
 def attacked(prover, entries, box, generator, rho=None):
     """Points that an adversary may use: along the way to the boundary, and about."""
-    crossing = boundary_points(
-        prover.network, entries.x, entries.label, entries.target, None, 20, box, prover.rough
-    )
+    crossing = boundary_points(Aim.of(prover, entries, box), steps=20)
     way = (crossing - entries.x).nan_to_num(nan=0.0)
     length = way.norm(dim=1, keepdim=True)
     if rho is not None:
@@ -176,7 +174,12 @@ def test_on_a_line_a_grid_sees_all_of_a_ball(box):
             ball = in_ball(prover, entries, torch.tensor([radius]).double())
             assert bend <= ball.curvature * (1 + 1e-9)
             assert bend <= curvature_in_reach(prover, ball, sharp=True) * (1 + 1e-9)
-            for stage in (Local(prover, where), Dual(prover), ClosedForm(prover), Lines(prover)):
+            for stage in (
+                Local(prover, where is not None),
+                Dual(prover),
+                ClosedForm(prover),
+                Lines(prover),
+            ):
                 question = Margin(torch.tensor([radius]).double())
                 bound, _ = stage(question, entries)
                 assert bound <= worst + 1e-9
@@ -188,7 +191,7 @@ CASES = {"digits": {}, "in a box": {"box": (0.0, 1.0)}, "in balls": {"curvature"
 
 
 def all_radii(model, part, **options):
-    return crc.certify(model, part.x, part.y, **options).radius
+    return crc.certify(model, part.x, part.y, method="dual", **options).radius
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -215,7 +218,7 @@ def test_any_stage_can_be_deleted(digits, bent_model, monkeypatch, options):
 
 def problem_of(model, part, options):
     box, curvature = options.get("box"), options.get("curvature", "global")
-    return module._Problem.of(model, part.x, part.y, "all", box, curvature, "dual")
+    return module._Problem.of(model, part.x, part.y, module._Asked("all", box, curvature, "dual"))
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)

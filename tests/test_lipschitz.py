@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook.attacks import boundary_points
+from crcbook.attacks import Aim, boundary_points
 from crcbook.certificate.question import Radius
 from crcbook.networks import read_network
 from crcbook.proof.lipschitz import lipschitz_bound
@@ -42,7 +42,7 @@ def test_no_attack_beats_a_radius(case):
     item, label, target = every_pair(network.classes, y)
     radius = lipschitz_radius(network, x[item], label, target)
     assert (radius >= 0).all()
-    found = boundary_points(network, x[item], label, target)
+    found = boundary_points(Aim(network, x[item], label, target))
     distance = (found - x[item]).norm(dim=1).nan_to_num(nan=torch.inf)
     assert (distance >= radius).all()
     attacked = crc.attack(model, x, y, restarts=3)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook.attacks import descend
+from crcbook.attacks import Aim, descend
 from crcbook.networks import read_network
 from crcbook.proof.box import Box
 from crcbook.proof.paths import Neighbourhood
@@ -39,7 +39,7 @@ def test_no_point_of_the_ball_is_below_the_bound(case, radius):
     starts = torch.cat([x[None], points])
     pair = ZERO.expand(len(starts)), ONE.expand(len(starts))
     centres = x.expand(len(starts), -1)
-    _, reached = descend(network, centres, *pair, radius, starts)
+    _, reached = descend(Aim(network, centres, *pair), radius, starts)
     logits = network.logits(torch.cat([points, x[None]]))
     lowest = torch.cat([reached, logits[:, 0] - logits[:, 1]]).min()
     assert bound <= lowest + 1e-12 * (1 + logits.abs().max())
@@ -53,9 +53,10 @@ def test_in_a_box_only_its_points_count(case, radius):
     bound = margin_in_ball(model, x, radius, allowed=box.around(x[None]))
     points = ball(x, radius, generator)
     _, reached = descend(
-        read_network(model), x.expand(20, -1), ZERO.expand(20), ONE.expand(20), radius,
-        box.clip(points), box=box,
-    )  # fmt: skip
+        Aim(read_network(model), x.expand(20, -1), ZERO.expand(20), ONE.expand(20), box),
+        radius,
+        box.clip(points),
+    )
     logits = read_network(model).logits(box.clip(points))
     lowest = torch.cat([reached, logits[:, 0] - logits[:, 1]]).min()
     assert bound <= lowest + 1e-12 * (1 + logits.abs().max())

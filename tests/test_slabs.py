@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crcbook as crc
-from crcbook.attacks import boundary_points, descend
+from crcbook.attacks import Aim, boundary_points, descend
 from crcbook.certificate.question import Radius
 from crcbook.hessian import margin_hessian
 from crcbook.networks import read_network
@@ -63,7 +63,7 @@ def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient)
     bound = margins_in_balls(prover, entries, radii, axis)
     axis = torch.nn.functional.normalize(axis.clamp(-1, 1), dim=1)
     for start in (x, x + axis, x - axis):
-        _, least = descend(network, x, entries.label, entries.target, radius, start)
+        _, least = descend(Aim(network, x, entries.label, entries.target), radius, start)
         assert (bound <= least + 1e-12 * (1 + least.abs())).all()
 
 
@@ -111,7 +111,9 @@ def test_slabs_prove_what_one_minorant_cannot():
     x = torch.rand(40, 12, generator=generator, dtype=torch.float64)
     entries = margins_to_bound(prover, x)
     plain = crc.certify(model, x, entries.label, targets="runner-up").radius
-    reached = (boundary_points(prover.network, x, entries.label, entries.target) - x).norm(dim=1)
+    reached = (boundary_points(Aim(prover.network, x, entries.label, entries.target)) - x).norm(
+        dim=1
+    )
     gap = (plain < 0.97 * reached).nonzero().squeeze(1)
     assert len(gap) >= 10
     entries, trial = entries.take(gap), (plain + reached)[gap] / 2
@@ -132,7 +134,7 @@ def test_slabs_keep_their_word_at_any_scale(scale):
     axis = falls(prover, entries)
     bound = margins_in_balls(prover, entries, 0.9 * reached, axis)
     assert (bound > 0).sum() >= 4
-    attacked = boundary_points(prover.network, x, entries.label, entries.target)
+    attacked = boundary_points(Aim(prover.network, x, entries.label, entries.target))
     beyond = (attacked - x).norm(dim=1) * (1 + 1e-6)
     bound = margins_in_balls(prover, entries, beyond, axis)
     assert not (bound > 0).any()

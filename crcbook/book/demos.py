@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crcbook.attacks import boundary_points, descend
+from crcbook.attacks import Aim, boundary_points, descend
 from crcbook.certificate import certify, curvature_bounds
 from crcbook.certificate.question import Radius
 from crcbook.datasets import Split
@@ -202,7 +202,9 @@ def certified_regions(
     regions = {}
     for suffix, limits in (("", None), (" + box", box)):
         for curvature in ("global", "local"):
-            radius = certify(model, point, label, box=limits, curvature=curvature).radius.item()
+            radius = certify(
+                model, point, label, box=limits, curvature=curvature, method="dual"
+            ).radius.item()
             outline = np.array([x, y]) + min(radius, widest) * circle
             # Clipping moves the arcs outside onto the box's sides: the outline of the intersection.
             outline = outline if limits is None else outline.clip(lower, upper)
@@ -307,7 +309,7 @@ def local_margins(
     whole = -curvature_bounds(model, *pair)[0]
     inside = -curvature_bounds(model, *pair, x=x, radius=radius)[0]
     first_order = value - radius * gradient.norm()
-    _, reached = descend(prover.network, x, *pair, radius, x)
+    _, reached = descend(Aim(prover.network, x, *pair), radius, x)
     return {
         "global k": (first_order - whole * radius**2 / 2).item(),
         "k of the ball": (first_order - inside * radius**2 / 2).item(),
@@ -339,7 +341,7 @@ def slab_radii(
     x = x.flatten(1).to(network.device, torch.float64)
     label, target = label.to(x.device), target.to(x.device)
     entries = Entries.of(prover, x, label, target)
-    reached = (boundary_points(network, x, label, target) - x).norm(dim=1)
+    reached = (boundary_points(Aim(network, x, label, target)) - x).norm(dim=1)
     # Beyond what the attack reaches, so that nothing but the proofs can end below it.
     high = 1.25 * reached.nan_to_num(nan=x.norm(dim=1).max().item())
     low, nowhere = torch.zeros_like(high), torch.zeros_like(x)

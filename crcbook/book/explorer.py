@@ -101,7 +101,8 @@ def radius_fields(
         model: a classifier of points in the plane, as :func:`crcbook.certify` takes it.
         xs: ``(columns,)`` increasing, finite coordinates.
         ys: ``(rows,)`` increasing, finite coordinates.
-        certificates: by name, options of :func:`crcbook.certify` other than the box.
+        certificates: by name, options of :func:`crcbook.certify` other than the box; the method is
+            ``"dual"`` where none is named.
         box: the valid points, as in :func:`crcbook.certify`.
 
     Returns:
@@ -117,7 +118,7 @@ def radius_fields(
     points = _grid(xs, ys)
     predicted = network.logits(points.to(network.device)).argmax(1)
     found = {
-        name: certify(model, points, predicted, box=box, **options)
+        name: certify(model, points, predicted, box=box, **{"method": "dual", **options})
         for name, options in certificates.items()
     }
     nearest = _nearest(model, points, predicted, list(found.values()), box)

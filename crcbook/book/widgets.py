@@ -508,8 +508,8 @@ def describe_item(certificate: Certificate, x: Tensor, label: int) -> str:
     promise += f", limited by class {target} (bound: {certificate.method[0]})."
     if certificate.exact[0]:
         return f"{promise} It is exact."
-    away = (certificate.nearest[0] - x[0].flatten().to(certificate.nearest)).norm().item()
-    if np.isnan(away):
+    away = certificate.distance[0].item()
+    if np.isinf(away):
         return f"{promise} No adversarial point was found."
     return f"{promise} The nearest adversarial point found is {np.ceil(away * 1e3) / 1e3:.3f} away."
 
@@ -534,7 +534,8 @@ def live_certificate(model: nn.Sequential, x: Tensor, y: Tensor) -> ipywidgets.V
 
     def draw(item: int, bound: str, boxed: bool) -> tuple[str, str]:
         one, label = x[item : item + 1], y[item : item + 1]
-        options: dict[str, Any] = {"method": "best"} if bound == "best" else {"curvature": bound}
+        curvature = {"curvature": bound, "method": "dual"}
+        options: dict[str, Any] = {"method": "best"} if bound == "best" else curvature
         certificate = certify(model, one, label, box=(0.0, 1.0) if boxed else None, **options)
         text = describe_item(certificate, one, int(label))
         near = certificate.nearest[0].reshape(one[0].shape)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from crcbook.checks import as_box, as_classes, as_inputs, as_radius, readable
+from crcbook.checks import as_box, as_classes, as_inputs, as_radius, as_tensor
 from crcbook.networks import read_network
 from crcbook.proof.curvature import downward_curvature, local_curvature
 from crcbook.proof.rounding import RoundingModel
@@ -36,7 +36,8 @@ def curvature_bounds(
         ValueError: for a class out of range or a wrong shape, a network that cannot be certified,
             or one of ``x`` and ``radius`` without the other.
     """
-    network = read_network(model, readable(x))
+    x = None if x is None else as_tensor(x)
+    network = read_network(model, x)
     label, target = as_classes("label", label, network), as_classes("target", target, network)
     if label.ndim > 1 or target.ndim > 1:
         raise ValueError(

@@ -151,6 +151,24 @@ class Question(Protocol):
             ``(entries,)``.
         """
 
+    def promises(
+        self, value: Tensor, curvature: Tensor, bound: Tensor, least: float = 0.0
+    ) -> Tensor:
+        r"""Where a search for the best quadratic is worth its price.
+
+        Without a box a quadratic of curvature k below a margin of value f at the input is at most
+        :math:`f - k\|\delta\|^2/2` in some direction of every length, wherever it touches.
+
+        Args:
+            value: ``(images, columns)`` the margins at the inputs.
+            curvature: ``(images, columns)`` k.
+            bound: ``(images, columns)`` what is proved.
+            least: a gain, as a share of the bound, that is worth it.
+
+        Returns:
+            ``(images, columns)`` bool.
+        """
+
     def in_balls(self, entries: Entries, bound: Tensor, local: "Local") -> None:
         """Raise bounds, in place, by what is proved in balls of radii that are worth trying.
 
@@ -210,6 +228,12 @@ class Radius:
     def everywhere(self, lowest: Tensor) -> Tensor:
         """What a bound of the margin over all of R^n proves."""
         return torch.where(lowest > 0, torch.inf, -torch.inf)
+
+    def promises(
+        self, value: Tensor, curvature: Tensor, bound: Tensor, least: float = 0.0
+    ) -> Tensor:
+        """Where the largest radius that a quadratic can have is larger than the bound."""
+        return (2 * value / curvature).sqrt() > (1 + least) * bound
 
     def in_balls(self, entries: Entries, bound: Tensor, local: "Local") -> None:
         """Balls between what is proved and what is attacked, until one fills its own.
@@ -315,6 +339,12 @@ class Margin:
         rows = torch.isin(entries.image, lost, invert=True).nonzero().squeeze(1)
         if len(rows):
             bound[rows] = local.raise_bounds(self, entries.take(rows), radius[rows])
+
+    def promises(
+        self, value: Tensor, curvature: Tensor, bound: Tensor, least: float = 0.0
+    ) -> Tensor:
+        """Where the curvature alone leaves something of the margin in the ball."""
+        return value > curvature * self.radius[:, None].square() / 2
 
     @property
     def falls(self) -> Radius:

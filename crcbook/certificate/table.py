@@ -178,8 +178,28 @@ class Table:
         found = question.proves(entries, parabola).fmax(everywhere)
         self.bound = found.reshape(self.bound.shape)
 
+    def promises(self, question: Question, least: float = 0.0) -> Tensor:
+        """Where a search for the best quadratic is worth its price, without a box.
+
+        Args:
+            question: what the bounds are of.
+            least: a gain, as a share of a radius, that is worth it.
+
+        Returns:
+            ``(images, columns)`` bool.
+        """
+        images = self.images
+        pairs = torch.broadcast_tensors(images.y[:, None], images.order)
+        curvature = downward_curvature(self.prover.network, *pairs)
+        return question.promises(images.value, curvature, self.bound, least)
+
     def open(
-        self, question: Question, columns: slice, first: bool, stage: Stage
+        self,
+        question: Question,
+        columns: slice,
+        first: bool,
+        stage: Stage,
+        only: Tensor | None = None,
     ) -> Iterator[Entries]:
         """The entries that a stage may raise, some at a time.
 
@@ -188,6 +208,7 @@ class Table:
             columns: those to look at.
             first: whether they are the runner-up's.
             stage: the stage.
+            only: ``(images, columns)`` bool, the entries to look at; None for all.
 
         Yields:
             Entries whose bounds do not reach their goals.
@@ -196,6 +217,7 @@ class Table:
         rows = self.images.correct if first else self.images.correct & question.asks(self.bound)
         is_open = torch.zeros_like(self.bound, dtype=torch.bool)
         is_open[:, columns] = rows[:, None] & (self.bound[:, columns] <= goal[:, None])
+        is_open = is_open if only is None else is_open & only
         index = is_open.flatten().nonzero().squeeze(1)
         size = block_size(self.prover.network, 1, index.device)
         for part in index.split(size) if len(index) else ():
@@ -214,7 +236,7 @@ class Table:
         """
         entries = self._entries(index, goal)
         return (
-            replace(entries, allowed=self.box.around(entries.x))
+            replace(entries, allowed=self.box.take(entries.image).around(entries.x))
             if box and self.box is not None
             else entries
         )
@@ -252,7 +274,13 @@ class Table:
         self.method.view(-1)[index[raised]] = METHODS.index(method)
 
 
-def run(question: Question, table: Table, stages: Sequence[Stage], together: bool = False) -> None:
+def run(
+    question: Question,
+    table: Table,
+    stages: Sequence[Stage],
+    together: bool = False,
+    only: Tensor | None = None,
+) -> None:
     """Raise the bounds of a table, the runner-up's before the others', the cheap stages first.
 
     Args:
@@ -260,10 +288,11 @@ def run(question: Question, table: Table, stages: Sequence[Stage], together: boo
         table: the table.
         stages: called with a question and entries, each returns bounds and displacements, or None.
         together: raise all columns at a time.
+        only: ``(images, columns)`` bool, the entries to raise; None for all.
     """
     for columns, first in table.groups(together):
         for stage in stages:
-            for entries in table.open(question, columns, first, stage):
+            for entries in table.open(question, columns, first, stage, only):
                 table.raise_to(entries, *stage(question, entries), stage.method)
 
 

@@ -50,7 +50,7 @@ def evaluate(
     network, unit = read_network(model, test.x), (0.0, 1.0) if box else None
     x, y = as_inputs(test.x, network), as_classes("y", test.y, network, len(test))
     as_box(unit, x)
-    certificate = certify(model, x, y, progress=progress)
+    certificate = certify(model, x, y, method="dual", progress=progress)
     correct = smallest_margin(network, x, y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
     certified = certificate.radius >= radius
@@ -71,12 +71,12 @@ def evaluate(
     columns["certified"] = certified
     rows = ~certified & correct & ~_in_runner_up(network, x, y, points)
     proved = partial(
-        verify, model, radius=radius, targets="runner-up", progress=progress,
+        verify, model, radius=radius, targets="runner-up", progress=progress, method="dual",
         curvature="local" if local else "global",
     )  # fmt: skip
     columns["certified_runner_up"] = certified | _asked(rows, proved, x, y)
     if box and not local:
-        proved = partial(verify, model, radius=radius, box=unit, progress=progress)
+        proved = partial(verify, model, radius=radius, box=unit, progress=progress, method="dual")
         rows = ~certified & columns["survived_box"]
         columns["certified_box"] = certified | _asked(rows, proved, x, y)
     if not box:

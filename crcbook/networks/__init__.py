@@ -2,7 +2,7 @@
 
 from crcbook.networks.building import architecture, deepen, mlp
 from crcbook.networks.network import Layer, MarginAlong, Network, remembered
-from crcbook.networks.reading import read_network, submodules
+from crcbook.networks.reading import read_network, submodules, unchanged_buffers
 
 __all__ = [
     "Layer",
@@ -14,4 +14,5 @@ __all__ = [
     "read_network",
     "remembered",
     "submodules",
+    "unchanged_buffers",
 ]

@@ -70,7 +70,7 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
     like = _door(model)
     if torch.is_autocast_enabled(like.device.type):
         raise RuntimeError("certificates need full precision: leave torch.autocast first")
-    with torch.inference_mode(False), _without_compiler(), _unchanged_buffers(model):
+    with torch.inference_mode(False), _without_compiler(), unchanged_buffers(model):
         return _read(model, like, at)
 
 
@@ -152,8 +152,15 @@ def _door(model: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Undo what an evaluation does to the model, and refuse a model that it does something to."""
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what an evaluation does to the model, and refuse a model that it does something to.
+
+    Args:
+        model: the model.
+
+    Raises:
+        ValueError: where its buffers have changed.
+    """
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

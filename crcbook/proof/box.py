@@ -14,11 +14,11 @@ from crcbook.proof.arithmetic import OUTWARD, TINY_NORM
 
 @dataclass(frozen=True)
 class Box:
-    """A box of valid inputs.
+    """A box of valid inputs, one for all of them or one each.
 
     Attributes:
-        lower: ``(n,)`` float64.
-        upper: ``(n,)`` float64.
+        lower: ``(n,)`` or ``(batch, n)`` float64.
+        upper: ``(n,)`` or ``(batch, n)`` float64.
     """
 
     lower: Tensor
@@ -34,6 +34,17 @@ class Box:
             ``(batch, n)``.
         """
         return point.clamp(self.lower, self.upper)
+
+    def take(self, index: Tensor | slice) -> "Box":
+        """The boxes of some inputs.
+
+        Args:
+            index: their positions, or a slice of them.
+
+        Returns:
+            Their boxes; itself where all inputs have one.
+        """
+        return self if self.lower.dim() == 1 else Box(self.lower[index], self.upper[index])
 
     def around(self, x0: Tensor) -> "Allowed":
         """The displacements that stay in the box, rounded outward.

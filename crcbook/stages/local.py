@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crcbook.attacks import crossings, descend
+from crcbook.attacks import Aim, crossings, descend
 from crcbook.certificate.question import Question
-from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Entries, Prover
 from crcbook.stages.dual import Dual, Sharp, curvature_in_reach
@@ -29,18 +28,12 @@ class Local:
 
     Attributes:
         prover: the network, prepared for proofs.
-        adversary_box: where the adversary must stay, as attacks take it; None for everywhere.
         box: whether the adversary is confined to the table's box.
     """
 
     prover: Prover
-    adversary_box: Box | None = None
+    box: bool = False
     method: str = "dual"
-
-    @property
-    def box(self) -> bool:
-        """Whether the adversary is confined to the table's box."""
-        return self.adversary_box is not None
 
     @property
     def stages(self) -> tuple[_InBalls, ...]:
@@ -121,10 +114,7 @@ class Local:
         Returns:
             ``(entries,)`` bool.
         """
-        _, lowest = descend(
-            self.prover.network, entries.x, entries.label, entries.target, radius, entries.x,
-            _DESCENT_STEPS, self.adversary_box, self.prover.rough,
-        )  # fmt: skip
+        _, lowest = descend(Aim.of(self.prover, entries), radius, entries.x, _DESCENT_STEPS)
         return lowest <= 0
 
     def distances(self, entries: Entries) -> Tensor:
@@ -136,9 +126,6 @@ class Local:
         Returns:
             ``(entries,)`` l2 distances; NaN where none was found.
         """
-        found = crossings(
-            self.prover.network, entries.x, entries.label, entries.target,
-            entries.x + entries.start.double(), _CROSSING_STEPS, self.adversary_box,
-            self.prover.rough,
-        )  # fmt: skip
+        start = entries.x + entries.start.double()
+        found = crossings(Aim.of(self.prover, entries), start, _CROSSING_STEPS)
         return (found - entries.x).norm(dim=1)

@@ -188,6 +188,9 @@ class _Trainer:
     def _checked(self, split: Split, network: Network) -> tuple[Tensor, Tensor]:
         """Inputs and labels, where the model is and in its precision."""
         weight = next(self.model.parameters())
+        if not (hasattr(split, "x") and hasattr(split, "y")):
+            part = ": give a part of it, as in data.train" if hasattr(split, "train") else ""
+            raise TypeError(f"data must be a Split, with x and y; got {type(split).__name__}{part}")
         x = as_inputs(split.x, network)
         if self.recipe.attack_box:
             as_box((0.0, 1.0), x)
@@ -344,7 +347,7 @@ class _Trainer:
         if method == "lipschitz":
             return verify(self.mean, x, y, radius, method="lipschitz").robust
         curvature = self.recipe.curvature if method == "crt" else "global"
-        return verify(self.mean, x, y, radius, curvature=curvature).robust
+        return verify(self.mean, x, y, radius, curvature=curvature, method="dual").robust
 
     def _shown(self) -> dict:
         shown = self.history[-1] if self.history else {}

@@ -1,0 +1,228 @@
+"""Adversarial points beside what is proved: they say how much a proof leaves open."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from crcbook.attacks import Aim, crossings, descend, first_in_precision
+from crcbook.certificate.table import Table
+from crcbook.deployed import farthest
+from crcbook.proof.arithmetic import OUTWARD
+from crcbook.proof.box import Box, clip
+from crcbook.proof.prover import Entries, Prover
+from crcbook.stages.dual import at_boundary, into_reach
+
+EXACT = 1e-6  # of the radius: how close an adversary must be for it to be the distance
+_CROSSING_STEPS = (3, 30)  # of attacks that look for the nearest adversary: the short one first
+_DESCENT_STEPS = 4  # of one in a ball, which begins where a proof's search ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The radii of some images, and the adversarial points that bound them from above.
+
+    Attributes:
+        radius: ``(images,)`` float64, the smallest bound of each; 0 where it is misclassified.
+        column: ``(images,)`` where in the table that is.
+        point: ``(images, n)`` float64 points proved to be adversarial; NaN where none was found.
+        distance: ``(images,)`` float64, how far they are at most; infinity where there is none.
+    """
+
+    radius: Tensor
+    column: Tensor
+    point: Tensor
+    distance: Tensor
+
+    @classmethod
+    def of(cls, table: Table, before: "Limits | None" = None) -> "Limits":
+        """Read a table, and look for adversarial points.
+
+        Args:
+            table: the bounds of radii.
+            before: what was found when fewer bounds had been raised.
+
+        Returns:
+            The limits.
+        """
+        correct = table.images.correct
+        radius, column = table.bound.min(dim=1)
+        radius = radius.clamp(0, farthest(table.prover)).masked_fill(~correct, 0.0)
+        column = column.masked_fill(~correct, 0)
+        if before is None:
+            point = torch.full_like(table.images.x, torch.nan)
+            before = cls(radius, column, point, torch.full_like(radius, torch.inf))
+            rows = torch.arange(len(radius), device=radius.device)
+        else:
+            rows = (radius > before.radius).nonzero().squeeze(1)
+        point, distance = before.point.clone(), before.distance.clone()
+        entries = _entries(table, rows, column)
+        found = _nearest(table, entries, correct[rows], radius[rows])
+        away = (found - entries.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
+        nearer = (away < distance[rows]).nonzero().squeeze(1)
+        point[rows[nearer]], distance[rows[nearer]] = found[nearer], away[nearer]
+        return cls(radius, column, point, distance)
+
+    def exact(self) -> Tensor:
+        """Where the point is at the radius, up to a millionth; a misclassified image is its own.
+
+        Returns:
+            ``(images,)`` bool.
+        """
+        reached = (self.radius > 0) & (self.distance <= self.radius * (1 + EXACT))
+        return (reached | (self.distance == 0)) & self.distance.isfinite()
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What a short attack finds in balls that are not proved to be safe.
+
+    Attributes:
+        point: ``(images, n)`` float64 points proved to be adversarial; NaN where none was found.
+        margin: ``(images,)`` float64, the lowest margin found; that at the input where none was
+            looked for.
+        column: ``(images,)`` the class attacked: of those not proved, the one of the largest logit.
+    """
+
+    point: Tensor
+    margin: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, table: Table, radius: Tensor) -> "Attacked":
+        """Attack the balls of a table. A misclassified image is its own adversarial point.
+
+        Args:
+            table: the bounds of margins.
+            radius: ``(images,)`` the balls' radii.
+
+        Returns:
+            What was found.
+        """
+        doubt, correct = table.bound <= 0, table.images.correct
+        column = torch.where(correct, doubt.int().argmax(1), 0)
+        rows = (doubt.any(1) | ~correct).nonzero().squeeze(1)
+        point = torch.full_like(table.images.x, torch.nan)
+        margin = table.images.value.gather(1, column[:, None]).squeeze(1)
+        entries = _entries(table, rows, column)
+        aim = Aim.of(table.prover, entries, table.box)
+        start = entries.x + entries.start.double()
+        found, margin[rows] = descend(aim, radius[rows], start, _DESCENT_STEPS)
+        found = torch.where(correct[rows, None], found, entries.x)
+        proved = table.prover.is_adversarial(entries, found)
+        point[rows] = found.masked_fill(~proved[:, None], torch.nan)
+        return cls(point, margin, column)
+
+    @property
+    def found(self) -> Tensor:
+        """``(images,)`` bool, where there is a point."""
+        return self.point.isfinite().all(1)
+
+    def far_from(self, table: Table, share: float) -> Tensor:
+        """Where the fall that is found is well below the fall that is not excluded.
+
+        Args:
+            table: the bounds.
+            share: what counts as near.
+
+        Returns:
+            ``(images,)`` bool.
+        """
+        value, bound = (
+            whole.gather(1, self.column[:, None]).squeeze(1)
+            for whole in (table.images.value, table.bound)
+        )
+        return value - self.margin < share * (value - bound)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Adversarial points in the precision that their inputs were given in.
+
+    Attributes:
+        prover: the network.
+        x: ``(images, n)`` float64 inputs.
+        y: ``(images,)`` their labels.
+        dtype: the precision.
+        box: where points must stay; None for everywhere.
+    """
+
+    prover: Prover
+    x: Tensor
+    y: Tensor
+    dtype: torch.dtype
+    box: Box | None
+
+    def __call__(self, point: Tensor, radius: Tensor | None = None) -> Tensor:
+        """The nearest points found of that precision that are proved to be adversarial as well.
+
+        Args:
+            point: ``(images, n)`` float64 points; NaN where there is none.
+            radius: ``(images,)`` of the balls to stay in, which are searched inward; None to search
+                outward.
+
+        Returns:
+            ``(images, n)`` float64; NaN where there is none.
+        """
+        if self.dtype == torch.float64:
+            return point
+        beside = partial(self._beside, point, radius is not None)
+        return first_in_precision(beside, partial(self._good, radius), point, self.dtype)
+
+    def _beside(self, point: Tensor, inward: bool, rows: Tensor, share: float) -> Tensor:
+        reach = 1 - share if inward else 1 + share
+        moved = self.x[rows] + reach * (point[rows] - self.x[rows])
+        return clip(self.box and self.box.take(rows), moved)
+
+    def _good(self, radius: Tensor | None, rows: Tensor, point: Tensor) -> Tensor:
+        network, y = self.prover.network, self.y[rows]
+        target = network.logits(point).scatter(1, y[:, None], -torch.inf).argmax(1)
+        margin, _ = network.margin_and_units(point, y, target)
+        good = margin + self.prover.margin_error(y, target, point) <= 0
+        if radius is not None:
+            good &= (point - self.x[rows]).norm(dim=1) * OUTWARD <= radius[rows]
+        return good
+
+
+def _entries(table: Table, rows: Tensor, column: Tensor) -> Entries:
+    """The entries of some images in the columns given for all images."""
+    index = rows * table.bound.shape[1] + column[rows]
+    goal = torch.full_like(table.bound[:, 0], torch.inf)
+    return table.entries(index, goal, table.box is not None)
+
+
+def _nearest(table: Table, entries: Entries, correct: Tensor, radius: Tensor) -> Tensor:
+    """Adversarial points, NaN where none is proved; a misclassified image is its own.
+
+    Overshooting the radius by a hair, where the quadratic falls fastest, finds the nearest one
+    wherever the radius is exact. For the others it is where an attack starts.
+    """
+    prover, box = table.prover, table.box and table.box.take(entries.image)
+    quadratic, evaluation = prover.prove(entries, into_reach(entries, entries.start.double()))
+    way = quadratic.nearest(quadratic.radius())
+    point = clip(box, entries.x + (1 + 0.9 * EXACT) * way)
+    point = torch.where(correct[:, None], point, entries.x)
+    close = (point - entries.x).norm(dim=1) <= radius * (1 + EXACT)
+    hit = ~correct | (close & at_boundary(quadratic, evaluation))
+    likely = hit.nonzero().squeeze(1)
+    hit[likely] = prover.is_adversarial(entries.take(likely), point[likely])
+    for steps in _CROSSING_STEPS:
+        missed = (correct & ~hit & radius.isfinite()).nonzero().squeeze(1)
+        if not len(missed):
+            break
+        found = _crossing(table, entries.take(missed), point[missed], steps)
+        hit[missed] = found.isfinite().all(1)
+        point[missed] = torch.where(hit[missed, None], found, entries.x[missed])
+    return point.masked_fill((~hit | radius.isinf())[:, None], torch.nan)
+
+
+def _crossing(table: Table, entries: Entries, start: Tensor, steps: int) -> Tensor:
+    """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
+    begin = entries.z if len(table.prover.network.layers) > 1 else None
+    aim = Aim.of(table.prover, entries, table.box)
+    found = crossings(aim, start, steps, begin)
+    # Across the boundary, beyond any doubt.
+    found = clip(aim.box, found + 0.5 * EXACT * (found - entries.x))
+    proved = table.prover.is_adversarial(entries, found)
+    return torch.where(proved[:, None], found, torch.nan)
