@@ -102,7 +102,7 @@ def test_boundary_points_lie_just_outside(case):
 
 
 def test_more_restarts_help_and_never_hurt(digits, digits_model):
-    x, y = digits.test.x[:60], digits.test.y[:60]
+    x, y = digits.test.x[:60].double(), digits.test.y[:60]
     few = crc.attack(digits_model, x, y, radius=0.7, steps=3)
     many = crc.attack(digits_model, x, y, radius=0.7, steps=3, restarts=3)
     assert (many.margin <= few.margin).all() and (many.margin < few.margin).any()

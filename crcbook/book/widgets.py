@@ -432,9 +432,10 @@ def attack_at(model: nn.Sequential, x: Tensor, label: int, radius: float) -> tup
         ValueError: as :func:`crcbook.certify`.
     """
     one, labels = x[None], torch.tensor([label])
-    found, certificate = attack(model, one, labels, radius=radius), certify(model, one, labels)
+    found = attack(model, one, labels, radius=radius)
+    certificate = certify(model, one, labels, method="dual")
     point = found.point[0].reshape(x.shape)
-    answer = read_network(model).logits(point.reshape(1, -1)).argmax().item()
+    answer = read_network(model).logits(point.reshape(1, -1).double()).argmax().item()
     proved = certificate.radius.item()
     if proved == 0 and certificate.exact.item():
         return x.to(point), f"Label {label}, but classified as {certificate.target.item()} already."
