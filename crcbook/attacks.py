@@ -23,9 +23,9 @@ from crcbook.unread import SegmentMargins, Unread
 _CHUNK_VALUES = 2**22
 _BISECTIONS = 300
 _CLOSE = 1e-9  # of the distance
-# Steps of a descent, in radii: one this short ends it, the second where the sign is not decided.
-_SHORT, _TINY = 1e-2, 1e-4
-_DECIDED = 1e-2  # of the descent so far: what is farther from 0 will not cross it
+# What a descent can still gain, in what it gained so far, over the square of its step in radii;
+# steps from which it is left where that does not decide the sign are between the other two.
+_GAIN, _SHORTEST, _LONGEST = 100.0, 1e-4, 0.1
 _FULL_EACH = 8  # of so many steps, one is not accelerated
 _REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
 # How much further, or less far, than a point to look for one in the precision of the inputs.
@@ -490,8 +490,8 @@ def descend(
         delta = delta * (size / delta.norm(dim=1)).clamp(max=1)[:, None]
         # What further steps gain is of the order of the square of a step.
         least = lowest[rows]
-        decided = least.abs() > _DECIDED * (first[rows] - least)
-        moving = move.norm(dim=1) > torch.where(decided, _SHORT, _TINY) * size
+        needed = (least.abs() / (first[rows] - least) / _GAIN).sqrt()
+        moving = move.norm(dim=1) > needed.clamp(_SHORTEST, _LONGEST) * size
         ends[rows] = delta
         if not moving.all():
             keep = moving.nonzero().squeeze(1)

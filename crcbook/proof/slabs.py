@@ -66,7 +66,7 @@ def slab_margins(prover: Prover, entries: Entries, axis: Tensor, slabs: int = 8)
     entries, axis = replace(entries, allowed=None), _unit(axis)
     least = torch.full_like(entries.valid, torch.inf)
     left = torch.arange(len(least), device=least.device)
-    for place in range(slabs):
+    for place in reversed(range(slabs)):  # where the margin is smallest, a proof fails soonest
         ends = place / slabs, (place + 1) / slabs
         margin = _Slab.of(prover, entries.take(left), axis[left], *ends).margins()
         proved = (margin > 0) & margin.isfinite()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crcbook.attacks import Aim, crossings, descend
 from crcbook.certificate.question import Question
+from crcbook.certificate.table import Stage
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Entries, Prover
 from crcbook.stages.dual import Dual, Sharp, curvature_in_reach
@@ -15,11 +16,40 @@ from crcbook.stages.slabs import Slabs
 
 _DESCENT_STEPS, _CROSSING_STEPS = 4, 3  # of attacks that say where a proof would be in vain
 _FEW_INPUTS = 128  # with more, where little is to be gained it is not tried
-_InBalls = Dual | Slabs | Paths | Sharp
-# Times the margin at the input: how far below 0 a bound can be that slabs, and paths, still mend.
-# Chosen on networks of 2 to 4 layers for MNIST; a smaller share gives up sooner.
-_HOPELESS = {Dual: torch.inf, Slabs: 4.0, Paths: 0.25, Sharp: 0.25}
 _FLAT = 0.5  # of the curvature over R^n: where a ball's is below, following it gains little
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A stage that works in balls, and where it is worth its price.
+
+    What counts as hopeless was chosen on networks of 2 to 4 layers for MNIST; a smaller number
+    gives up sooner.
+
+    Attributes:
+        stage: raises bounds of entries with valid balls.
+        hopeless: times the margin at the input, how far below 0 a bound is not mended any more.
+        least: of the curvature over R^n; where a ball's is below, there is little to gain.
+        most: of the curvature over R^n; where a ball's is not below, there is nothing to gain.
+    """
+
+    stage: Stage
+    hopeless: float
+    least: float = 0.0
+    most: float = torch.inf
+
+    def tries(self, k: Tensor, global_k: Tensor) -> Tensor:
+        """Whether curvatures in balls leave something to gain.
+
+        Args:
+            k: ``(entries,)`` those in the balls.
+            global_k: ``(entries,)`` those over R^n.
+
+        Returns:
+            ``(entries,)`` bool.
+        """
+        below = k < self.most * global_k if self.most < torch.inf else torch.ones_like(k).bool()
+        return below & ~(k < self.least * global_k)
 
 
 @dataclass(frozen=True)
@@ -36,20 +66,17 @@ class Local:
     method: str = "dual"
 
     @property
-    def stages(self) -> tuple[_InBalls, ...]:
+    def attempts(self) -> list[Attempt]:
         """What is tried in a ball, in the order of its price."""
-        dual, slabs, paths = Dual(self.prover), Slabs(self.prover), Paths(self.prover)
-        depth, inputs = len(self.prover.network.layers), self.prover.network.inputs
-        stages: tuple[_InBalls, ...] = (
-            () if depth < 2 else (slabs,) if depth == 2 else (dual, slabs)
-        )
-        if self.box:  # slabs know of none, and were tried without
-            stages = tuple(stage for stage in stages if stage is not slabs)
-        return (
-            stages
-            if depth < 2 or (depth == 2 and inputs > _FEW_INPUTS)
-            else (*stages, paths, Sharp(self.prover))
-        )
+        prover, network = self.prover, self.prover.network
+        depth = len(network.layers)
+        found = [Attempt(Dual(prover), torch.inf, most=1.0)] if depth > 2 else []
+        if depth > 1 and not self.box:  # slabs know of none, and were tried without
+            found.append(Attempt(Slabs(prover), 4.0))
+        if depth > 2 or (depth > 1 and network.inputs <= _FEW_INPUTS):
+            dear = Paths(prover), Sharp(prover)
+            found += [Attempt(stage, 0.25, least=_FLAT) for stage in dear]
+        return found
 
     def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
         """Bounds of some entries.
@@ -62,7 +89,7 @@ class Local:
             ``(entries,)`` bounds, and no displacements.
         """
         bound = entries.bound.clone()
-        if self.stages:
+        if self.attempts:
             question.in_balls(entries, bound, self)
         return bound, None
 
@@ -81,28 +108,23 @@ class Local:
         global_k = downward_curvature(self.prover.network, entries.label, entries.target)
         entries = replace(entries, valid=radius)
         k = curvature_in_reach(self.prover, entries)
-        entries = replace(entries, curvature=k)
-        for stage in self.stages:
-            tried = question.short(entries, bound) & self._hopeful(stage, question, entries, bound)
-            if isinstance(stage, Dual):
-                tried &= k < global_k
-            if isinstance(stage, Paths | Sharp):
-                tried &= ~(k < _FLAT * global_k)
+        entries, margin = replace(entries, curvature=k), self._margin(question, entries)
+        for attempt in self.attempts:
+            tried = question.short(entries, bound) & attempt.tries(k, global_k)
+            # What is hopeless for one class leaves nothing to gain from the others of its image.
+            hopeless = bound < -attempt.hopeless * margin
+            tried &= ~torch.isin(entries.image, entries.image[hopeless])
             rows = tried.nonzero().squeeze(1)
             if len(rows):
-                found, _ = stage(question, replace(entries, bound=bound).take(rows))
+                found, _ = attempt.stage(question, replace(entries, bound=bound).take(rows))
                 bound[rows] = bound[rows].fmax(found)
         return bound
 
-    def _hopeful(
-        self, stage: _InBalls, question: Question, entries: Entries, bound: Tensor
-    ) -> Tensor:
-        """Whether a bound is near enough to 0 for a stage to mend it, and no class worse."""
+    def _margin(self, question: Question, entries: Entries) -> Tensor:
+        """The margins at the inputs, in which hopes are counted; infinite to give none up."""
         if question.polishes or self.prover.network.inputs <= _FEW_INPUTS:
-            return torch.ones_like(bound, dtype=torch.bool)
-        margin, _ = self.prover.margin_at(entries, entries.x)
-        hopeless = bound <= -_HOPELESS[type(stage)] * margin
-        return ~torch.isin(entries.image, entries.image[hopeless])
+            return torch.full_like(entries.bound, torch.inf)
+        return self.prover.margin_at(entries, entries.x)[0]
 
     def adversaries(self, entries: Entries, radius: Tensor) -> Tensor:
         """Where an attack of a few steps finds an adversary in the balls.
