@@ -361,17 +361,17 @@ def interrupt(monkeypatch, after):
 def test_an_interrupted_certification_goes_on(own, capsys, monkeypatch):
     words = [*CERTIFY.split(), "--rows", "out.csv"]
     assert main([*CERTIFY.split(), "--rows", "whole.csv"]) == 0
-    calls = interrupt(monkeypatch, 2)
+    calls = interrupt(monkeypatch, 4)
     assert main(words) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "crcbook: interrupted; the same command goes on from out.csv.part"
     )
-    assert calls == [100, 100] and not Path("out.csv").exists()
+    assert calls == [20] * 4 and not Path("out.csv").exists()
     with open("out.csv.part", "a") as file:
-        file.write('{"items": 50, "seconds": 1.0, "ro')  # a machine that stopped as it wrote
-    calls = interrupt(monkeypatch, 1)
+        file.write('{"items": 20, "seconds": 1.0, "ro')  # a machine that stopped as it wrote
+    calls = interrupt(monkeypatch, 99)
     assert main(words) == 0
-    assert calls == [50]
+    assert calls == [20] * 8 + [10]
     assert Path("out.csv").read_text() == Path("whole.csv").read_text()
     assert not Path("out.csv.part").exists()
 

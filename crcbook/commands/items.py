@@ -76,7 +76,6 @@ class Items:
         options: those of :func:`crcbook.certify`.
         about: where network and items come from, for the summary.
         hashes: of the network's file and weights, and of the items and their labels.
-        chunk: how many items to ask about at a time: few where each takes long.
     """
 
     model: nn.Module
@@ -88,7 +87,6 @@ class Items:
     options: dict
     about: dict = field(default_factory=dict)
     hashes: dict = field(default_factory=dict)
-    chunk: int = 100
 
 
 def read_items(options: argparse.Namespace) -> Items:
@@ -141,7 +139,7 @@ def read_items(options: argparse.Namespace) -> Items:
         about["labels"] = str(options.labels)
     hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
     return Items(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
-                 about, hashes, 100 if len(network.layers) <= 2 else 10)  # fmt: skip
+                 about, hashes)  # fmt: skip
 
 
 def _model(options: argparse.Namespace) -> tuple[nn.Module, Path]:
