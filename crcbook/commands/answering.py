@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 
+from crcbook.certificate.results import hint
 from crcbook.checkpoints import write_json
 from crcbook.commands.items import Items, read_items
 from crcbook.commands.rows import Row, Rows
@@ -15,6 +17,7 @@ def answer(
     name: str,
     find: Callable[[Items, slice], list[Row]],
     summary: Callable[[Items, list[Row]], dict],
+    open_: Callable[[list[Row]], int],
 ) -> None:
     """Answer a command: read, check, find the rows that are missing, and sum them up.
 
@@ -23,6 +26,7 @@ def answer(
         name: of the command.
         find: the rows of some items.
         summary: the figures of all rows.
+        open_: for how many items proof and attack are far apart.
 
     Raises:
         RuntimeError: for a file that cannot be read or written.
@@ -40,6 +44,10 @@ def answer(
     about = {"command": name, **items.hashes, **items.options, "device": device}
     if name == "verify":
         about["radius"] = items.radius
+    # Options that do not go together are refused before the work: a wrong label takes none.
+    one = items.answer[:1]
+    trial = replace(items, x=items.x[:1], y=(one == 0).long(), answer=one)
+    find(trial, slice(0, 1))
     with Rows.at(options.rows, about) as rows:
         options.after_interrupt = "; --rows FILE keeps what is done, for the same command to go on"
         if options.rows is not None:
@@ -52,6 +60,9 @@ def answer(
         for at, one in value.items() if isinstance(value, dict) else [("", value)]:
             shown = "none" if one is None else format(one, ".6g")
             print(f"{f'{key} at {at}' if at else key:34} {shown}")
+    note = hint(open_(rows.rows), len(items.x), _left(items.options))
+    if note and not options.quiet:
+        print(note)
     if options.rows is not None:
         print(f"wrote {options.rows}")
     if options.json is not None:
@@ -59,6 +70,13 @@ def answer(
         record = asked | figures | {"environment": environment(options.device)}
         write_json(options.json, record)
         print(f"wrote {options.json}")
+
+
+def _left(asked: dict) -> list[str]:
+    """What was not asked for, and may prove more."""
+    left = [] if asked["method"] == "best" else ["--method best"]
+    left += [] if asked["curvature"] == "local" else ["--curvature local"]
+    return left + ([] if asked["box"] else ["--box LOW HIGH, if inputs have limits,"])
 
 
 def fraction(part: int, whole: int) -> float | None:

@@ -12,6 +12,8 @@ from crcbook.commands.rows import Row, number
 
 SUMMARY = "certify items: how far each can move before its label can change"
 
+_NEAR = 0.8  # of an adversary's distance: radii beyond need no advice
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments.
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
         TypeError: for arrays of the wrong kind.
         ValueError: for a question that cannot be asked.
     """
-    answer(options, "certify", _rows, _summary)
+    answer(options, "certify", _rows, _summary, _open)
 
 
 def _rows(asked: Items, part: slice) -> list[Row]:
@@ -47,6 +49,7 @@ def _rows(asked: Items, part: slice) -> list[Row]:
         "target": found.target.tolist(),
         "method": found.method,
         "exact": found.exact.tolist(),
+        "distance": [number(one) for one in found.distance.tolist()],
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -68,3 +71,10 @@ def _summary(asked: Items, rows: list[Row]) -> dict:
         "median_radius": middle if math.isfinite(middle) else None,
         "exact_fraction": fraction(sum(row["exact"] is True for row in correct), len(correct)),
     }
+
+
+def _open(rows: list[Row]) -> int:
+    """For how many items no adversarial point is known a little beyond the radius."""
+    correct = [row for row in rows if row["label"] == row["answer"]]
+    sizes = [(float(row["radius"] or 0), float(row["distance"] or 0)) for row in correct]
+    return sum(radius < _NEAR * distance for radius, distance in sizes)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crcbook import checks
 from crcbook.certificate import certify
 from crcbook.certificate.table import METHODS
 from crcbook.checkpoints import load_model, read_json
-from crcbook.checks import as_box, as_classes, as_inputs
+from crcbook.checks import as_box, as_labels
 from crcbook.commands.arguments import add_device, code, count, path, radius
 from crcbook.datasets import DATASETS, load
 from crcbook.networks import read_network
@@ -120,20 +121,17 @@ def read_items(options: argparse.Namespace) -> Items:
         )
     x, y = read_arrays(options.data, options.labels) if options.data else _test_split(str(dataset))
     x = _fitting(x, model, str(options.data or dataset))
-    network = read_network(model, x)
     if y is not None and len(y) != len(x):
         raise ValueError(f"there are {len(y)} labels for {len(x)} items: give one for each")
     x, y = x[: options.limit], None if y is None else y[: options.limit]
-    flat = as_inputs(x, network)
-    answer = network.logits(flat).argmax(1).cpu()
-    labels = answer if y is None else as_classes("y", y, network, len(x)).cpu()
+    network, checked = checks.read_items(model, x)
+    answer = network.logits(checked.x).argmax(1).cpu()
+    labels = answer if y is None else as_labels(y, network, checked).cpu()
     box = None if options.box is None else tuple(options.box)
-    as_box(box, flat)
+    as_box(box, checked.x, checked.shape, checked.dtype)
     radii = options.radius or ([known["recipe"]["radius"]] if "recipe" in known else [])
     asked = {"method": options.method, "curvature": options.curvature, "box": box,
              "targets": options.targets, "deployed": options.deployed}  # fmt: skip
-    # Options that do not go together are refused now: a label that is wrong takes no work.
-    certify(model, x[:1], (answer[:1] + 1) % network.classes, **asked)
     about = {"model": str(where), "dataset": str(options.data or dataset)}
     if options.labels:
         about["labels"] = str(options.labels)

@@ -2,9 +2,6 @@
 
 import argparse
 
-from torch import Tensor
-
-from crcbook.attacks import attack
 from crcbook.certificate import verify
 from crcbook.commands import items
 from crcbook.commands.answering import answer, fraction
@@ -34,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         TypeError: for arrays of the wrong kind.
         ValueError: for a question that cannot be asked.
     """
-    answer(options, "verify", _rows, _summary)
+    answer(options, "verify", _rows, _summary, _open)
 
 
 def _rows(asked: Items, part: slice) -> list[Row]:
@@ -43,7 +40,7 @@ def _rows(asked: Items, part: slice) -> list[Row]:
     for radius in asked.radius:
         found = verify(asked.model, x, y, radius=radius, **asked.options)
         robust = found.robust.cpu()
-        broken = _broken(asked, x, y, radius, ~robust & (y == answered))
+        broken = found.nearest.flatten(1).isfinite().all(1).tolist()
         columns = zip(
             range(part.start, part.stop), y.tolist(), answered.tolist(), robust.tolist(),
             broken, found.margin.tolist(), found.target.tolist(), strict=True,
@@ -56,16 +53,6 @@ def _rows(asked: Items, part: slice) -> list[Row]:
     return rows
 
 
-def _broken(asked: Items, x: Tensor, y: Tensor, radius: float, open_items: Tensor) -> list[bool]:
-    """Whether an adversarial point is known in the balls around some items."""
-    broken = open_items.clone()
-    if open_items.any():
-        found = attack(asked.model, x[open_items], y[open_items], radius=radius,
-                       box=asked.options["box"])  # fmt: skip
-        broken[open_items] = found.success.cpu()
-    return broken.tolist()
-
-
 def _summary(asked: Items, rows: list[Row]) -> dict:
     whole = len(asked.y)
     correct = int((asked.y == asked.answer).sum())
@@ -76,3 +63,8 @@ def _summary(asked: Items, rows: list[Row]) -> dict:
             same = [row for row in rows if row["radius"] == radius and row["verdict"] == verdict]
             figures[verdict][f"{radius:g}"] = fraction(len(same), whole)
     return figures
+
+
+def _open(rows: list[Row]) -> int:
+    """How many items are undecided at one radius or several."""
+    return len({row["index"] for row in rows if row["verdict"] == "undecided"})
