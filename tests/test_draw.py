@@ -22,6 +22,7 @@ from crcbook.book.draw import NETWORK, SCRIPT, draw_page, network_script, read_d
 from crcbook.networks import read_network
 from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.prover import Entries, Prover
+from crcbook.proof.rounding import MarginFacts
 
 BOOK = Path(__file__).parents[1] / "book"
 PAGE = '<!doctype html><html lang="en" data-content_root="./"><meta charset="utf-8">{}</html>'
@@ -234,7 +235,7 @@ def test_errors_are_within_what_is_subtracted(numerics, model, images):
 def python_errors(network, point):
     """Python's bounds of what rounding does to the margin of 4 over 9 and to its gradient."""
     rounding = Prover.of(network).rounding
-    facts = rounding.facts(torch.tensor([4]), torch.tensor([9]))
+    facts = MarginFacts.of(rounding, torch.tensor([4]), torch.tensor([9]))
     forward = rounding.forward(*rounding.first(point.norm()[None]))
     value = forward.value_error(facts, forward.size + forward.error)
     return value, forward.gradient_errors(facts)[1]

@@ -266,13 +266,13 @@ def test_images_that_are_safe_by_far_are_attacked_too(digits, digits_model):
         sure[-1].bias.mul_(24)
     margin = smallest_margin(read_network(sure), x.double(), y)
     assert 30 < margin.median() < 80
-    moved = (worst_points(sure, x, y, radius=0.4, steps=5) - x).norm(dim=1)
+    moved = (worst_points(trained_layers(sure), x, y, radius=0.4, steps=5) - x).norm(dim=1)
     assert (moved[margin < 80] > 0.35).all()
 
 
 def test_worst_points_stay_in_the_ball_and_raise_the_loss(digits, digits_model):
     x, y = digits.test.x[:50].flatten(1), digits.test.y[:50]
-    points = worst_points(digits_model, x, y, radius=0.4, steps=5)
+    points = worst_points(trained_layers(digits_model), x, y, radius=0.4, steps=5)
     assert ((points - x).norm(dim=1) <= 0.4 * (1 + 1e-5)).all()
     with torch.no_grad():
         before, after = (
@@ -284,7 +284,10 @@ def test_worst_points_stay_in_the_ball_and_raise_the_loss(digits, digits_model):
 
 def test_boxed_worst_points_are_valid_inputs_that_lose_less(digits, digits_model):
     x, y = digits.test.x[:100].flatten(1), digits.test.y[:100]
-    free, boxed = (worst_points(digits_model, x, y, 0.4, steps=8, box=box) for box in (False, True))
+    free, boxed = (
+        worst_points(trained_layers(digits_model), x, y, 0.4, steps=8, box=box)
+        for box in (False, True)
+    )
     assert (free.amin() < 0 or free.amax() > 1) and boxed.amin() >= 0 and boxed.amax() <= 1
     assert (boxed - x).norm(dim=1).max() <= 0.4 * (1 + 1e-5)
     loss = [nn.functional.cross_entropy(digits_model(point), y) for point in (x, boxed, free)]
@@ -304,7 +307,9 @@ def test_the_published_attack_finds_the_smallest_margin_where_it_fills_the_ball(
     x, y = digits.test.x[:60].flatten(1).double(), digits.test.y[:60]
     target = runner_up(model, x, y)
     curvature = -crc.curvature_bounds(model, y, target)[0]
-    points = runner_up_points(model, x, y, target, 0.3, curvature, 60, torch.float64)
+    points = runner_up_points(
+        trained_layers(model, torch.float64), x, (y, target), 0.3, curvature, 60
+    )
     distance = (points - x).norm(dim=1)
     filled = distance > 0.3 * (1 - 1e-9)
     assert (distance <= 0.3 * (1 + 1e-9)).all() and filled.sum() >= 30
@@ -322,7 +327,9 @@ def test_the_published_attack_stops_short_where_the_curvature_says_so():
     x, y = batch(read_network(model), generator, items=5)
     target = (y + 1) % 3
     curvature = torch.full_like(x[:, 0], 1e3)
-    point = runner_up_points(model, x, y, target, 0.5, curvature, 30, torch.float64)
+    point = runner_up_points(
+        trained_layers(model, torch.float64), x, (y, target), 0.5, curvature, 30
+    )
     _, gradient = read_network(model).margin_and_gradient(point, y, target)
     assert torch.allclose(point, x - gradient / 1e3, rtol=0, atol=1e-12)
     assert ((point - x).norm(dim=1) < 0.1).all()
@@ -330,7 +337,9 @@ def test_the_published_attack_stops_short_where_the_curvature_says_so():
     model = crc.mlp([6, 3], seed=0).double()
     weight = model[1].weight.detach()
     away = nn.functional.normalize(weight[target] - weight[y], dim=1)
-    point = runner_up_points(model, x, y, target, 0.5, 0 * curvature, 1, torch.float64)
+    point = runner_up_points(
+        trained_layers(model, torch.float64), x, (y, target), 0.5, 0 * curvature, 1
+    )
     assert torch.allclose(point, x + 0.5 * away, rtol=0, atol=1e-12)
 
 

@@ -9,7 +9,7 @@ import crcbook as crc
 from crcbook.networks import read_network
 from crcbook.proof.arithmetic import DOUBLE, SINGLE
 from crcbook.proof.prover import Entries, Prover
-from crcbook.proof.rounding import RoundingModel
+from crcbook.proof.rounding import MarginFacts, RoundingModel
 
 FORMATS = pytest.mark.parametrize("arithmetic", [DOUBLE, SINGLE], ids=["float64", "float32"])
 NETWORKS = [
@@ -63,7 +63,7 @@ def test_evaluations_are_within_the_bounds_and_the_bounds_within_reason(
     units = network.backward(weights, slopes)
     found = (weights * active).sum(1), network.input_gradient(units)
     z, active, units = (arithmetic.norm(rows) for rows in (z, active, units))
-    facts = rounding.facts(entries.label, entries.target)
+    facts = MarginFacts.of(rounding, entries.label, entries.target)
     forward = rounding.forward(z, entries.z_error + arithmetic.unit * z, arithmetic)
     value = forward.value_error(facts, active)
     _, slope = forward.gradient_errors(facts, units)
@@ -89,7 +89,7 @@ def test_what_is_proved_is_true_in_real_arithmetic(activation, sizes, scale, spr
     entries = entries_of(prover, x)
     quadratic, _ = prover.prove(entries, d, arithmetic)
     assert quadratic.value.isfinite().all()
-    jump = prover.rounding.facts(entries.label, entries.target).deviation
+    jump = MarginFacts.of(prover.rounding, entries.label, entries.target).deviation
     with mpmath.workdps(80):
         for i in range(len(x)):
             point, away = exactly(x[i]) + exactly(d[i]), exactly(d[i])
@@ -120,7 +120,7 @@ def test_margins_of_float64_are_within_their_error(activation, sizes, scale):
             first = network.layers[0]
             z = exactly(first.weight) * exactly(point) + exactly(first.bias)
             assert mpmath.norm(z - exactly(units[0][i])) <= unit_errors[0][i].item()
-    jump = prover.rounding.facts(entries.label, entries.target).deviation
+    jump = MarginFacts.of(prover.rounding, entries.label, entries.target).deviation
     assert (error - jump < 1e-11 * max(1.0, scale) ** len(sizes)).all()
 
 

@@ -10,6 +10,7 @@ import crcbook as crc
 from crcbook import theorem
 from crcbook.networks import read_network
 from crcbook.proof.prover import Entries, Prover
+from crcbook.proof.rounding import MarginFacts
 
 
 def margin_of(model, label, target):
@@ -53,7 +54,7 @@ def test_the_engine_proves_what_the_theorem_says_and_no_more(case, reach, rho):
     q, s = theorem.parabola(margin_of(model, 0, 1), x0[0], (x0 + reach * way)[0], k)
     q, s = q.detach(), s.detach()
     size = float(q.abs() + k * (reach * way).square().sum() + s.norm() + 1)
-    deviation = float(prover.rounding.facts(one(0), one(1)).deviation)
+    deviation = float(MarginFacts.of(prover.rounding, one(0), one(1)).deviation)
     engine, exact = (
         quadratic.margin(torch.tensor([rho], dtype=torch.float64)),
         theorem.smallest_margin(q, s, k, rho),

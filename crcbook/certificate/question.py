@@ -39,10 +39,6 @@ class Question(Protocol):
     def together(self) -> bool:
         """Whether all classes are looked at in balls at once, in place of the runner-up first."""
 
-    @property
-    def falls(self) -> "Question":
-        """The question whose best point shows which way a margin falls."""
-
     def proves(self, entries: Entries, quadratic: Quadratic | Parabola) -> Tensor:
         """The bounds that quadratics prove.
 
@@ -269,11 +265,6 @@ class Radius:
             middle = (low + upper) / 2
             trial = torch.where(unknown, upper, middle).clamp(SMALLEST_RADIUS, LARGEST)
 
-    @property
-    def falls(self) -> "Radius":
-        """The question whose best point shows which way a margin falls."""
-        return self
-
 
 @dataclass(frozen=True)
 class Margin:
@@ -345,8 +336,3 @@ class Margin:
     ) -> Tensor:
         """Where the curvature alone leaves something of the margin in the ball."""
         return value > curvature * self.radius[:, None].square() / 2
-
-    @property
-    def falls(self) -> Radius:
-        """The question whose best point shows which way a margin falls."""
-        return Radius()

@@ -107,7 +107,7 @@ class Images:
         correct = (own > others.gather(1, order[:, :1])).squeeze(1)
         order = order[:, :1] if runner_up_alone else order
         errors = (
-            glance.prover.first_error(x),
+            glance.prover.rounding.first_error(x),
             glance.prover.rounding.reading_error(x),
         )
         return cls(x, y, order, correct, z, *errors, *glance.look(x, y, order, logits, slopes))
@@ -148,19 +148,6 @@ class Table:
         bound = torch.full_like(images.value, -torch.inf)
         start = images.x.new_zeros(bound.numel(), images.x.shape[1], dtype=prover.rough.dtype)
         return cls(prover, images, box, bound, start, torch.zeros_like(images.order))
-
-    def groups(self, together: bool) -> list[tuple[slice, bool]]:
-        """The columns to raise at a time, and whether the runner-up's is among them.
-
-        Args:
-            together: whether all are, in place of the runner-up before the others.
-
-        Returns:
-            Slices of columns.
-        """
-        if together or self.bound.shape[1] == 1:
-            return [(slice(None), True)]
-        return [(slice(0, 1), True), (slice(1, None), False)]
 
     def glance(self, question: Question, glance: Glance) -> None:
         """Write what the quadratics at the inputs prove, and what holds over all of R^n.
@@ -290,10 +277,17 @@ def run(
         together: raise all columns at a time.
         only: ``(images, columns)`` bool, the entries to raise; None for all.
     """
-    for columns, first in table.groups(together):
+    for columns, first in _groups(table, together):
         for stage in stages:
             for entries in table.open(question, columns, first, stage, only):
                 table.raise_to(entries, *stage(question, entries), stage.method)
+
+
+def _groups(table: Table, together: bool) -> list[tuple[slice, bool]]:
+    """The columns to raise at a time, and whether the runner-up's is among them."""
+    if together or table.bound.shape[1] == 1:
+        return [(slice(None), True)]
+    return [(slice(0, 1), True), (slice(1, None), False)]
 
 
 def block_size(network: Network, each: int, device: torch.device) -> int:

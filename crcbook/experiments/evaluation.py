@@ -54,7 +54,8 @@ def evaluate(
     correct = smallest_margin(network, x, y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
     certified = certificate.radius >= radius
-    found = attack(model, x, y, radius=radius, progress=progress, **ATTACK)
+    attacked = partial(attack, model, radius=radius, progress=progress, **ATTACK)
+    found = attacked(x=x, y=y)
     columns["survived"], points = ~found.success, found.point
     # What an attack broke needs no certificate.
     if rival:
@@ -62,10 +63,11 @@ def evaluate(
         columns["certified_rival"] = _asked(columns["survived"], proved, x, y)
         certified = certified | columns["certified_rival"]
     if box:
-        columns["survived_box"] = _survivors(model, x, y, ~certified, radius, unit, progress)
+        columns["survived_box"] = _survivors(~certified, partial(attacked, box=unit), x, y)
     if local:
         rows = ~certified & (columns["survived_box"] if box else columns["survived"])
-        kinds = _kinds(model, x, y, rows, radius, unit, progress)
+        proved = partial(verify_by_kind, model, radius=radius, box=unit, progress=progress)
+        kinds = _kinds(rows, proved, x, y)
         certified = certified | kinds["local"]
         columns["certified_box"] = certified | kinds.get("local in box", certified)
     columns["certified"] = certified
@@ -92,41 +94,21 @@ def _asked(rows: Tensor, proved: Callable, x: Tensor, y: Tensor) -> Tensor:
     return found
 
 
-def _survivors(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    rows: Tensor,
-    radius: float,
-    box: tuple | None,
-    progress: bool,
-) -> Tensor:
-    """Which items an attack in the box leaves; those not in ``rows`` need not be attacked."""
+def _survivors(rows: Tensor, attacked: Callable, x: Tensor, y: Tensor) -> Tensor:
+    """Which items an attack leaves; those not in ``rows`` need not be attacked."""
     survived = torch.ones_like(rows)
     if rows.any():
-        options = ATTACK | {"radius": radius, "box": box, "progress": progress}
-        found = attack(model, x[rows], y[rows], **options)
-        survived[rows] = ~found.success
+        survived[rows] = ~attacked(x=x[rows], y=y[rows]).success
     return survived
 
 
-def _kinds(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    rows: Tensor,
-    radius: float,
-    box: tuple | None,
-    progress: bool,
-) -> dict[str, Tensor]:
+def _kinds(rows: Tensor, proved: Callable, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """What each kind of certificate proves of some items; False for the others."""
+    nothing = torch.zeros_like(rows)
     if not rows.any():
-        return {"local": torch.zeros_like(rows), "local in box": torch.zeros_like(rows)}
-    kinds = verify_by_kind(model, x[rows], y[rows], radius, box, progress)
-    whole = {name: torch.zeros_like(rows) for name in kinds}
-    for name, column in kinds.items():
-        whole[name][rows] = column
-    return whole
+        return {"local": nothing, "local in box": nothing}
+    kinds = proved(x=x[rows], y=y[rows])
+    return {name: nothing.masked_scatter(rows, column) for name, column in kinds.items()}
 
 
 def _in_runner_up(network: Network, x: Tensor, y: Tensor, points: Tensor) -> Tensor:

@@ -175,10 +175,11 @@ def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
     return x.reshape([len(x), *sizes[1:]] if fixed else sizes)
 
 
-def _gemm(a, b, c=None, alpha=1.0, beta=1.0, transA=0, transB=0) -> Tensor:  # noqa: N803
-    if transA:
+def _gemm(a, b, c=None, **settings) -> Tensor:
+    if settings.get("transA", 0):
         raise ValueError("Gemm is read for inputs that are not transposed")
-    weight = b if transB else b.T
+    alpha, beta = settings.get("alpha", 1.0), settings.get("beta", 1.0)
+    weight = b if settings.get("transB", 0) else b.T
     result = functional.linear(a, weight if alpha == 1 else alpha * weight)
     return result if c is None else result + (c if beta == 1 else beta * c)
 
@@ -189,41 +190,29 @@ def _sides(pads: Sequence[int]) -> list[int]:
     return [pads[i + side] for i in reversed(range(half)) for side in (0, half)]
 
 
-def _conv(
-    x,
-    weight,
-    bias=None,
-    auto_pad="NOTSET",
-    dilations=1,
-    group=1,
-    kernel_shape=None,
-    pads=(),
-    strides=1,
-) -> Tensor:
-    if auto_pad not in ("NOTSET", "VALID"):
-        raise ValueError(f"Conv is read with pads, not with auto_pad={auto_pad!r}")
-    x = functional.pad(x, _sides(pads)) if any(pads) else x
+def _padded(kind: str, x: Tensor, settings: dict) -> Tensor:
+    """The input of a convolution or a pool, with its pads."""
+    automatic, pads = settings.get("auto_pad", "NOTSET"), settings.get("pads", ())
+    if automatic not in ("NOTSET", "VALID"):
+        raise ValueError(f"{kind} is read with pads, not with auto_pad={automatic!r}")
+    return functional.pad(x, _sides(pads)) if any(pads) else x
+
+
+def _conv(x, weight, bias=None, **settings) -> Tensor:
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[weight.dim() - 3]
-    return function(x, weight, bias, strides, 0, dilations, group)
+    names = ("strides", 1), ("dilations", 1), ("group", 1)
+    strides, dilations, groups = (settings.get(name, default) for name, default in names)
+    return function(_padded("Conv", x, settings), weight, bias, strides, 0, dilations, groups)
 
 
-def _average_pool(
-    x,
-    kernel_shape,
-    auto_pad="NOTSET",
-    ceil_mode=0,
-    count_include_pad=0,
-    dilations=(),
-    pads=(),
-    strides=None,
-) -> Tensor:
-    if auto_pad not in ("NOTSET", "VALID") or ceil_mode or any(d != 1 for d in dilations):
-        raise ValueError("AveragePool is read without auto_pad, ceil_mode and dilations")
-    if any(pads) and not count_include_pad:
+def _average_pool(x, kernel_shape, **settings) -> Tensor:
+    if settings.get("ceil_mode", 0) or any(d != 1 for d in settings.get("dilations", ())):
+        raise ValueError("AveragePool is read without ceil_mode and dilations")
+    if any(settings.get("pads", ())) and not settings.get("count_include_pad", 0):
         raise ValueError("AveragePool is read where its average counts what is padded")
-    x = functional.pad(x, _sides(pads)) if any(pads) else x
+    x = _padded("AveragePool", x, settings)
     pools = functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d
-    strides = strides or [1] * len(kernel_shape)
+    strides = settings.get("strides") or [1] * len(kernel_shape)
     return pools[len(kernel_shape) - 1](x, kernel_shape, strides)
 
 
@@ -258,8 +247,9 @@ def _pad(x, pads, value=None, axes=None, mode="constant") -> Tensor:
     return functional.pad(x, pads, mode, value if mode == "constant" else None)
 
 
-def _batch_norm(x, scale, bias, mean, variance, epsilon=1e-5, momentum=0.9, training_mode=0, **_):
-    return functional.batch_norm(x, mean, variance, scale, bias, bool(training_mode), 0, epsilon)
+def _batch_norm(x, scale, bias, mean, variance, **settings) -> Tensor:
+    training, epsilon = bool(settings.get("training_mode", 0)), settings.get("epsilon", 1e-5)
+    return functional.batch_norm(x, mean, variance, scale, bias, training, 0, epsilon)
 
 
 _OPERATIONS: dict[str, Callable] = {

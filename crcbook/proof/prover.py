@@ -82,7 +82,7 @@ class Entries:
         """
         index = torch.arange(len(x), device=x.device)
         infinite = torch.full_like(x[:, 0], torch.inf)
-        z, z_error = prover.network.first(x), prover.first_error(x)
+        z, z_error = prover.network.first(x), prover.rounding.first_error(x)
         k = downward_curvature(prover.network, label, target)
         start, way = torch.zeros_like(x, dtype=prover.rough.dtype), x[:, :0].float()
         off = prover.rounding.reading_error(x)
@@ -130,31 +130,46 @@ class Evaluation:
         margin: ``(entries,)`` float64.
         along: ``(entries,)`` float64, the gradients times the displacements.
         gradient: ``(entries, n)``, in the format of the evaluation.
+        parts: the first preactivations, their change, the last activations, and the gradients in
+            the first preactivations; ``(entries, width)`` each.
     """
 
     margin: Tensor
     along: Tensor
     gradient: Tensor
+    parts: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def evaluate(network: Network, entries: Entries, d: Tensor) -> Evaluation:
+def evaluate(
+    network: Network,
+    entries: Entries,
+    d: Tensor,
+    change: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Evaluation:
     """Margins and gradients at displaced inputs, without any error bounds.
 
     Args:
         network: the network, in any precision.
         entries: the margins.
         d: ``(entries, n)`` displacements, in the network's precision.
+        change: ``(entries, width)`` what they change of the first preactivations, if it is known.
+        offset: ``(entries,)`` differences of the last biases; None for the network's.
 
     Returns:
         The evaluation.
     """
-    change = network.change(d)
-    active, slopes = network.forward(entries.z.to(d.dtype) + change)
+    change = network.change(d) if change is None else change
+    z = entries.z.to(d.dtype) + change
+    active, slopes = network.forward(z)
     weights = network.margin_weights(entries.label, entries.target)
-    bias = network.layers[-1].bias
-    margin = (weights * active).sum(1) + bias[entries.label] - bias[entries.target]
+    if offset is None:
+        bias = network.layers[-1].bias
+        offset = bias[entries.label] - bias[entries.target]
+    margin = (weights * active).sum(1).double() + offset
     units = network.backward(weights, slopes)
-    return Evaluation(margin, (units * change).sum(1), network.input_gradient(units))
+    along = (units * change).sum(1).double()
+    return Evaluation(margin, along, network.input_gradient(units), (z, change, active, units))
 
 
 @dataclass(frozen=True)
@@ -218,17 +233,11 @@ class Prover:
         """
         network = self.network if arithmetic is DOUBLE else self.single
         assert network is not None  # who has no float32 copy asks for float64 alone
-        change = network.change(d) if change is None else change
-        z, k = entries.z.to(arithmetic.dtype) + change, entries.curvature
-        active, slopes = network.forward(z)
-        weights = network.margin_weights(entries.label, entries.target)
-        facts = self.rounding.facts(entries.label, entries.target)
-        units = network.backward(weights, slopes)
-        gradient = network.input_gradient(units)
-        margin = (weights * active).sum(1).double() + facts.offset
-        along = (units * change).sum(1).double()
+        k, facts = entries.curvature, MarginFacts.of(self.rounding, entries.label, entries.target)
+        found = evaluate(network, entries, d, change, facts.offset)
+        margin, along, gradient = found.margin, found.along, found.gradient
         length, steepness = arithmetic.norm(d), arithmetic.norm(gradient)
-        errors = self._errors(entries, facts, arithmetic, length, z, change, active, units)
+        errors = self._errors(entries, facts, arithmetic, length, found)
         bend = k * length.square()
         rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
         lost = errors[0] + entries.reading_error + 8 * DOUBLE.unit * rounded
@@ -239,18 +248,14 @@ class Prover:
         usable = error.isfinite() & steepness.isfinite() & ~(length > entries.valid)
         value = torch.where(usable & value.isfinite(), value, -torch.inf)
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
-        return quadratic, Evaluation(margin, along, gradient)
+        return quadratic, found
 
     def _errors(
-        self, entries: Entries, facts: MarginFacts, used: Arithmetic, length: Tensor, *parts: Tensor
+        self, entries: Entries, facts: MarginFacts, used: Arithmetic, length: Tensor, at: Evaluation
     ) -> tuple[Tensor, Tensor]:
-        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow.
-
-        The ``parts`` are the first preactivations, their change, the last activations, and the
-        gradient in the first preactivations.
-        """
-        change_width = parts[1].shape[1]
-        z, change, active, units = map(used.norm, parts)
+        """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
+        change_width = at.parts[1].shape[1]
+        z, change, active, units = map(used.norm, at.parts)
         moved = torch.zeros_like(length)
         if self.rounding.frobenius:
             terms = used.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
@@ -267,17 +272,6 @@ class Prover:
             for bound in (value + along, slope)
         )
         return value, slope
-
-    def first_error(self, x: Tensor) -> Tensor:
-        """How far the first layer's preactivations, evaluated at inputs, can be from the true ones.
-
-        Args:
-            x: ``(batch, n)`` float64.
-
-        Returns:
-            ``(batch,)`` in the l2 norm.
-        """
-        return self.rounding.first(x.norm(dim=1) + DOUBLE.tiny_norm)[1]
 
     def margin_at(self, entries: Entries, point: Tensor) -> tuple[Tensor, Tensor]:
         """Margins of entries at points, and bounds of how far they are from the true ones.
@@ -303,7 +297,7 @@ class Prover:
         Returns:
             ``(entries,)``, with the deviation of torch's own evaluation.
         """
-        facts = self.rounding.facts(label, target)
+        facts = MarginFacts.of(self.rounding, label, target)
         size = point.norm(dim=1) + DOUBLE.tiny_norm
         forward = self.rounding.forward(*self.rounding.first(size))
         active = forward.size + forward.error

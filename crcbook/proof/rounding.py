@@ -47,6 +47,31 @@ class MarginFacts:
     largest: Tensor
     rows: Tensor
 
+    @classmethod
+    def of(cls, model: "RoundingModel", label: Tensor, target: Tensor) -> "MarginFacts":
+        """What rounding does to margins of these classes, evaluated once for each two of them.
+
+        Args:
+            model: the error bounds of the network.
+            label: ``(entries,)`` classes.
+            target: ``(entries,)`` classes.
+
+        Returns:
+            The facts.
+        """
+        network = model.network
+        label, target, place = network.distinct_pairs(label, target)
+        weights, last = network.margin_weights(label, target), network.layers[-1]
+        rows = last.weight.norm(dim=1)
+        columns = (
+            last.bias[label] - last.bias[target],
+            model.deviation(weights),
+            weights.norm(dim=1),
+            weights.abs().amax(1),
+            rows[label] + rows[target],
+        )
+        return cls(*(column[place] for column in columns))
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -175,28 +200,6 @@ class RoundingModel:
             error = row.max_slope * norm * error + len(layer.bias) ** 0.5 * row.deviation
         return weights.norm(dim=1) * error * OUTWARD
 
-    def facts(self, label: Tensor, target: Tensor) -> MarginFacts:
-        """What rounding does to margins of these classes, evaluated once for each two of them.
-
-        Args:
-            label: ``(entries,)`` classes.
-            target: ``(entries,)`` classes.
-
-        Returns:
-            The facts.
-        """
-        label, target, place = self.network.distinct_pairs(label, target)
-        weights, last = self.network.margin_weights(label, target), self.network.layers[-1]
-        rows = last.weight.norm(dim=1)
-        columns = (
-            last.bias[label] - last.bias[target],
-            self.deviation(weights),
-            weights.norm(dim=1),
-            weights.abs().amax(1),
-            rows[label] + rows[target],
-        )
-        return MarginFacts(*(column[place] for column in columns))
-
     def first(self, x_norm: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's preactivations, as float64 evaluates them at a point.
 
@@ -213,6 +216,17 @@ class RoundingModel:
         terms = gamma(self.network.inputs + 4)
         error = terms * (frobenius * x_norm + bias) + DOUBLE.tiny
         return (norm * x_norm + bias + error) * OUTWARD, error * OUTWARD
+
+    def first_error(self, x: Tensor) -> Tensor:
+        """How far the first layer's preactivations, evaluated at inputs, can be from the true ones.
+
+        Args:
+            x: ``(batch, n)`` float64.
+
+        Returns:
+            ``(batch,)`` in the l2 norm.
+        """
+        return self.first(x.norm(dim=1) + DOUBLE.tiny_norm)[1]
 
     def forward(self, size: Tensor, error: Tensor, arithmetic: Arithmetic = DOUBLE) -> Forward:
         """Carry the errors from the first layer's preactivations to the last activation.

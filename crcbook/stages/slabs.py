@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crcbook.certificate.question import Question
+from crcbook.certificate.question import Question, Radius
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.slabs import slab_margins
 from crcbook.stages.dual import SEARCH_STEPS
@@ -51,7 +51,7 @@ class Slabs:
         goal = torch.full_like(entries.goal, torch.inf)
         whole = replace(entries, goal=goal, allowed=None)
         axis = search(
-            self.prover.rough, question.falls, whole, torch.zeros_like(entries.start), SEARCH_STEPS
+            self.prover.rough, Radius(), whole, torch.zeros_like(entries.start), SEARCH_STEPS
         )
         left = torch.arange(len(bound), device=bound.device)
         for slabs in self.slabs if question.thorough else self.slabs[:1]:

@@ -37,7 +37,7 @@ from crcbook.certificate import verify
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
-from crcbook.networks import Network, architecture, read_network
+from crcbook.networks import architecture, read_network
 from crcbook.training.losses import (
     CurvatureEstimate,
     LipschitzEstimate,
@@ -170,11 +170,10 @@ class _Trainer:
     def __init__(
         self, model: nn.Sequential, data: Split, recipe: Recipe, validation: Split | None
     ) -> None:
-        network = read_network(model)
         self.model, self.recipe = model, recipe
         self.mean = copy.deepcopy(model) if recipe.average else model  # what is validated
-        self.x, self.y = self._checked(data, network)
-        self.validation = None if validation is None else self._checked(validation, network)
+        self.x, self.y = _checked(data, model, recipe)
+        self.validation = None if validation is None else _checked(validation, model, recipe)
         self.optimizer = torch.optim.Adam(model.parameters())
         estimate = _ESTIMATES.get(recipe.method)
         self.estimate: Any = estimate and estimate(model, recipe.seed)  # that of the method
@@ -184,17 +183,6 @@ class _Trainer:
         self.steps = math.ceil(len(self.y) / recipe.batch_size)
         self.history: list[dict] = []
         self.best: dict[str, Tensor] = {}
-
-    def _checked(self, split: Split, network: Network) -> tuple[Tensor, Tensor]:
-        """Inputs and labels, where the model is and in its precision."""
-        weight = next(self.model.parameters())
-        if not (hasattr(split, "x") and hasattr(split, "y")):
-            part = ": give a part of it, as in data.train" if hasattr(split, "train") else ""
-            raise TypeError(f"data must be a Split, with x and y; got {type(split).__name__}{part}")
-        x = as_inputs(split.x, network)
-        if self.recipe.attack_box:
-            as_box((0.0, 1.0), x)
-        return x.to(weight), as_classes("y", split.y, network, len(x)).to(weight.device)
 
     def epoch(self, epoch: int, bar: tqdm) -> None:
         generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + epoch)
@@ -208,14 +196,14 @@ class _Trainer:
             losses.append(loss)
             bar.update()
             if step % 10 == 0:
-                bar.set_postfix(loss=f"{loss:.3f}", K=f"{curvature:.3g}", **self._shown())
+                bar.set_postfix(loss=f"{loss:.3f}", K=f"{curvature:.3g}", **_shown(self.history))
         seconds = round(time.perf_counter() - started, 2)
         record = {"loss": sum(losses) / len(losses), "curvature": curvature, "seconds": seconds}
         if not math.isfinite(record["loss"]):
             raise ValueError(f"the loss became {record['loss']} in epoch {epoch + 1}")
         last = epoch + 1 == self.recipe.epochs
         if last or (epoch + 1) % self.recipe.validate_every == 0:
-            record |= self._validate()
+            record |= _validated(self.mean, self.validation, self.recipe)
         self.history.append(record)
         if not self.best or best_epoch(self.history, self.recipe) == epoch:
             self.best = {name: value.clone() for name, value in self.mean.state_dict().items()}
@@ -270,9 +258,11 @@ class _Trainer:
         if method == "crt-published":
             target = runner_up(model, x, y)
             curvature = self.curvatures[y, target]
-            x = runner_up_points(model, x, y, target, radius, curvature, steps, dtype)
+            layers = trained_layers(model, dtype)
+            x = runner_up_points(layers, x, (y, target), radius, curvature, steps)
         elif method != "standard":
-            x = worst_points(model, x, y, radius, steps, dtype, self.recipe.attack_box)
+            layers = trained_layers(model, dtype)
+            x = worst_points(layers, x, y, radius, steps, self.recipe.attack_box)
         return model(x)
 
     def keep_best(self) -> None:
@@ -322,37 +312,14 @@ class _Trainer:
             vectors = _under("vectors.", tensors)
             self.estimate.power.vectors = {key: v.to(device) for key, v in vectors.items()}
 
-    def _validate(self) -> dict:
-        if self.validation is None:
-            return {}
-        x, y = self.validation
-        with torch.no_grad():
-            predicted = self.mean(x).argmax(1)
-        return {
-            "clean_accuracy": float((predicted == y).double().mean()),
-            "certified_accuracy": float(self._robust(x, y).double().mean()),
-        }
 
-    @torch.no_grad()
-    def _robust(self, x: Tensor, y: Tensor) -> Tensor:
-        """Which items the bound that is trained, or else the curvature, certifies."""
-        method, radius = self.recipe.method, self.recipe.radius
-        if method in _WORST_MARGINS:
-            layers, size = trained_layers(self.mean), self.recipe.batch_size
-            margins = [
-                _WORST_MARGINS[method](layers, *batch, radius)
-                for batch in zip(x.split(size), y.split(size), strict=True)
-            ]
-            return torch.cat(margins).scatter(1, y[:, None], torch.inf).amin(1) > 0
-        if method == "lipschitz":
-            return verify(self.mean, x, y, radius, method="lipschitz").robust
-        curvature = self.recipe.curvature if method == "crt" else "global"
-        return verify(self.mean, x, y, radius, curvature=curvature, method="dual").robust
-
-    def _shown(self) -> dict:
-        shown = self.history[-1] if self.history else {}
-        names = {"clean_accuracy": "clean", "certified_accuracy": "certified"}
-        return {names[key]: f"{shown[key]:.1%}" for key in names if key in shown}
+def _checked(split: Split, model: nn.Sequential, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Inputs and labels, where the model is and in its precision."""
+    network, weight = read_network(model), next(model.parameters())
+    x = as_inputs(split.x, network)
+    if recipe.attack_box:
+        as_box((0.0, 1.0), x)
+    return x.to(weight), as_classes("y", split.y, network, len(x)).to(weight.device)
 
 
 def _one_cycle(progress: float) -> float:
@@ -364,3 +331,42 @@ def _one_cycle(progress: float) -> float:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+
+def _validated(
+    model: nn.Sequential, items: tuple[Tensor, Tensor] | None, recipe: Recipe
+) -> dict[str, float]:
+    """What is recorded of the items of a validation split; nothing without one."""
+    if items is None:
+        return {}
+    x, y = items
+    with torch.no_grad():
+        predicted = model(x).argmax(1)
+    return {
+        "clean_accuracy": float((predicted == y).double().mean()),
+        "certified_accuracy": float(_robust(model, x, y, recipe).double().mean()),
+    }
+
+
+@torch.no_grad()
+def _robust(model: nn.Sequential, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
+    """Which items the bound that is trained, or else the curvature, certifies."""
+    method, radius = recipe.method, recipe.radius
+    if method in _WORST_MARGINS:
+        layers, size = trained_layers(model), recipe.batch_size
+        margins = [
+            _WORST_MARGINS[method](layers, *batch, radius)
+            for batch in zip(x.split(size), y.split(size), strict=True)
+        ]
+        return torch.cat(margins).scatter(1, y[:, None], torch.inf).amin(1) > 0
+    if method == "lipschitz":
+        return verify(model, x, y, radius, method="lipschitz").robust
+    curvature = recipe.curvature if method == "crt" else "global"
+    return verify(model, x, y, radius, curvature=curvature, method="dual").robust
+
+
+def _shown(history: list[dict]) -> dict[str, str]:
+    """The last figures, for a progress bar."""
+    shown = history[-1] if history else {}
+    names = {"clean_accuracy": "clean", "certified_accuracy": "certified"}
+    return {names[key]: f"{shown[key]:.1%}" for key in names if key in shown}

@@ -71,30 +71,22 @@ def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float) -> Tensor:
 
 
 def worst_points(
-    model: nn.Sequential,
-    x: Tensor,
-    y: Tensor,
-    radius: float,
-    steps: int,
-    dtype: torch.dtype = torch.float32,
-    box: bool = False,
+    layers: Sequence[Layer], x: Tensor, y: Tensor, radius: float, steps: int, box: bool = False
 ) -> Tensor:
     """Attack all classes at once: projected gradient ascent on the cross-entropy in an l2 ball.
 
     Args:
-        model: an :func:`crcbook.mlp`.
+        layers: those of :func:`trained_layers`, in the precision of the gradients.
         x: ``(batch, n)``.
         y: ``(batch,)`` labels.
         radius: the l2 radius of the ball.
         steps: the number of gradients.
-        dtype: the precision of the gradients.
         box: whether every point stays between 0 and 1, as the inputs do.
 
     Returns:
         ``(batch, n)`` points of the ball.
     """
-    layers = trained_layers(model, dtype)
-    delta = torch.zeros_like(x)
+    delta, dtype = torch.zeros_like(x), layers[0].weight.dtype
     for _ in range(steps):
         gradient = _loss_gradient(layers, (x + delta).to(dtype), y).to(x.dtype)
         if box:  # what the walls would stop takes no part in a step
@@ -134,14 +126,12 @@ def runner_up(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor
 
 
 def runner_up_points(
-    model: nn.Sequential,
+    layers: Sequence[Layer],
     x: Tensor,
-    y: Tensor,
-    target: Tensor,
+    pair: tuple[Tensor, Tensor],
     radius: float,
     curvature: Tensor,
     steps: int,
-    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     r"""The attack of the published CRT (Singla & Feizi 2020, section 6): one margin, its dual.
 
@@ -155,22 +145,19 @@ def runner_up_points(
     bisects :math:`\eta` instead, 30 times with 10 such steps each.
 
     Args:
-        model: an :func:`crcbook.mlp`.
+        layers: those of :func:`trained_layers`, in the precision of the gradients.
         x: ``(batch, n)``.
-        y: ``(batch,)`` labels.
-        target: ``(batch,)`` the classes to reach.
+        pair: ``(batch,)`` labels, and the classes to reach.
         radius: the l2 radius of the ball.
         curvature: ``(batch,)`` values of :math:`|m|` for these margins.
         steps: the number of gradients.
-        dtype: the precision of the gradients.
 
     Returns:
         ``(batch, n)`` points of the ball.
     """
-    network = Network(tuple(trained_layers(model, dtype)))
-    point = x
+    network, point = Network(tuple(layers)), x
     for _ in range(steps):
-        _, gradient = network.margin_and_gradient(point.to(dtype), y, target)
+        _, gradient = network.margin_and_gradient(point.to(network.dtype), *pair)
         gradient = gradient.to(x.dtype)
         eta = torch.maximum(gradient.norm(dim=1) / radius, curvature).clamp(min=1e-30)
         point = x - gradient / eta[:, None]
