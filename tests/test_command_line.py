@@ -526,3 +526,30 @@ def test_what_may_prove_more_is_said(own, capsys):
     assert "of 250 are far from what an attack finds: --method best or --curvature local" in shown
     assert main([*words, "--quiet"]) == 0
     assert "may prove more" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [
+        (lambda x, y: {"x": x.astype(">f8"), "y": y.astype(">i2")}, ""),
+        (lambda x, y: {"x": x.astype(np.float16), "y": y}, ""),
+        (lambda x, y: {"x": np.asfortranarray(x), "y": np.eye(3)[y]}, ""),
+        (lambda x, y: {"x": x.reshape(-1, 2, 2), "y": y.astype(np.uint64)}, "--limit 999"),
+        (lambda x, y: {"x": x[0], "y": y[0]}, ""),
+        (lambda x, y: {"x": x[0]}, ""),
+        (lambda x, y: {"x": x - 0.5, "y": y}, "--box -5e-1 .5"),
+        (lambda x, y: {"x": x - 0.5, "y": y}, "--box -inf 1"),
+        (lambda x, y: {"x": x, "y": y}, "--curvature local --deployed float32 --targets runner-up"),
+    ],
+)
+def test_items_may_have_many_forms(own, change, more):
+    model, x, y = own
+    held = change(x[:5].numpy(), y[:5].numpy())
+    np.savez("items.npz", **held)
+    assert main([*CERTIFY.split(), "--rows", "out.csv", *more.split()]) == 0
+    rows, items = table("out.csv"), torch.from_numpy(held["x"].astype("f8")).reshape(-1, 4)
+    assert len(rows) == len(items)
+    answers = model.double()(items).argmax(1)
+    wanted = y[: len(items)].tolist() if "y" in held else answers.tolist()
+    assert [int(row["answer"]) for row in rows] == answers.tolist()
+    assert [int(row["label"]) for row in rows] == wanted

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ class OneLineParser(argparse.ArgumentParser):
         """
         settings: dict[str, Any] = {"formatter_class": _Help, "allow_abbrev": False}
         super().__init__(**settings | options)
+        # Its own pattern takes -1e-3 and -inf for options.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf)")
 
     def error(self, message: str) -> NoReturn:
         """End with what was wrong and where the right words are listed.

@@ -121,6 +121,7 @@ def read_items(options: argparse.Namespace) -> Items:
         )
     x, y = read_arrays(options.data, options.labels) if options.data else _test_split(str(dataset))
     x = _fitting(x, model, str(options.data or dataset))
+    y = y[None] if y is not None and y.dim() == 0 else y  # one item's
     if y is not None and len(y) != len(x):
         raise ValueError(f"there are {len(y)} labels for {len(x)} items: give one for each")
     x, y = x[: options.limit], None if y is None else y[: options.limit]
@@ -231,7 +232,7 @@ def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor 
             raise ValueError(f"{data} has labels y already: leave --labels out")
         arrays |= {"y": np.array(None)} | _read_numpy(labels, "y")
     x, y = arrays["x"], arrays.get("y")
-    if x.dtype not in (np.float16, np.float32, np.float64):
+    if x.dtype.kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(
             f"x in {data} must hold floating-point numbers as the network takes them, such as "
             f"(x / 255).astype('float32'); got {x.dtype}"
