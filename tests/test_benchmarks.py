@@ -185,3 +185,16 @@ def test_the_spread_over_seeds_and_the_pairs_of_gammas(benchmark):
     [(low, high, seed, found)] = controls.comparisons(groups)
     assert (low, high, seed, found.first, found.second) == (0.0, 0.1, 0, 0, 4)
     assert found.p_value == 0.125
+
+
+def test_two_versions_are_asked_the_same(benchmark, digits_model, tmp_path):
+    """Here a version and itself: it certifies what it certifies."""
+    versions, path = benchmark("versions"), tmp_path / "model.safetensors"
+    crc.save_model(path, digits_model)
+    words = ["--network", str(path), "--dataset", "digits", "--images", "30", "--radius", "0.3"]
+    rows = versions.compare(ROOT, words, turns=1)
+    assert list(rows)[:2] == ["certify", "verify"] and len(rows) == 6
+    for row in rows.values():
+        assert row["certified, here"] == row["certified, other"] <= row["images"]
+        assert row["seconds, here"] > 0 and row["seconds, other"] > 0
+    assert rows["certify"]["certified, here"] > 0
