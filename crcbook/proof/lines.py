@@ -51,16 +51,32 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from crcbook.activations import Activation
-from crcbook.networks import Layer
+from crcbook.activations import ROUNDING, Activation
+from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
 
 _PIECES = 16  # of an interval, between the points of its grid
+_CHORDS = tuple(
+    zip(
+        *(
+            (left, right)
+            for left in range(_PIECES)
+            for right in range(left + 1, _PIECES + 1)
+            if left == 0 or right == _PIECES or left % 2 == right % 2 == 0
+        ),
+        strict=True,
+    )
+)
 _CHUNK_VALUES = 2**21
+_CACHED_VALUES = 2**17  # float64 values carried back at a time, 1 MB
 _TOLERANCE = 1e-4  # of a radius
 _STEPS = 60
+# Of the first trial: where the margin would vanish if it kept its slope. Of the others: times the
+# largest radius proved. Where margins fall steeply a short first one is right, and elsewhere what
+# it costs is one trial.
+_FIRST_SHARE, _SHRINK, _SHORTEST, _LONGEST = 0.05, 0.3, 1.5, 8.0
 
 
 def crown_margin(
@@ -96,13 +112,18 @@ def crown_margin(
 
 
 def crown_radius(
-    prover: Prover, x: Tensor, label: Tensor, target: Tensor, limit: Tensor | None = None
+    prover: Prover,
+    x: Tensor,
+    label: Tensor,
+    target: Tensor,
+    limit: Tensor | None = None,
+    smallest: bool = False,
 ) -> Tensor:
     """The largest radii at which :func:`crown_margin` was found to be positive.
 
-    A bracket is narrowed to 1e-4 of its upper end by regula falsi; the radius is its lower end, the
-    largest one proved. All pairs of an input that follow each other are tried at once, at the
-    smallest radius that any of them asks for.
+    A bracket is narrowed by interpolation, until what it seems to leave is 1e-4 of the radius,
+    which is its lower end: the largest one proved. All pairs of an input that follow each other
+    are tried at once, at the smallest radius that any of them asks for.
 
     Args:
         prover: the float64 network with its error bounds.
@@ -111,6 +132,7 @@ def crown_radius(
         target: ``(pairs,)`` classes.
         limit: ``(pairs,)`` radii that are good enough, tried first: a pair is left alone once its
             radius passes its limit. None for no limit.
+        smallest: whether only the smallest radius of an input counts: one search an input then.
 
     Returns:
         ``(pairs,)`` float64 l2 radii; 0 where the margin is not proved positive at the input,
@@ -122,10 +144,8 @@ def crown_radius(
     radius = torch.empty_like(limit)
     for start in range(0, len(inputs), size):
         pairs = ((item >= start) & (item < start + size)).nonzero().squeeze(1)
-        part = inputs[start : start + size]
-        radius[pairs] = _radii(
-            prover, part, label[pairs], target[pairs], item[pairs] - start, limit[pairs]
-        )
+        of = label[pairs], target[pairs], item[pairs] - start
+        radius[pairs] = _radii(prover, inputs[start : start + size], of, limit[pairs], smallest)
     return radius
 
 
@@ -173,19 +193,21 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
         The lines, of that shape; NaN where an end is not finite.
     """
     points = _grid(row, lower, upper)
-    low_bend, high_bend = row.bend_interval(points[:-1], points[1:])
-    low_bend = low_bend - (OUTWARD - 1) * low_bend.abs()
-    high_bend = high_bend + (OUTWARD - 1) * high_bend.abs()
-    curve = _Curve(points, row.value(points), row.slope(points), low_bend, high_bend)
+    curve = _Curve(points, row.value(points), row.slope(points), *_bends(row, points))
     middle, ends = lower + (upper - lower) / 2, row.slope_interval(lower, upper)
-    at_middle, mirrored = (row.value(middle), row.slope(middle)), curve.mirrored()
-    low_slope = curve.hull_slope(middle, *at_middle).clamp(*ends)
-    high_slope = -mirrored.hull_slope(middle, *(-v for v in at_middle))
-    high_slope = high_slope.clamp(*ends)
-    size, zero = _size(row, lower, upper), torch.zeros_like(lower)
-    below = [_down(curve.floor(slope), size) for slope in (low_slope, zero)]
-    above = [-_down(mirrored.floor(-slope), size) for slope in (high_slope, zero)]
-    return Lines(low_slope, below[0], high_slope, above[0], below[1], above[1])
+    tangent, at_middle = row.slope(middle), row.value(middle)
+    low_slope, high_slope = (
+        slope.clamp(*ends) for slope in curve.hull_slopes(middle, at_middle, tangent)
+    )
+    size = _size(row, lower, upper)
+    below, above = (
+        _down(side.floor(slope), size)
+        for side, slope in ((curve, low_slope), (curve.mirrored(), -high_slope))
+    )
+    lowest, highest = row.value_interval(lower, upper)
+    finite = below.isfinite() & above.isfinite()
+    lowest, highest = (end.where(finite, torch.nan) for end in (lowest, highest))
+    return Lines(low_slope, below, high_slope, -above, lowest, highest)
 
 
 def _down(offset: Tensor, size: Tensor) -> Tensor:
@@ -202,6 +224,25 @@ def _grid(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
     points = (scale * warped.sinh()).clamp(lower, upper)
     points[0], points[-1] = lower, upper
     return points.cummax(dim=0).values
+
+
+def _bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of the bend between neighbours of a grid, as ``row.bend_interval`` has it.
+
+    The grid's own bends are evaluated once, and not as an end of two intervals each.
+    """
+    bend, (least, most) = row.bend(points), row.bend_range
+    low, high = torch.minimum(bend[:-1], bend[1:]), torch.maximum(bend[:-1], bend[1:])
+    for point in row.bend_extrema:
+        value = float(row.bend(points.new_tensor(point)))
+        inside = (points[:-1] <= point) & (point <= points[1:])
+        low, high = (
+            torch.where(inside, low.clamp(max=value), low),
+            torch.where(inside, high.clamp(min=value), high),
+        )
+    margin = ROUNDING * row.max_bend
+    low, high = (low - margin).clamp(min=least), (high + margin).clamp(max=most)
+    return low - (OUTWARD - 1) * low.abs(), high + (OUTWARD - 1) * high.abs()
 
 
 def _size(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
@@ -224,19 +265,26 @@ class _Curve:
         """The negative of the function."""
         return _Curve(self.points, -self.value, -self.slope, -self.high_bend, -self.low_bend)
 
-    def hull_slope(self, middle: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        """The slope of the convex hull at a point, given the function's value and slope there."""
-        lowest, best = value, slope
-        for i in range(len(self.points) - 1):
-            left, right = self.points[i], self.points[i + 1 :]
-            slope = (self.value[i + 1 :] - self.value[i]) / (right - left)
-            height = self.value[i] + slope * (middle - left)
-            height = torch.where((left < middle) & (middle < right), height, torch.inf)
-            height, j = height.min(dim=0)
-            better = height < lowest
-            best = torch.where(better, slope.gather(0, j[None])[0], best)
-            lowest = torch.where(better, height, lowest)
-        return best
+    def hull_slopes(self, middle: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes of the hulls at a point, given the function's value and slope there.
+
+        Of the chords between the grid's points across the middle, those from an end of the interval
+        are looked at, and between every second of the others.
+
+        Returns:
+            That of the convex hull, below the function, and that of the concave one.
+        """
+        left, right = (list(ends) for ends in _CHORDS)
+        begin, end = self.points[left], self.points[right]
+        chord = (self.value[right] - self.value[left]) / (end - begin)
+        height = self.value[left] + chord * (middle - begin)
+        across = (begin < middle) & (middle < end)
+        found = []
+        for sign in (1, -1):
+            lowest, place = torch.where(across, sign * height, torch.inf).min(dim=0)
+            better = lowest < sign * value
+            found.append(torch.where(better, chord.gather(0, place[None])[0], slope))
+        return found[0], found[1]
 
     def floor(self, line: Tensor) -> Tensor:
         """The module's bound of the function less a line of that slope through 0."""
@@ -258,24 +306,113 @@ def _least(slope: Tensor, bend: Tensor, width: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A hidden layer in the balls: the lines of its units, ``(balls, width)``."""
+    r"""A hidden layer in the balls: its relaxation, ready to be carried back.
+
+    With mean m and half difference h of two lines, :math:`\Lambda^+ l + \Lambda^- u =
+    \Lambda m + |\Lambda| h`.
+    """
 
     layer: Layer
-    lines: Lines
-    size: Tensor  # bounds of the sums of magnitudes in z
+    slope: Tensor  # (balls, 1, width), m
+    slope_spread: Tensor  # h
+    offset: Tensor  # (balls, width, 1)
+    sizes: Tensor  # (balls, width, 2): offsets' h, and what an entry of Lambda can err by
 
-    def pull(self, rows: Tensor, offset: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From a bound by this layer's activations to one by those before it."""
-        lines = self.lines
-        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
-        offset_size = offset.abs() + _apply(
-            rows.abs(), torch.maximum(lines.low_offset.abs(), lines.high_offset.abs())
+    @classmethod
+    def of(cls, layer: Layer, lines: Lines, size: Tensor) -> "_Stage":
+        """Prepare a layer whose sums have terms of at most these sizes."""
+        steep = torch.maximum(lines.low_slope.abs(), lines.high_slope.abs())
+        apart = torch.maximum(lines.low_offset.abs(), lines.high_offset.abs())
+        terms = gamma(2 * max(layer.weight.shape) + 16)
+        sizes = (lines.low_offset - lines.high_offset) / 2, terms * (apart + steep * size)
+        return cls(
+            layer,
+            ((lines.low_slope + lines.high_slope) / 2)[:, None],
+            ((lines.low_slope - lines.high_slope) / 2)[:, None],
+            ((lines.low_offset + lines.high_offset) / 2)[:, :, None],
+            torch.stack(sizes, dim=2),
         )
-        offset = offset + _apply(positive, lines.low_offset) + _apply(negative, lines.high_offset)
-        rows = positive * lines.low_slope[:, None] + negative * lines.high_slope[:, None]
-        terms = gamma(2 * rows.shape[2] + 16)
-        error = error + terms * (offset_size + _apply(rows.abs(), self.size))
-        return rows @ self.layer.weight, offset + rows @ self.layer.bias, error
+
+    def pull(self, rows: Tensor, offset: Tensor, balls: slice) -> tuple[Tensor, Tensor]:
+        """From bounds by this layer's activations to bounds by its preactivations.
+
+        The errors are subtracted from the offset.
+        """
+        size = rows.abs()
+        spread = size @ self.sizes[balls]
+        offset = offset - 8 * UNIT * offset.abs() + (rows @ self.offset[balls])[:, :, 0]
+        rows = torch.addcmul(rows * self.slope[balls], size, self.slope_spread[balls])
+        return rows, offset + spread[:, :, 0] - spread[:, :, 1] * OUTWARD
+
+
+@dataclass(frozen=True)
+class _Centre:
+    """Where linear functions of the first preactivations, or of the inputs, are smallest.
+
+    Attributes:
+        point: ``(balls, width)`` those at the centres, as computed.
+        error: ``(balls,)`` bounds of their error, in the l2 norm.
+        size: ``(balls, width)`` bounds of their size in the balls.
+        factor: of the Jacobian; None for the identity.
+        radius: ``(balls,)`` radii.
+    """
+
+    point: Tensor
+    error: Tensor
+    size: Tensor
+    factor: "_Factor | None"
+    radius: Tensor
+
+    def lowest(self, rows: Tensor, offset: Tensor, balls: slice) -> Tensor:
+        """``(balls, functions)`` lower bounds of ``rows @ point + offset`` in the balls."""
+        terms, radius = gamma(2 * rows.shape[2] + 16), self.radius[balls, None]
+        length = rows.norm(dim=2) * OUTWARD + TINY_NORM
+        fall = length if self.factor is None else self.factor.norm(rows, length)
+        fall = radius * (fall + TINY_NORM)
+        inner = rows.abs() @ self.size[balls, :, None]
+        error = terms * (offset.abs() + inner[:, :, 0] + fall) + length * self.error[balls, None]
+        middle = (rows @ self.point[balls, :, None])[:, :, 0]
+        return offset + middle - fall - error * OUTWARD - TINY
+
+
+@dataclass(frozen=True)
+class _Factor:
+    r"""A factor R of a weight :math:`W = RQ + E` whose rows are no longer than it has.
+
+    :math:`\|\Lambda W\| \\le \\|\\Lambda R\\|\\|Q\\| + \\|\\Lambda\\|\\|E\\|`: products
+    with R, which is as wide as the layer, take the place of products with W.
+    """
+
+    matrix: Tensor
+    stretch: float  # a bound of the norm of Q
+    error: float  # a bound of the norm of E and of what rounding adds to a product with R
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "_Factor":
+        """Factor a weight, and measure afterwards how well that went."""
+        height, width = weight.shape
+        if width <= height:
+            rounding = gamma(height + 4) * float(weight.norm()) * OUTWARD
+            return cls(weight, 1.0, rounding)
+        q, r = torch.linalg.qr(weight.T)
+        matrix, rows = r.T.contiguous(), q.T
+        terms, sizes = gamma(width + height + 8), (float(matrix.norm()), float(rows.norm()))
+        gram = rows @ q - torch.eye(height, dtype=q.dtype, device=q.device)
+        stretch = 1 + (float(gram.norm()) + terms * sizes[1] ** 2) * OUTWARD
+        left = float((weight - matrix @ rows).norm()) + terms * (
+            sizes[0] * sizes[1] + float(weight.norm())
+        )
+        return cls(matrix, stretch, (left + gamma(height + 4) * sizes[0] * stretch) * OUTWARD)
+
+    def norm(self, rows: Tensor, length: Tensor) -> Tensor:
+        """Bounds of ``(rows @ weight).norm(dim=2)``; ``length`` bounds the rows' own norms."""
+        product = (rows @ self.matrix).norm(dim=2) * OUTWARD
+        return product * self.stretch + length * self.error
+
+
+@remembered
+def _first_factor(network: Network) -> _Factor:
+    return _Factor.of(network.layers[0].weight)
 
 
 @dataclass(frozen=True)
@@ -284,24 +421,38 @@ class _Balls:
 
     Attributes:
         x: ``(balls, n)`` centres.
-        radius: ``(balls,)`` radii.
+        centre: what linear functions end at.
         low: ``(balls, width)`` lower bounds of the last layer's activations; at first the inputs'.
         high: ``(balls, width)`` upper bounds of them.
         stages: the hidden layers so far.
     """
 
     x: Tensor
-    radius: Tensor
+    centre: _Centre
     low: Tensor
     high: Tensor
     stages: tuple[_Stage, ...] = ()
 
     @classmethod
     def of(cls, prover: Prover, x: Tensor, radius: Tensor) -> "_Balls":
+        """Look at all hidden layers in balls."""
         reach = radius[:, None] * OUTWARD + 2 * UNIT * x.abs() + TINY_NORM
-        balls = cls(x, radius, x - reach, x + reach)
-        for layer in prover.network.layers[:-1]:
-            balls = balls.through(layer)
+        low, high = x - reach, x + reach
+        first, *rest = prover.network.layers
+        if not rest:
+            size = torch.maximum(low.abs(), high.abs())
+            return cls(x, _Centre(x, torch.zeros_like(radius), size, None, radius), low, high)
+        z, error = prover.network.first(x), prover.rounding.first_error(x)
+        size = torch.maximum(low.abs(), high.abs()) @ first.weight.abs().T + first.bias.abs()
+        size = size * OUTWARD
+        centre = _Centre(z, error, size, _first_factor(prover.network), radius)
+        norms = first.weight.norm(dim=1) * OUTWARD + TINY_NORM
+        reach = radius[:, None] * norms + error[:, None] + 4 * UNIT * size + TINY
+        balls = cls(x, centre, low, high)._with(first, z - reach * OUTWARD, z + reach * OUTWARD)
+        for layer in rest[:-1]:
+            ends = torch.cat([layer.weight, -layer.weight]), torch.cat([layer.bias, -layer.bias])
+            lower, upper = balls.lowest(*(part[None] for part in ends)).chunk(2, dim=1)
+            balls = balls._with(layer, lower, -upper)
         return balls
 
     @property
@@ -309,22 +460,12 @@ class _Balls:
         """``(balls, width)`` bounds of the size of the last layer's activations."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def through(self, layer: Layer) -> "_Balls":
-        """The balls one hidden layer further."""
-        lower = self.lowest(layer.weight[None], layer.bias[None])
-        upper = -self.lowest(-layer.weight[None], -layer.bias[None])
+    def _with(self, layer: Layer, lower: Tensor, upper: Tensor) -> "_Balls":
+        """One hidden layer more, whose preactivations are in these intervals."""
         lines = enclosing_lines(layer.activation, lower, upper)
         size = (self.size @ layer.weight.abs().T + layer.bias.abs()) * OUTWARD
-        stages = (*self.stages, _Stage(layer, lines, size))
-        return _Balls(self.x, self.radius, lines.lowest, lines.highest, stages)
-
-    def take(self, index: Tensor) -> "_Balls":
-        """The balls at ``index``."""
-        stages = (_Stage(s.layer, s.lines.take(index), s.size[index]) for s in self.stages)
-        x, radius, low, high = (
-            column[index] for column in (self.x, self.radius, self.low, self.high)
-        )
-        return _Balls(x, radius, low, high, tuple(stages))
+        stages = (*self.stages, _Stage.of(layer, lines, size))
+        return _Balls(self.x, self.centre, lines.lowest, lines.highest, stages)
 
     def lowest(self, rows: Tensor, offset: Tensor) -> Tensor:
         """Lower bounds of linear functions of the last layer's activations, in the balls.
@@ -336,26 +477,32 @@ class _Balls:
         Returns:
             ``(balls, functions)``.
         """
-        widest = max([self.x.shape[1], *(len(stage.layer.bias) for stage in self.stages)])
-        block = max(1, _CHUNK_VALUES // (len(self.x) * widest))
-        parts = zip(rows.split(block, dim=1), offset.split(block, dim=1), strict=True)
-        return torch.cat([self._lowest(*part) for part in parts], dim=1)
+        widest = max([rows.shape[2], *(stage.layer.weight.shape[1] for stage in self.stages[1:])])
+        count = max(1, _CACHED_VALUES // widest)  # of functions, of all balls together
+        size = max(1, count // rows.shape[1])
+        found = torch.empty(len(self.x), rows.shape[1], dtype=self.x.dtype, device=self.x.device)
+        for start in range(0, len(self.x), size):
+            balls = slice(start, start + size)
+            own = (rows, offset) if len(rows) == 1 else (rows[balls], offset[balls])
+            for first in range(0, rows.shape[1], count):
+                some = slice(first, first + count)
+                found[balls, some] = self._lowest(own[0][:, some], own[1][:, some], balls)
+        return torch.fmax(found, self._lowest_apart(rows, offset))
 
-    def _lowest(self, rows: Tensor, offset: Tensor) -> Tensor:
-        apart = self._lowest_apart(rows, offset)
-        error = torch.zeros_like(offset)
-        for stage in reversed(self.stages):
-            rows, offset, error = stage.pull(rows, offset, error)
-        fall = self.radius[:, None] * (rows.norm(dim=2) + TINY_NORM)
-        size = offset.abs() + _apply(rows.abs(), self.x.abs()) + fall
-        error = error + gamma(rows.shape[2] + 16) * size + TINY
-        return torch.fmax(offset + _apply(rows, self.x) - fall - error * OUTWARD, apart)
+    def _lowest(self, rows: Tensor, offset: Tensor, balls: slice) -> Tensor:
+        for place in range(len(self.stages) - 1, -1, -1):
+            stage = self.stages[place]
+            rows, offset = stage.pull(rows, offset, balls)
+            if place:
+                offset = offset + rows @ stage.layer.bias
+                rows = rows @ stage.layer.weight
+        return self.centre.lowest(rows, offset, balls)
 
     def _lowest_apart(self, rows: Tensor, offset: Tensor) -> Tensor:
         """The bound where each activation takes its worst value, whatever the others do."""
-        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        middle, reach = (self.low + self.high) / 2, (self.high - self.low) / 2
         size = offset.abs() + _apply(rows.abs(), self.size)
-        lowest = offset + _apply(positive, self.low) + _apply(negative, self.high)
+        lowest = offset + _apply(rows, middle) - _apply(rows.abs(), reach)
         return lowest - gamma(2 * rows.shape[2] + 16) * OUTWARD * size - TINY
 
 
@@ -369,93 +516,150 @@ def _apply(rows: Tensor, vector: Tensor) -> Tensor:
 def _chunk_size(prover: Prover) -> int:
     """How many inputs to treat at once, so that memory is bounded."""
     widest = max(max(layer.weight.shape) for layer in prover.network.layers)
-    return max(1, _CHUNK_VALUES // (widest * max(widest, 4 * _PIECES)))
+    return max(1, _CHUNK_VALUES // (widest * 4 * _PIECES))
 
 
 def _margins(
     prover: Prover, x: Tensor, radius: Tensor, label: Tensor, target: Tensor, item: Tensor
 ) -> Tensor:
     """:func:`crown_margin` for a chunk: balls, and pairs that name their ball."""
-    balls = _Balls.of(prover, x, radius).take(item)
+    balls = _Balls.of(prover, x, radius)
     weights = prover.network.margin_weights(label, target)
     bias = prover.network.layers[-1].bias
     offset = bias[label] - bias[target]
-    margin = balls.lowest(weights[:, None], offset[:, None]).squeeze(1)
+    # The pairs of a ball, one after another, and zeros where it has fewer than another ball.
+    order = item.argsort(stable=True)
+    count = item.bincount(minlength=len(x))
+    rank = torch.empty_like(item)
+    rank[order] = torch.arange(len(item), device=x.device) - (count.cumsum(0) - count)[item[order]]
+    rows = weights.new_zeros(len(x), int(count.max()), weights.shape[1])
+    rows[item, rank] = weights
+    offsets = rows[:, :, 0].clone()
+    offsets[item, rank] = offset
+    margin = balls.lowest(rows, offsets)[item, rank]
     # The differences of the last layer's weights are rounded themselves.
-    error = 4 * UNIT * ((weights.abs() * balls.size).sum(1) + offset.abs())
+    error = 4 * UNIT * ((weights.abs() * balls.size[item]).sum(1) + offset.abs())
     # Away from the centre a reading is off by more.
-    off = prover.rounding.reading_error(balls.x) + prover.rounding.reading[0] * balls.radius
-    error = error + off
+    off = prover.rounding.reading_error(x) + prover.rounding.reading[0] * radius
+    error = error + off[item]
     margin = margin - (error + prover.rounding.deviation(weights)) * OUTWARD
     return torch.where(margin.isnan(), -torch.inf, margin - 4 * UNIT * margin.abs())
 
 
 def _radii(
-    prover: Prover, x: Tensor, label: Tensor, target: Tensor, item: Tensor, limit: Tensor
+    prover: Prover, x: Tensor, pairs: tuple[Tensor, Tensor, Tensor], limit: Tensor, smallest: bool
 ) -> Tensor:
-    """:func:`crown_radius` for a chunk: inputs, and pairs that name their input."""
-    clean = _margins(prover, x, torch.zeros_like(x[:, 0]), label, target, item)
-    _, gradient = prover.network.margin_and_gradient(x[item], label, target)
+    """:func:`crown_radius` for a chunk: inputs, and classes with the input each belongs to."""
+    label, target, item = pairs
+    margin, gradient = prover.network.margin_and_gradient(x[item], label, target)
+    error = prover.margin_error(label, target, x[item])
+    clean = torch.where(margin.isfinite(), margin - error, -torch.inf)
     everywhere = (clean > 0) & (Glance.of(prover).lowest(label, target) > 0)
-    bracket = _Bracket.start(clean, gradient.norm(dim=1), limit, everywhere)
-    while (searched := bracket.unsettled(limit)).any():
-        pairs = searched.nonzero().squeeze(1)
-        rows, place = item[pairs].unique(return_inverse=True)
+    asked = (clean > 0) & ~everywhere
+    group = item if smallest else torch.arange(len(item), device=x.device)
+    count = len(x) if smallest else len(item)
+
+    def least(values: Tensor, rows: Tensor) -> Tensor:
+        found = values.new_full((count,), torch.inf)
+        return found.scatter_reduce(0, group[rows], values[rows], "amin")
+
+    every = asked.nonzero().squeeze(1)
+    margin = least(clean, every)
+    slope = margin / least(clean / gradient.norm(dim=1), every)
+    bracket = _Bracket.start(margin, slope, least(limit, every))
+    found = torch.zeros_like(clean)
+    while (searched := (bracket.unsettled[group] & asked)).any():
+        few = searched.nonzero().squeeze(1)
+        rows, place = item[few].unique(return_inverse=True)
         radius = torch.full_like(x[rows, 0], torch.inf)
-        radius = radius.scatter_reduce(0, place, bracket.trial[pairs], "amin")
-        margin = _margins(prover, x[rows], radius, label[pairs], target[pairs], place)
-        bracket.update(pairs, radius[place], margin)
-    return torch.where(everywhere, torch.inf, bracket.low)
+        radius = radius.scatter_reduce(0, place, bracket.trial[group[few]], "amin")
+        margin, tried = torch.full_like(clean, torch.inf), torch.zeros_like(clean)
+        margin[few] = _margins(prover, x[rows], radius, label[few], target[few], place)
+        tried[few] = radius[place]
+        found = torch.where(margin.isfinite() & (margin > 0), found.maximum(tried), found)
+        bracket.update(group[few].unique(), least(tried, few), least(margin, few))
+    return torch.where(everywhere, torch.inf, found)
 
 
 @dataclass
 class _Bracket:
-    """Radii proved and not proved, ``(pairs,)`` each, with margins there; where to try next."""
+    """Radii proved and not proved, ``(searches,)`` each, with heights there; where to try next.
+
+    A height is a margin, but for negative ones, which fall off steeply: of those the logarithm.
+    """
 
     clean: Tensor  # the margin at radius 0
+    slope: Tensor  # how fast it falls there
+    limit: Tensor  # a radius that is good enough
     low: Tensor
-    low_margin: Tensor
+    low_height: Tensor
     high: Tensor
-    high_margin: Tensor
+    high_height: Tensor
+    old: Tensor  # the end that the last trial replaced
+    old_height: Tensor
     trial: Tensor
-    steps: Tensor  # left to each pair
+    steps: Tensor  # left
+    settled: Tensor
 
     @classmethod
-    def start(cls, clean: Tensor, slope: Tensor, limit: Tensor, everywhere: Tensor) -> "_Bracket":
-        trial = torch.where(limit.isfinite(), limit * OUTWARD, clean / slope)
+    def start(cls, clean: Tensor, slope: Tensor, limit: Tensor) -> "_Bracket":
+        """Searches of which nothing is known but the input."""
+        trial = torch.where(limit.isfinite(), limit * OUTWARD, _FIRST_SHARE * clean / slope)
         trial = torch.where((trial > 0) & trial.isfinite(), trial, 1.0)
-        steps = torch.full_like(clean, _STEPS).masked_fill(~(clean > 0) | everywhere, 0)
         low, high = torch.zeros_like(clean), torch.full_like(clean, torch.inf)
-        return cls(clean, low, clean.clone(), high, -high, trial, steps)
+        old, steps = torch.full_like(clean, torch.nan), torch.full_like(clean, _STEPS)
+        settled = ~clean.isfinite()
+        known = clean, slope, limit, low, clean.clone(), high, -high, old, old.clone()
+        return cls(*known, trial, steps, settled)
 
-    def unsettled(self, limit: Tensor) -> Tensor:
-        """Which pairs are worth another trial."""
-        wide = self.high.isinf() | (self.high - self.low > _TOLERANCE * self.high)
-        return wide & (self.low <= limit) & (self.steps > 0)
+    @property
+    def unsettled(self) -> Tensor:
+        """``(searches,)`` which ones are worth another trial."""
+        return ~self.settled & (self.low <= self.limit) & (self.steps > 0)
 
-    def update(self, pairs: Tensor, radius: Tensor, margin: Tensor) -> None:
-        """Learn from the margins of some pairs at some radii."""
-        inside = (self.low[pairs] < radius) & (radius < self.high[pairs])
-        raised, lowered = inside & (margin > 0), inside & ~(margin > 0)
+    def update(self, rows: Tensor, radius: Tensor, margin: Tensor) -> None:
+        """Learn from the margins of the searches ``rows`` among all of them.
+
+        Args:
+            rows: their positions.
+            radius: ``(searches,)`` where they were tried; it may be another's trial.
+            margin: ``(searches,)`` what was found.
+        """
+        fallen = -self.clean * torch.log1p(-margin.clamp(max=0) / self.clean)
+        height = torch.where(margin > 0, margin, fallen.nan_to_num(nan=-torch.inf))
+        tried = torch.zeros_like(self.settled).index_fill(0, rows, True)
+        self.steps = self.steps - (tried & (radius == self.trial)).to(self.steps)
+        tried &= (self.low < radius) & (radius < self.high)
         for chosen, end, value in [
-            (raised, self.low, self.low_margin),
-            (lowered, self.high, self.high_margin),
+            (tried & (margin > 0), self.low, self.low_height),
+            (tried & ~(margin > 0), self.high, self.high_height),
         ]:
-            end[pairs[chosen]], value[pairs[chosen]] = radius[chosen], margin[chosen]
-        self.steps[pairs] -= (radius == self.trial[pairs]).to(self.steps)
-        # Aim a little across the root: from either side the next trial then closes the bracket.
-        across = (raised.to(radius) - lowered.to(radius)) * _TOLERANCE / 4
-        self.trial[pairs] = self._next(pairs, across)
+            self.old[chosen], self.old_height[chosen] = end[chosen], value[chosen]
+            end[chosen], value[chosen] = radius[chosen], height[chosen]
+        wide, root = self.high - self.low > _TOLERANCE * self.high, self._root()
+        near = self.high.isfinite() & (root - self.low <= _TOLERANCE * self.low)
+        self.settled |= self.high.isfinite() & (near | ~wide)
+        between = (root * (1 - _TOLERANCE / 2)).clamp(min=self.low, max=self.high)
+        stuck = (self.steps % 4 == 0) | ~((self.low < between) & (between < self.high))
+        between = torch.where(stuck & (self.low > 0), (self.low + self.high) / 2, between)
+        self.trial = torch.where(self.high.isinf(), self._further(), between)
 
-    def _next(self, pairs: Tensor, across: Tensor) -> Tensor:
-        """Inverse quadratic interpolation; bisection where that leaves the bracket, or stalls."""
-        clean, steps, trial = self.clean[pairs], self.steps[pairs], self.trial[pairs]
-        low, high = self.low[pairs], self.high[pairs]
-        below, above = self.low_margin[pairs], self.high_margin[pairs]
-        root = (low * above / (below - clean) - high * below / (above - clean)) * clean
-        root = root / (below - above) * (1 + across)
-        secant = (low * -above + high * below) / (below - above) * (1 + across)
-        root = torch.where(low > 0, root, secant)
-        usable = (root > low) & (root < high) & (steps % 4 > 0)
-        root = torch.where(usable, root, (low + high) / 2)
-        return torch.where(high.isinf(), torch.where(low < trial, trial, 2 * low), root)
+    def _further(self) -> Tensor:
+        """Where a parabola that touches the margin at 0 vanishes, not too far from here."""
+        low, clean = self.low, self.clean
+        bend = ((clean - self.slope * low - self.low_height) / low.square()).clamp(min=0)
+        root = 2 * clean / (self.slope + (self.slope.square() + 4 * bend * clean).sqrt())
+        return root.fmin(_LONGEST * low).fmax(_SHORTEST * low)
+
+    def _root(self) -> Tensor:
+        """Where the heights vanish: by interpolation, or nearer to 0 where only 0 is proved."""
+        low, above, high, below = self.low, self.low_height, self.high, self.high_height
+        linear = high + below / (below - above) * (low - high)
+        old, before = self.old, self.old_height
+        share = below / (above - below) * before / (above - before) + (old - high) / (
+            low - high
+        ) * below / (before - below) * above / (before - above)
+        quadratic = high + share * (low - high)
+        inside = (low < quadratic) & (quadratic < high)
+        root = torch.where(inside, quadratic, torch.where(linear.isfinite(), linear, low))
+        return torch.where(low > 0, root, linear.fmin(high * _SHRINK))

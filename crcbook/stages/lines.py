@@ -12,7 +12,9 @@ from crcbook.proof.prover import Entries, Prover
 
 @dataclass(frozen=True)
 class Lines:
-    """A stage of lines around the activations; slow, and best where networks saturate.
+    """A stage of lines around the activations, best where networks saturate.
+
+    Most of its work is on the hidden layers, which all classes of an image share.
 
     Attributes:
         prover: the network, prepared for proofs.
@@ -34,5 +36,6 @@ class Lines:
             ``(entries,)`` bounds, and no displacements.
         """
         margins = self.prover, entries.x, entries.label, entries.target
-        in_balls, up_to = partial(crown_margin, *margins), partial(crown_radius, *margins)
+        in_balls = partial(crown_margin, *margins)
+        up_to = partial(crown_radius, *margins, smallest=True)
         return question.ask(entries, in_balls, up_to), None
