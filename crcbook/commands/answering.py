@@ -52,7 +52,7 @@ def answer(
         options.after_interrupt = "; --rows FILE keeps what is done, for the same command to go on"
         if options.rows is not None:
             options.after_interrupt = f"; the same command goes on from {rows.part}"
-        rows.fill(len(items.x), lambda part: find(items, part), options.progress)
+        rows.fill(len(items.x), items.chunk, lambda part: find(items, part), options.progress)
         rows.finish()
         figures = {"items": len(items.x), **summary(items, rows.rows)}
         figures["seconds"] = round(rows.seconds, 3)

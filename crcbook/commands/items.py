@@ -77,6 +77,7 @@ class Items:
         options: those of :func:`crcbook.certify`.
         about: where network and items come from, for the summary.
         hashes: of the network's file and weights, and of the items and their labels.
+        chunk: how many to ask about at a time: with several hidden layers one can take seconds.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Items:
     options: dict
     about: dict = field(default_factory=dict)
     hashes: dict = field(default_factory=dict)
+    chunk: int = 20
 
 
 def read_items(options: argparse.Namespace) -> Items:
@@ -138,7 +140,7 @@ def read_items(options: argparse.Namespace) -> Items:
         about["labels"] = str(options.labels)
     hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
     return Items(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
-                 about, hashes)  # fmt: skip
+                 about, hashes, 20 if len(network.layers) <= 2 else 5)  # fmt: skip
 
 
 def _model(options: argparse.Namespace) -> tuple[nn.Module, Path]:

@@ -18,7 +18,6 @@ from crcbook.experiments.records import PACKAGE, digest
 from crcbook.outputs import check_writable, locked
 
 Row = dict[str, int | float | str | bool | None]
-_CHUNK = 20  # items between two writes: what an interruption loses
 
 
 def number(value: float) -> float | str:
@@ -107,11 +106,12 @@ class Rows:
         whole = [self.about, *chunks]
         write_atomically(part, "".join(json.dumps(line) + "\n" for line in whole).encode())
 
-    def fill(self, total: int, find: Callable[[slice], list[Row]], bar: bool) -> None:
+    def fill(self, total: int, chunk: int, find: Callable[[slice], list[Row]], bar: bool) -> None:
         """Find the rows that are missing.
 
         Args:
             total: how many items there are.
+            chunk: how many are asked about at a time: what an interruption loses.
             find: the rows of some items.
             bar: whether to show a progress bar.
         """
@@ -120,7 +120,7 @@ class Rows:
             write_atomically(part, (json.dumps(self.about) + "\n").encode())
         with tqdm(total=total, initial=self.items, disable=not bar, unit="item") as shown:
             while self.items < total:
-                started, stop = time.time(), min(self.items + _CHUNK, total)
+                started, stop = time.time(), min(self.items + chunk, total)
                 found = find(slice(self.items, stop))
                 count, seconds = stop - self.items, time.time() - started
                 if part is not None:
