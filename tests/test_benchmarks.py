@@ -3,6 +3,7 @@
 import importlib
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,3 +199,44 @@ def test_two_versions_are_asked_the_same(benchmark, digits_model, tmp_path):
         assert row["certified, here"] == row["certified, other"] <= row["images"]
         assert row["seconds, here"] > 0 and row["seconds, other"] > 0
     assert rows["certify"]["certified, here"] > 0
+
+
+class Peer:
+    """What the comparison asks of auto_LiRPA, answered by the gradient at the input alone."""
+
+    __version__ = "0"
+    asked = 0
+
+    def __init__(self, model, x, verbose):
+        self.model = model
+
+    def compute_bounds(self, x, C, method, bound_upper):  # noqa: N803
+        Peer.asked += 1
+        [(point, radius)] = x
+        jacobian = torch.func.vmap(torch.func.jacrev(self.model))(point)
+        steepest = (C @ jacobian).norm(dim=2)
+        return (C @ self.model(point)[:, :, None])[:, :, 0] - radius * steepest, None
+
+    BoundedTensor = staticmethod(lambda x, ball: (x, ball))
+    PerturbationLpNorm = staticmethod(lambda norm, eps: eps)
+
+
+def test_a_peer_is_asked_about_the_same_images(benchmark, digits, digits_model):
+    peers = benchmark("peers")
+    Peer.BoundedModule, Peer.asked = Peer, 0
+    right = (digits_model(digits.test.x).argmax(1) == digits.test.y).nonzero().squeeze(1)[:5]
+    x, y = digits.test.x[right].double(), digits.test.y[right]
+    row = peers.compare(digits_model, x, y, Peer)
+    assert Peer.asked == peers.TURNS * peers.HALVINGS
+    assert row["images"] == 5 and row["widths"][-1] == 10
+    assert 0 < row["lines"] <= row["default"] * 1.001 and row["default"] <= row["attack"]
+    # Where a margin is all but linear, its gradient says how far it reaches.
+    assert row["peer"] == pytest.approx(row["attack"], rel=0.5)
+    assert min(row[f"{name}, s"] for name in ("default", "lines", "peer")) > 0
+
+
+def test_without_the_peer_a_line_says_where_it_is(benchmark, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
+    assert benchmark("peers").main(["net.onnx", "--json", str(tmp_path / "record.json")]) == 1
+    assert "github.com/Verified-Intelligence/auto_LiRPA" in capsys.readouterr().err
+    assert not (tmp_path / "record.json").exists()
