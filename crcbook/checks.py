@@ -313,7 +313,7 @@ def as_box(
 def _spread(end: Tensor, shape: torch.Size, n: int) -> Tensor:
     """An end of a box for every coordinate, ``(n,)``, or of every input, ``(batch, n)``."""
     if end.isnan().any():
-        raise ValueError("an end of the box must not be NaN")
+        raise ValueError("an end of the box must be a number, not NaN")
     batch, item = shape[0], shape[1:]
     try:
         if end.dim() == len(shape) and end.shape[0] == batch > 1:

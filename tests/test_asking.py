@@ -267,7 +267,7 @@ def test_a_verdict_needs_a_radius(model):
     [
         ((torch.zeros(4), 1.0), ValueError, r"or broadcast to the shape \(4, 12\)"),
         ((torch.zeros(4, device="meta"), 1.0), TypeError, "must be a pair"),
-        ((torch.tensor([torch.nan]), 1.0), ValueError, "must not be NaN"),
+        ((torch.tensor([torch.nan]), 1.0), ValueError, "must be a number, not NaN"),
         ((0, 1, 2), TypeError, r"must be a pair \(lowest, highest\); got \(0, 1, 2\)"),
         ((X + 0.1, 2.0), ValueError, "hold every input; 4 of 4 lie outside"),
     ],

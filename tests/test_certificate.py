@@ -452,7 +452,7 @@ def test_a_box_of_python_numbers_is_taken_in_double_precision():
     [
         ((0.5, 1.0), ValueError, "hold every input"),
         ((1.0, -1.0), ValueError, "lowest <= highest"),
-        ((math.nan, 1.0), ValueError, "not be NaN"),
+        ((math.nan, 1.0), ValueError, "not NaN"),
         ((torch.zeros(3), torch.ones(3)), ValueError, "one number or 4, an input's"),
         (0.5, TypeError, "must be a pair"),
         ("ab", TypeError, "must be a pair"),

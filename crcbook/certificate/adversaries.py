@@ -16,6 +16,8 @@ from crcbook.stages.dual import at_boundary, into_reach
 
 EXACT = 1e-6  # of the radius: how close an adversary must be for it to be the distance
 _CROSSING_STEPS = (3, 30)  # of attacks that look for the nearest adversary: the short one first
+# Across the boundary, as shares of the distance, until no rounding can be to blame.
+_ACROSS = (0.5 * EXACT, 1e-4, 1e-2)
 _DESCENT_STEPS = 4  # of one in a ball, which begins where a proof's search ended
 
 
@@ -57,12 +59,51 @@ class Limits:
         else:
             rows = (radius > before.radius).nonzero().squeeze(1)
         point, distance = before.point.clone(), before.distance.clone()
-        entries = _entries(table, rows, column)
+        entries = _entries(table, rows, column[rows])
         found = _nearest(table, entries, correct[rows], radius[rows])
         away = (found - entries.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
         nearer = (away < distance[rows]).nonzero().squeeze(1)
         point[rows[nearer]], distance[rows[nearer]] = found[nearer], away[nearer]
         return cls(radius, column, point, distance)
+
+    def far(self, table: Table, share: float) -> Tensor:
+        """Where a radius is a small share of the distance of the nearest adversary known.
+
+        Args:
+            table: the bounds of radii.
+            share: a smaller share is small.
+
+        Returns:
+            ``(images,)`` bool; False for those that are misclassified.
+        """
+        return table.images.correct & (self.radius < share * self.distance)
+
+    def nearer(self, table: Table, chosen: Tensor) -> "Limits":
+        """Look for adversarial points of every class.
+
+        Args:
+            table: the bounds of radii.
+            chosen: ``(images,)`` bool, where to look.
+
+        Returns:
+            The limits.
+        """
+        rows = chosen.nonzero().squeeze(1)
+        if not len(rows):
+            return self
+        columns = torch.arange(table.bound.shape[1], device=rows.device)
+        every = rows.repeat_interleave(len(columns))
+        entries = _entries(table, every, columns.repeat(len(rows)))
+        found = _crossing(table, entries, entries.x, _CROSSING_STEPS[1])
+        away = (found - entries.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
+        away, best = away.reshape(len(rows), -1).min(dim=1)
+        found = found.reshape(len(rows), len(columns), -1)[
+            torch.arange(len(rows), device=rows.device), best
+        ]
+        point, distance = self.point.clone(), self.distance.clone()
+        better = away < distance[rows]
+        point[rows[better]], distance[rows[better]] = found[better], away[better]
+        return Limits(self.radius, self.column, point, distance)
 
     def exact(self) -> Tensor:
         """Where the point is at the radius, up to a millionth; a misclassified image is its own.
@@ -105,7 +146,7 @@ class Attacked:
         rows = (doubt.any(1) | ~correct).nonzero().squeeze(1)
         point = torch.full_like(table.images.x, torch.nan)
         margin = table.images.value.gather(1, column[:, None]).squeeze(1)
-        entries = _entries(table, rows, column)
+        entries = _entries(table, rows, column[rows])
         aim = Aim.of(table.prover, entries, table.box)
         start = entries.x + entries.start.double()
         found, margin[rows] = descend(aim, radius[rows], start, _DESCENT_STEPS)
@@ -186,8 +227,8 @@ class Rounding:
 
 
 def _entries(table: Table, rows: Tensor, column: Tensor) -> Entries:
-    """The entries of some images in the columns given for all images."""
-    index = rows * table.bound.shape[1] + column[rows]
+    """The entries of some images, in a column each."""
+    index = rows * table.bound.shape[1] + column
     goal = torch.full_like(table.bound[:, 0], torch.inf)
     return table.entries(index, goal, table.box is not None)
 
@@ -221,8 +262,14 @@ def _crossing(table: Table, entries: Entries, start: Tensor, steps: int) -> Tens
     """Points proved to be adversarial, as near as an attack gets; NaN where it finds none."""
     begin = entries.z if len(table.prover.network.layers) > 1 else None
     aim = Aim.of(table.prover, entries, table.box)
-    found = crossings(aim, start, steps, begin)
-    # Across the boundary, beyond any doubt.
-    found = clip(aim.box, found + 0.5 * EXACT * (found - entries.x))
-    proved = table.prover.is_adversarial(entries, found)
-    return torch.where(proved[:, None], found, torch.nan)
+    crossing = crossings(aim, start, steps, begin)
+    point, left = torch.full_like(crossing, torch.nan), torch.arange(len(crossing)).to(start.device)
+    for share in _ACROSS:
+        few = aim.take(left)
+        found = clip(few.box, crossing[left] + share * (crossing[left] - few.x))
+        proved = table.prover.is_adversarial(entries.take(left), found)
+        point[left[proved]] = found[proved]
+        left = left[~proved & crossing[left].isfinite().all(1)]
+        if not len(left):
+            break
+    return point

@@ -21,6 +21,7 @@ from crcbook.checks import Items, as_box, as_labels, as_radii, read_items
 from crcbook.deployed import FARTHEST, deployed_prover, farthest
 from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.box import Box
+from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
 from crcbook.stages.closed_form import ClosedForm
@@ -296,9 +297,10 @@ class _Problem:
         run(question, table, everywhere, only=promising)
         limits = Limits.of(table)
         if self.rivals:
-            self._challenge(question, table, limits)
-            if promising is not None:
-                run(question, table, everywhere, only=table.promises(question) & ~promising)
+            limits = self._challenge(question, table, limits)
+        left = self._promising(question, table, 0.0)
+        if left is not None and promising is not None:
+            run(question, table, everywhere, only=left & ~promising)
         run(question, table, in_balls, question.together)
         limits = Limits.of(table, limits) if self.rivals or in_balls else limits
         row = torch.arange(len(table.bound), device=table.bound.device)
@@ -309,25 +311,31 @@ class _Problem:
         names = [METHODS[number] for number in method.tolist()]
         point = self.rounded(table, limits.point)
         away = (point - table.images.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
-        open_ = limits.radius < _SETTLED * away
-        exact, wide = limits.exact(), open_ & table.images.correct
-        return [limits.radius, target, exact, point, away, wide], names
+        columns = limits.radius, target, limits.exact(), point, away
+        return [*columns, limits.far(table, _SETTLED)], names
 
     def _promising(self, question: Question, table: Table, least: float) -> Tensor | None:
         """Where a search for the best quadratic is worth its price, among other methods."""
-        # Quadratics in a box can prove more than those without.
-        return table.promises(question, least) if self.rivals and self.box is None else None
+        if not self.rivals or self.box is not None:  # quadratics in a box can prove more
+            return None
+        images = table.images
+        pairs = torch.broadcast_tensors(images.y[:, None], images.order)
+        curvature = downward_curvature(self.prover.network, *pairs)
+        return question.promises(images.value, curvature, table.bound, least)
 
-    def _challenge(self, question: Question, table: Table, limits: Limits) -> None:
-        """Try the rivals where an adversary is not near, and the limiting class can be raised."""
-        wide = table.images.correct & (limits.radius < _CLOSE * limits.distance)
+    def _challenge(self, question: Question, table: Table, limits: Limits) -> Limits:
+        """Try the rivals where no adversary is near, and the limiting class can be raised."""
+        limits = limits.nearer(table, limits.far(table, _CLOSE))
+        wide = limits.far(table, _CLOSE)
         rows = wide.nonzero().squeeze(1)
-        if len(rows):
-            ball = Margin(limits.radius * (1 + _RAISED))
-            index = rows * table.bound.shape[1] + limits.column[rows]
-            entries = table.entries(index, torch.zeros_like(limits.radius))
-            wide[rows] = torch.stack([s(ball, entries)[0] > 0 for s in self.rivals]).any(0)
-            run(question, table, self.rivals, only=wide[:, None])
+        if not len(rows):
+            return limits
+        ball = Margin(limits.radius * (1 + _RAISED))
+        index = rows * table.bound.shape[1] + limits.column[rows]
+        entries = table.entries(index, torch.zeros_like(limits.radius))
+        wide[rows] = torch.stack([rival(ball, entries)[0] > 0 for rival in self.rivals]).any(0)
+        run(question, table, self.rivals, only=wide[:, None])
+        return limits
 
     def verify(self, chunk: slice, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The columns of a verdict."""

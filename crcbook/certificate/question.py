@@ -147,22 +147,17 @@ class Question(Protocol):
             ``(entries,)``.
         """
 
-    def promises(
-        self, value: Tensor, curvature: Tensor, bound: Tensor, least: float = 0.0
-    ) -> Tensor:
-        r"""Where a search for the best quadratic is worth its price.
-
-        Without a box a quadratic of curvature k below a margin of value f at the input is at most
-        :math:`f - k\|\delta\|^2/2` in some direction of every length, wherever it touches.
+    def promises(self, value: Tensor, curvature: Tensor, bound: Tensor, least: float) -> Tensor:
+        r"""Where the best quadratic may prove more, for it is at most :math:`f - k\|\delta\|^2/2`.
 
         Args:
-            value: ``(images, columns)`` the margins at the inputs.
+            value: ``(images, columns)`` the margins f at the inputs.
             curvature: ``(images, columns)`` k.
             bound: ``(images, columns)`` what is proved.
-            least: a gain, as a share of the bound, that is worth it.
+            least: a gain, as a share of a radius, that is worth a search.
 
         Returns:
-            ``(images, columns)`` bool.
+            ``(images, columns)`` bool; without a box.
         """
 
     def in_balls(self, entries: Entries, bound: Tensor, local: "Local") -> None:
@@ -225,9 +220,7 @@ class Radius:
         """What a bound of the margin over all of R^n proves."""
         return torch.where(lowest > 0, torch.inf, -torch.inf)
 
-    def promises(
-        self, value: Tensor, curvature: Tensor, bound: Tensor, least: float = 0.0
-    ) -> Tensor:
+    def promises(self, value: Tensor, curvature: Tensor, bound: Tensor, least: float) -> Tensor:
         """Where the largest radius that a quadratic can have is larger than the bound."""
         return (2 * value / curvature).sqrt() > (1 + least) * bound
 
@@ -331,8 +324,6 @@ class Margin:
         if len(rows):
             bound[rows] = local.raise_bounds(self, entries.take(rows), radius[rows])
 
-    def promises(
-        self, value: Tensor, curvature: Tensor, bound: Tensor, least: float = 0.0
-    ) -> Tensor:
+    def promises(self, value: Tensor, curvature: Tensor, bound: Tensor, least: float) -> Tensor:
         """Where the curvature alone leaves something of the margin in the ball."""
         return value > curvature * self.radius[:, None].square() / 2

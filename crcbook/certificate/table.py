@@ -166,21 +166,6 @@ class Table:
         found = question.proves(entries, parabola).fmax(everywhere)
         self.bound = found.reshape(self.bound.shape)
 
-    def promises(self, question: Question, least: float = 0.0) -> Tensor:
-        """Where a search for the best quadratic is worth its price, without a box.
-
-        Args:
-            question: what the bounds are of.
-            least: a gain, as a share of a radius, that is worth it.
-
-        Returns:
-            ``(images, columns)`` bool.
-        """
-        images = self.images
-        pairs = torch.broadcast_tensors(images.y[:, None], images.order)
-        curvature = downward_curvature(self.prover.network, *pairs)
-        return question.promises(images.value, curvature, self.bound, least)
-
     def open(
         self,
         question: Question,
