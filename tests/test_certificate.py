@@ -686,6 +686,22 @@ def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
     assert (attacked.distance >= best.radius).all()
 
 
+@given(random_networks(max_width=8), st.sampled_from([None, (-9.0, 9.0)]))
+@examples(1 / 3)
+def test_the_default_decides_whatever_the_dual_does(case, box):
+    model, generator = case
+    x, y = inputs_and_predictions(model, generator)
+    for curvature in ("global", "local"):
+        options = {"box": box, "curvature": curvature}
+        dual, best = (crc.certify(model, x, y, method=m, **options) for m in ("dual", "best"))
+        assert (best.radius >= dual.radius * (1 - 1e-6)).all()
+        for radius in (0.05, 0.5, dual.radius.clamp(1e-3, 5)):
+            dual, best = (
+                crc.verify(model, x, y, radius, method=m, **options) for m in ("dual", "best")
+            )
+            assert (best.robust | ~dual.robust).all()
+
+
 @pytest.mark.parametrize("options", [{"box": (0.0, 1.0)}, {"targets": "runner-up"}], ids=str)
 def test_the_best_says_which_it_was_in_balls_too(options):
     model = crc.mlp([5, 10, 10, 10, 3], "sigmoid", seed=0).double()

@@ -342,7 +342,9 @@ class _Problem:
         question = Margin(radius, self.asked.local)
         table = self.table(chunk, question)
         everywhere, in_balls = self.stages
-        run(question, table, everywhere, only=self._promising(question, table, 0.0))
+        # What works in balls goes on from the dual's bounds, even those that decide nothing.
+        promising = None if self.asked.local else self._promising(question, table, 0.0)
+        run(question, table, everywhere, only=promising)
         attacked = Attacked.of(table, radius)
         undecided = ~attacked.found
         if self.rivals:
