@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -314,5 +313,5 @@ def test_bounds_of_curvature_refuse_the_same(model):
     for bad, error in ((X.to("meta"), TypeError), (X.to_sparse(), TypeError), (X / 0, ValueError)):
         with pytest.raises(error, match="x must"):
             crc.curvature_bounds(model, 0, 1, bad, 0.5)
-    low, high = crc.curvature_bounds(model, 0, 1, np.array(X), 0.5)
+    low, high = crc.curvature_bounds(model, 0, 1, X.numpy(), 0.5)
     assert (low <= 0).all() and (high >= 0).all()
