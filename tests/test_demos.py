@@ -12,6 +12,7 @@ from crcbook.book.demos import (
     margins_in_balls,
     radii_of_a_guess,
     radii_where_positive,
+    radii_with,
     slab_radii,
     spectrum_at,
     trained_at,
@@ -115,6 +116,21 @@ def test_the_margins_in_a_ball_come_closer_to_the_attack(digits, digits_model):
     whole, ball, followed, attack = margins.values()
     assert whole <= ball <= followed <= attack + 1e-9
     assert local_margins(digits_model, x, y, (y + 1) % 10, 0.1)["attack"] > attack
+
+
+def test_radii_with_our_curvature_are_those_of_certificates(digits, digits_model):
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    label, target = (1 - torch.eye(10)).nonzero().T
+    k = torch.zeros(10, 10, dtype=torch.float64)
+    k[label, target] = -crc.curvature_bounds(digits_model, label, target)[0]
+    ours = crc.certify(digits_model, x, y, method="dual").radius
+    found = radii_with(digits_model, x, y, k)
+    torch.testing.assert_close(found, ours, rtol=1e-5, atol=0)
+    closed = crc.certify(digits_model, x, y, method="closed-form").radius
+    torch.testing.assert_close(
+        radii_with(digits_model, x, y, k, steps=0), closed, rtol=1e-5, atol=0
+    )
+    assert (radii_with(digits_model, x, y, 9 * k) <= (1 + 1e-9) * found).all()
 
 
 def test_radii_of_slabs_stay_below_the_attack_and_gain_from_more(digits, digits_model):

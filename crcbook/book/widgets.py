@@ -298,59 +298,6 @@ def _spectrum_picture(found: Spectrum) -> str:
     return svg(figure, describe_spectrum(found))
 
 
-def bounds_at(
-    build: Callable[..., nn.Sequential],
-    bounds: Mapping[str, Callable[[nn.Sequential], float]],
-    *arguments: float | str,
-) -> dict[str, float]:
-    """Several bounds of one network: what the sliders call.
-
-    Args:
-        build: makes a network from the arguments.
-        bounds: by name, functions of a network.
-        *arguments: passed on to ``build``.
-
-    Returns:
-        Each bound's value, by name.
-    """
-    model = build(*arguments)
-    return {name: float(bound(model)) for name, bound in bounds.items()}
-
-
-def live_bounds(
-    build: Callable[..., nn.Sequential], bounds: Mapping[str, Callable[[nn.Sequential], float]]
-) -> ipywidgets.VBox:
-    """Sliders for a network's shape, and bounds of its curvature for every choice.
-
-    Args:
-        build: makes a network from a depth, a factor for the weights, a width and the name of an
-            activation.
-        bounds: by name, functions of a network.
-
-    Returns:
-        The widget; a live notebook displays it.
-    """
-    controls = [
-        ipywidgets.IntSlider(3, min=2, max=8, description="layers"),
-        ipywidgets.FloatLogSlider(2.0, base=2, min=-1, max=3, step=0.25, description="weights ×"),
-        ipywidgets.IntSlider(32, min=4, max=128, step=4, description="width"),
-        ipywidgets.Dropdown(options=list(ACTIVATIONS), description="activation"),
-    ]
-    return _live(controls, lambda *choice: (_bars_picture(bounds_at(build, bounds, *choice)),))
-
-
-def _bars_picture(values: Mapping[str, float]) -> str:
-    figure, axes = plt.subplots(figsize=(6.4, 2.4))
-    names, sizes = list(values), list(values.values())
-    bars = axes.barh(names, sizes, color=list(PALETTE[: len(names)]))
-    axes.bar_label(bars, labels=[f"{size:.3g}" for size in sizes], padding=4)
-    # Where nothing bends down there is nothing to take a logarithm of.
-    axes.set(xscale="log" if min(sizes) > 0 else "linear", xlabel="curvature k")
-    axes.margins(x=0.15)
-    plt.close(figure)
-    return svg(figure, ", ".join(f"{name} {size:.3g}" for name, size in values.items()))
-
-
 def live_guess() -> ipywidgets.VBox:
     """Sliders for the dual variable and the solver's steps, and the two radii they give.
 
