@@ -11,13 +11,11 @@ import crcbook as crc
 from crcbook.book.explorer import radius_field
 from crcbook.book.widgets import (
     attack_at,
-    bounds_at,
     describe,
     describe_item,
     describe_training,
     live_attack,
     live_ball,
-    live_bounds,
     live_certificate,
     live_dual,
     live_explorer,
@@ -192,39 +190,6 @@ def test_the_spectrums_slider_moves_the_point(unit_model):
     place.value = 1.0
     assert "from -0.420" in text.value and picture.value != before
     assert plt.get_fignums() == []
-
-
-def network_of(depth, factor, width, activation):
-    model = crc.mlp([3, *[width] * (depth - 1), 2], activation)
-    model[1].weight.data *= factor
-    return model
-
-
-BOUNDS = {
-    "k": lambda model: -crc.curvature_bounds(model, 0, 1)[0].item(),
-    "layers": lambda model: len(model) // 2,
-}
-
-
-def test_the_bounds_are_those_of_the_network_built():
-    assert bounds_at(network_of, BOUNDS, 3, 1.0, 5, "tanh")["layers"] == 3
-    small, large = (bounds_at(network_of, BOUNDS, 2, c, 5, "tanh")["k"] for c in (1.0, 2.0))
-    assert large == pytest.approx(4 * small)
-
-
-def test_every_control_of_the_bounds_computes_new_ones():
-    plt.close("all")
-    *controls, picture = live_bounds(network_of, BOUNDS).children
-    for control, value in zip(controls, (4, 4.0, 8, "tanh"), strict=True):
-        before = picture.value
-        control.value = value
-        assert picture.value != before and "<svg" in picture.value
-    assert plt.get_fignums() == []
-
-
-def test_a_bound_of_zero_is_drawn():
-    widget = live_bounds(network_of, {"none": lambda _: 0.0})
-    assert "<svg" in widget.children[-1].value
 
 
 def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
