@@ -89,7 +89,7 @@ def broken(model: nn.Module, items: Split, point: Tensor, radius: float, box: bo
     distance = away.norm(dim=1)
     near = distance <= radius * (1 + 1e-4)
     away = away * (radius * (1 - 1e-9) / distance).clamp(max=1)[:, None]
-    logits = crc.networks.read_network(model).logits((x.flatten(1) + away))
+    logits = crc.networks.read_network(model).logits(x.flatten(1) + away)
     return near & (logits.argmax(1) != items.y)
 
 

@@ -123,6 +123,19 @@ class Entries:
 
 
 @dataclass(frozen=True)
+class Change:
+    """How displacements change the first preactivations, known without the first layer's product.
+
+    Attributes:
+        value: ``(entries, width)`` in the format of the evaluation.
+        error: ``(entries,)`` float64 bounds of how far it is from the product, in the l2 norm.
+    """
+
+    value: Tensor
+    error: Tensor
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What was computed at the points of some entries.
 
@@ -130,14 +143,14 @@ class Evaluation:
         margin: ``(entries,)`` float64.
         along: ``(entries,)`` float64, the gradients times the displacements.
         gradient: ``(entries, n)``, in the format of the evaluation.
-        parts: the first preactivations, their change, the last activations, and the gradients in
-            the first preactivations; ``(entries, width)`` each.
+        parts: the displacements, the first preactivations, their change, the last activations, and
+            the gradients in the first preactivations; ``(entries, width)`` each.
     """
 
     margin: Tensor
     along: Tensor
     gradient: Tensor
-    parts: tuple[Tensor, Tensor, Tensor, Tensor]
+    parts: tuple[Tensor, ...]
 
 
 def evaluate(
@@ -169,7 +182,7 @@ def evaluate(
     margin = (weights * active).sum(1).double() + offset
     units = network.backward(weights, slopes)
     along = (units * change).sum(1).double()
-    return Evaluation(margin, along, network.input_gradient(units), (z, change, active, units))
+    return Evaluation(margin, along, network.input_gradient(units), (d, z, change, active, units))
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,7 @@ class Prover:
         entries: Entries,
         d: Tensor,
         arithmetic: Arithmetic = DOUBLE,
-        change: Tensor | None = None,
+        change: Change | None = None,
     ) -> tuple[Quadratic, Evaluation]:
         r"""The quadratics below some margins that touch them at :math:`c = x_0 + d`.
 
@@ -225,7 +238,8 @@ class Prover:
             entries: the margins.
             d: ``(entries, n)`` displacements, in the format.
             arithmetic: the format to evaluate in.
-            change: ``(entries, width)`` :math:`W_1 d`, where it is known within the error above.
+            change: :math:`W_1 d`, where it is known otherwise; its own error takes the place of
+                the first one above.
 
         Returns:
             The quadratics, of value minus infinity where something overflowed, and what they are
@@ -234,10 +248,13 @@ class Prover:
         network = self.network if arithmetic is DOUBLE else self.single
         assert network is not None  # who has no float32 copy asks for float64 alone
         k, facts = entries.curvature, MarginFacts.of(self.rounding, entries.label, entries.target)
-        found = evaluate(network, entries, d, change, facts.offset)
+        value = None if change is None else change.value
+        found = evaluate(network, entries, d, value, facts.offset)
         margin, along, gradient = found.margin, found.along, found.gradient
-        length, steepness = arithmetic.norm(d), arithmetic.norm(gradient)
-        errors = self._errors(entries, facts, arithmetic, length, found)
+        length, *sizes = map(arithmetic.norm, found.parts)
+        steepness = arithmetic.norm(gradient)
+        moved = self._moved(arithmetic, length) if change is None else change.error
+        errors = self._errors(entries, facts, arithmetic, (length, *sizes), moved)
         bend = k * length.square()
         rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
         lost = errors[0] + entries.reading_error + 8 * DOUBLE.unit * rounded
@@ -250,21 +267,28 @@ class Prover:
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
         return quadratic, found
 
+    def _moved(self, used: Arithmetic, length: Tensor) -> Tensor:
+        """How far the change of the first preactivations can be from the true one."""
+        if not self.rounding.frobenius:
+            return torch.zeros_like(length)
+        terms = used.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
+        return (terms + used.tiny) * length + used.tiny
+
     def _errors(
-        self, entries: Entries, facts: MarginFacts, used: Arithmetic, length: Tensor, at: Evaluation
+        self,
+        entries: Entries,
+        facts: MarginFacts,
+        used: Arithmetic,
+        sizes: tuple[Tensor, ...],
+        moved: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
-        change_width = at.parts[1].shape[1]
-        z, change, active, units = map(used.norm, at.parts)
-        moved = torch.zeros_like(length)
-        if self.rounding.frobenius:
-            terms = used.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
-            moved = (terms + used.tiny) * length + used.tiny
+        length, z, change, active, units = sizes
         start = entries.z_error + moved + 4 * used.unit * (z + change)
         forward = self.rounding.forward(z, start, used)
         value = forward.value_error(facts, active) + facts.deviation
         unit_slack, slope = forward.gradient_errors(facts, units)
-        terms = used.gamma(change_width + 4)
+        terms = used.gamma(entries.z.shape[1] + 4)
         along = (unit_slack + terms * units) * change + (units + unit_slack) * moved
         fits = forward.largest * (1 + facts.rows) * (1 + units) * (1 + length) < used.largest
         value, slope = (

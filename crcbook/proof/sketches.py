@@ -1,9 +1,10 @@
-r"""Cheap bounds of gradients' norms at the inputs.
+r"""Cheap bounds of gradients' norms at the inputs, and cheap steps away from them.
 
 What a certificate at the input itself (the closed form) needs of a gradient is a bound of its
 norm, for every class of every image. The largest singular directions of the first layer hold most
-of it, and what they leave out is bounded. Nothing else rests on this file: without it gradients are
-computed in full.
+of it, and what they leave out is bounded. A displacement along them changes the first
+preactivations by a product of few columns. Without this file gradients and changes are computed in
+full.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crcbook.networks import Network, remembered
-from crcbook.proof.arithmetic import DOUBLE, OUTWARD, SINGLE, Arithmetic, gamma
-from crcbook.proof.eigenvalues import spectral_norm_bound, top_eigenvalue_bound
-from crcbook.proof.prover import Prover
-from crcbook.proof.rounding import MarginFacts
+from crcbook.networks import Layer, Network, remembered
+from crcbook.proof.arithmetic import DOUBLE, OUTWARD, SINGLE, UNIT, Arithmetic, gamma
+from crcbook.proof.eigenvalues import top_eigenvalue_bound
+from crcbook.proof.prover import Change, Prover
+from crcbook.proof.rounding import MarginFacts, RoundingModel
 
 _SKETCHED = 0.2  # of the largest singular value: what a sketch leaves out is smaller
 _FEW_CLASSES = 16  # whose pairs' remainders are prepared: their number grows with the square
@@ -38,7 +39,6 @@ class NormSketch:
         factor: ``(outputs, rank)`` P.
         rest: :math:`\tau`.
         basis: ``(inputs, rank)`` V, the right singular vectors kept, about orthonormal.
-        norm: a proved bound of the norm of V.
         image: ``(outputs, rank)`` WV, as computed.
         shrink: ``(rank,)`` how much shorter the columns of P are than those of :math:`WV`.
     """
@@ -46,7 +46,6 @@ class NormSketch:
     factor: Tensor
     rest: float
     basis: Tensor
-    norm: float
     image: Tensor
     shrink: Tensor
 
@@ -79,7 +78,7 @@ class NormSketch:
         signs = torch.ones_like(rows[None, :, 0])
         signs[:, weight.shape[1] :] = -1
         rest = float(top_eigenvalue_bound(rows, signs))
-        return cls(factor, rest, basis, spectral_norm_bound(basis), image, shrink)
+        return cls(factor, rest, basis, image, shrink)
 
     def norms(self, v: Tensor, rest: Tensor | float = torch.inf) -> tuple[Tensor, Tensor]:
         r"""Rows times P, and bounds of the norms of the rows times W.
@@ -106,6 +105,57 @@ class NormSketch:
         bound = (main.square() + rest.square()).sqrt()
         bound = bound + used.tiny_norm * (1 + size + self.rest**0.5)
         return image, (bound * OUTWARD).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    r"""A float32 network as a function of coordinates u along a sketch's basis.
+
+    With the stored float32 matrices V, of rank r, and A, about :math:`W_1V`, the displacement is
+    :math:`d = \mathrm{fl}(Vu)` and :math:`\mathrm{fl}(Au)` stands for :math:`W_1d`. Because
+    :math:`\|d - Vu\| \le \gamma_r\|V\|_F\|u\|`, it errs by at most
+
+    .. math:: \bigl(\gamma_r\|A\|_F + \gamma_r\|W_1\|\,\|V\|_F + \|A - W_1V\|_F\bigr) \|u\| .
+
+    Attributes:
+        network: its first layer is A.
+        basis: ``(n, rank)`` V.
+        rate: a bound of what stands before the norm of u.
+        norm: a bound of the norm of the first layer's weight.
+    """
+
+    network: Network
+    basis: Tensor
+    rate: float
+    norm: float
+
+    @classmethod
+    def of(cls, prover: Prover) -> "Reduced":
+        """Prepare a network.
+
+        Args:
+            prover: the network, which has a sketch and a float32 copy.
+
+        Returns:
+            The reduced network.
+        """
+        assert prover.single is not None  # who has none evaluates in float64 alone
+        first, *rest = prover.single.layers
+        image, basis, rate = _reduction(prover.network)
+        layers = Layer(image, first.bias, first.activation), *rest
+        return cls(Network(layers), basis, rate, prover.rounding.norms[0])
+
+    def displaced(self, u: Tensor) -> tuple[Tensor, Change]:
+        """Displacements, and how they change the first preactivations.
+
+        Args:
+            u: ``(entries, rank)`` float32.
+
+        Returns:
+            ``(entries, n)`` and the change.
+        """
+        error = self.rate * SINGLE.norm(u) + SINGLE.tiny * (1 + self.norm)
+        return u @ self.basis.T, Change(self.network.change(u), error * OUTWARD)
 
 
 @dataclass(frozen=True)
@@ -347,3 +397,17 @@ def _pair_position(label: Tensor, target: Tensor, classes: int) -> Tensor:
     """Where pairs of different classes are among all, in whichever order."""
     low, high = label.minimum(target), label.maximum(target)
     return low * (2 * classes - low - 1) // 2 + high - low - 1
+
+
+@remembered
+def _reduction(network: Network) -> tuple[Tensor, Tensor, float]:
+    """A, V and the rate of :class:`Reduced`."""
+    sketch, weight = _sketch(network), network.layers[0].weight
+    assert sketch is not None
+    image, basis = sketch.image.float(), sketch.basis.float()
+    apart = float((image.double() - weight @ basis.double()).norm())
+    sizes = [float(matrix.double().norm()) for matrix in (weight, image, basis)]
+    apart = apart + gamma(weight.shape[1] + 4) * sizes[0] * sizes[2] + 4 * UNIT * sizes[1]
+    norm = RoundingModel.of(network).norms[0]
+    terms = SINGLE.gamma(basis.shape[1] + 2)
+    return image, basis, (terms * (sizes[1] + norm * sizes[2]) + apart) * OUTWARD * OUTWARD

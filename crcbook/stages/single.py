@@ -13,10 +13,9 @@ from torch import Tensor
 
 from crcbook.acceleration import Acceleration
 from crcbook.certificate.question import Question
-from crcbook.networks import Layer, Network
 from crcbook.proof.arithmetic import SINGLE
-from crcbook.proof.prover import Entries, Prover
-from crcbook.proof.sketches import NormSketch
+from crcbook.proof.prover import Change, Entries, Prover
+from crcbook.proof.sketches import NormSketch, Reduced
 from crcbook.stages.search import next_point, search
 
 _STEPS = 3
@@ -30,14 +29,12 @@ class Single:
 
     Attributes:
         prover: the network, prepared for proofs; it has a float32 copy.
-        reduced: the float32 network as a function of u: its first layer is :math:`W_1V`.
-        basis: ``(n, rank)`` V.
+        reduced: the float32 network as a function of u.
         shrink: ``(rank,)`` by how much the sketch's coordinates are shorter than those of V.
     """
 
     prover: Prover
-    reduced: Network
-    basis: Tensor
+    reduced: Reduced
     shrink: Tensor
     box: bool = False
     method: str = "dual"
@@ -55,10 +52,8 @@ class Single:
         """
         if sketch is None or prover.single is None:
             return None
-        first, *rest = prover.single.layers
-        layer = Layer(sketch.image.float(), first.bias, first.activation)
         shrink = sketch.shrink.float().clamp(min=_LEAST_SHRINK)
-        return cls(prover, Network((layer, *rest)), sketch.basis.float(), shrink)
+        return cls(prover, Reduced.of(prover), shrink)
 
     def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, Tensor]:
         """Bounds of some entries.
@@ -73,9 +68,11 @@ class Single:
         """
         u = self._first(question, entries).nan_to_num(0.0, 0.0, 0.0)
         if entries.goal.isinf().all():  # nothing is good enough: only a point is wanted
-            u = search(self.reduced, question, entries, u, 100, rough=True)
-            return torch.full_like(entries.bound, -torch.inf), u @ self.basis.T
-        change, d, entries = self.reduced.change(u), u @ self.basis.T, entries.to(torch.float32)
+            u = search(self.reduced.network, question, entries, u, 100, rough=True)
+            return torch.full_like(entries.bound, -torch.inf), self.reduced.displaced(u)[0]
+        d, known = self.reduced.displaced(u)
+        change: Change | None = known
+        entries = entries.to(torch.float32)
         bound, last = torch.full_like(entries.bound, -torch.inf), torch.zeros_like(d)
         rows, acceleration = torch.arange(len(bound), device=bound.device), Acceleration()
         for _ in range(_STEPS):
