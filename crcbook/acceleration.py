@@ -1,6 +1,6 @@
 """Anderson's acceleration of fixed-point iterations.
 
-Repeating a map until nothing changes can be slow, or cycle. Both the search for a minorant and the
+Repeating a map until nothing changes can be slow, or cycle. Both the search for a quadratic and the
 attacks repeat one; a memory of two changes saves them most of their steps.
 """
 

@@ -29,6 +29,7 @@ from crcbook.certificate.question import Radius
 from crcbook.checkpoints import write_atomically
 from crcbook.networks import Network, read_network
 from crcbook.proof.curvature import downward_curvature, local_curvature
+from crcbook.proof.intervals import Region
 from crcbook.proof.prover import Entries, Prover, evaluate
 from crcbook.stages.dual import SEARCH_STEPS
 from crcbook.stages.search import next_point, search
@@ -266,7 +267,7 @@ class _Images:
     def _in_balls(self, radius: Tensor) -> "_Images":
         item, target = self.everything
         pairs = self.label[item], self.target[item, target]
-        curvature = local_curvature(self.prover.rounding, self.x, radius, item, *pairs)
+        curvature = local_curvature(self.prover.rounding, Region(self.x, radius), item, *pairs)
         curvature = curvature * _WIDER_IN_BALLS
         return replace(self, curvature=curvature.reshape(self.target.shape), valid=radius)
 

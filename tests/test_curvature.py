@@ -12,6 +12,7 @@ import crcbook as crc
 from crcbook.checks import as_box
 from crcbook.networks import deepen, read_network
 from crcbook.proof.curvature import Link, local_curvature
+from crcbook.proof.intervals import Region
 from crcbook.proof.rounding import RoundingModel
 
 
@@ -223,11 +224,11 @@ def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box, sha
         rounding = RoundingModel.of(read_network(model))
         item = torch.arange(4)
         label, target = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2])
-        bounds = local_curvature(rounding, x, radius, item, label, target, allowed, sharp)
+        bounds = local_curvature(rounding, Region(x, radius, allowed), item, label, target, sharp)
         everywhere = -crc.curvature_bounds(model, label, target)[0]
         assert (bounds <= everywhere).all()
         if sharp:  # never above what needs no eigenvalue problems
-            quick = local_curvature(rounding, x, radius, item, label, target, allowed)
+            quick = local_curvature(rounding, Region(x, radius, allowed), item, label, target)
             assert (bounds <= quick).all()
         for i in range(4):
             for _ in range(6):
@@ -247,7 +248,8 @@ def test_the_bound_that_certificates_use_is_the_public_one():
     low, high = crc.curvature_bounds(model, label, target, x=x, radius=0.3)
     rounding = RoundingModel.of(read_network(model))
     for pair, bound in (((label, target), -low), ((target, label), high)):
-        assert torch.equal(local_curvature(rounding, x, radius, items, *pair, sharp=True), bound)
+        used = local_curvature(rounding, Region(x, radius), items, *pair, sharp=True)
+        assert torch.equal(used, bound)
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.5, 2.0])
@@ -257,7 +259,7 @@ def test_on_a_line_nothing_bends_more_than_the_bounds(radius):
         _, bend = worst_on_a_line(model, x, radius)
         rounding = RoundingModel.of(read_network(model))
         quick, sharp = (
-            local_curvature(rounding, x[None], radii, zero, zero, zero + 1, sharp=sharp)[0]
+            local_curvature(rounding, Region(x[None], radii), zero, zero, zero + 1, sharp)[0]
             for sharp in (False, True)
         )
         everywhere, _ = crc.curvature_bounds(model, 0, 1)
@@ -273,6 +275,6 @@ def test_copies_of_a_layer_hardly_add_to_the_curvature_of_a_ball(activation):
     rounding = RoundingModel.of(read_network(deeper))
     x, radius = torch.zeros(1, 5, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
     zero, one = torch.tensor([0]), torch.tensor([1])
-    ball = local_curvature(rounding, x, radius, zero, zero, one)
+    ball = local_curvature(rounding, Region(x, radius), zero, zero, one)
     everywhere = -crc.curvature_bounds(deeper, 0, 1)[0]
     assert ball <= 1.3 * shallow and ball < 0.95 * everywhere

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import crcbook as crc
 from crcbook.networks import read_network
 from crcbook.proof.curvature import downward_curvature, local_curvature
+from crcbook.proof.intervals import Region
 from crcbook.proof.prover import Prover
 from crcbook.proof.rounding import RoundingModel
 from crcbook.proof.sketches import Glance
@@ -191,7 +192,7 @@ def test_curvature_in_a_ball_holds_and_is_the_packages(case, radius):
     read, one = read_network(model), torch.tensor([0])
     if len(read.layers) > 2:
         theirs = local_curvature(
-            RoundingModel.of(read), x, torch.tensor([radius]).double(), one, one, one + 1
+            RoundingModel.of(read), Region(x, torch.tensor([radius]).double()), one, one, one + 1
         )
         found = min(k, float(downward_curvature(read, one, one + 1)))
         assert found <= float(theirs) * (1 + 2.0**-20) + 1e-290

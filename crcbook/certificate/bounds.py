@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from crcbook.checks import as_box, as_classes, as_inputs, as_radius, as_tensor
 from crcbook.networks import read_network
 from crcbook.proof.curvature import downward_curvature, local_curvature
+from crcbook.proof.intervals import Region
 from crcbook.proof.rounding import RoundingModel
 
 
@@ -60,12 +61,12 @@ def curvature_bounds(
     x0, radius = as_inputs(x, network), as_radius(radius)
     pairs = max(len(x0), len(label), len(target))
     x0, label, target = x0.expand(pairs, -1), label.expand(pairs), target.expand(pairs)
-    valid = as_box(box, x0)
-    allowed = None if valid is None else valid.around(x0)
+    limits = as_box(box, x0)
+    allowed = None if limits is None else limits.around(x0)
     radii, item = torch.full_like(x0[:, 0], radius), torch.arange(pairs, device=x0.device)
     rounding = RoundingModel.of(network)
     down, up = (
-        local_curvature(rounding, x0, radii, item, *pair, allowed, sharp=True)
+        local_curvature(rounding, Region(x0, radii, allowed), item, *pair, sharp=True)
         for pair in ((label, target), (target, label))
     )
     return -down, up

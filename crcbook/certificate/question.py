@@ -176,9 +176,7 @@ class Radius:
 
     polishes: bool = True  # the last digits of a radius count
     thorough: bool = False  # a search would meet a dear proof in vain at every ball too large
-    together: bool = (
-        False  # in balls the runner-up comes first: no other class can lower its radius
-    )
+    together: bool = False  # in balls no other class can lower the runner-up's radius
 
     def proves(self, entries: Entries, quadratic: Quadratic | Parabola) -> Tensor:
         """The quadratic's radius, or the ball's where it is the smaller one."""
@@ -209,7 +207,7 @@ class Radius:
         return torch.full_like(bound[:, 0], torch.inf) if first else bound[:, 0]
 
     def asks(self, bound: Tensor) -> Tensor:
-        """Every input's."""
+        """Those of inputs whose runner-up leaves a radius."""
         return bound[:, 0] > 0
 
     def ask(self, entries: Entries, margin: Callable, radius: Callable) -> Tensor:

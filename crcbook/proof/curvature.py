@@ -30,11 +30,11 @@ from torch import Tensor
 
 from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, UNIT, gamma, matrix_interval
-from crcbook.proof.box import Allowed
 from crcbook.proof.eigenvalues import top_eigenvalue_bound
 from crcbook.proof.intervals import (
     Interval,
     Ranges,
+    Region,
     activation_ranges,
     line_ranges,
     preactivation_intervals,
@@ -128,26 +128,29 @@ RangesOf = Callable[[int, list[Link]], Ranges]
 
 
 def curvature_sum(
-    layers: Sequence[Layer], weights: Tensor, top: TopEigenvalue, ranges_of: RangesOf | None = None
+    layers: Sequence[Layer],
+    weights: Tensor,
+    top: TopEigenvalue,
+    local_ranges: RangesOf | None = None,
 ) -> Tensor:
     r"""The bound of :math:`|m|` of this module's formula, for several margins.
 
     One formula serves the proof over R^n, the proof over a region and the training; only ``top``
-    and ``ranges_of`` differ.
+    and ``local_ranges`` differ.
 
     Args:
         layers: the network's layers.
         weights: ``(pairs, width)`` last-layer rows of the margins.
         top: called with a name for the place, a link and ``(pairs, width)`` rows d, it returns
             ``(pairs,)`` values of :math:`\max(0, \lambda_{\max}(M^T \mathrm{diag}(d) M))`.
-        ranges_of: called with a hidden layer's position and its links, it returns the ranges
+        local_ranges: called with a hidden layer's position and its links, it returns the ranges
             ``(width,)`` of the layer's slopes and bends, lowest and highest; those over the whole
             line where None.
 
     Returns:
         ``(pairs,)``, at least 0.
     """
-    chains, ranges = jacobian_chains(layers[:-1], top, ranges_of)
+    chains, ranges = jacobian_chains(layers[:-1], top, local_ranges)
     first, *inner = bend_depths(layers, weights, ranges) or [weights.new_zeros(len(weights), 1)]
     if not chains:
         return weights.new_zeros(len(weights))
@@ -160,24 +163,24 @@ def curvature_sum(
 
 
 def jacobian_chains(
-    layers: Sequence[Layer], top: TopEigenvalue, ranges_of: RangesOf | None = None
+    layers: Sequence[Layer], top: TopEigenvalue, local_ranges: RangesOf | None = None
 ) -> tuple[list[list[Link]], list[Ranges]]:
     """The terms of each layer's Jacobian, and the ranges of its slopes and bends.
 
     Args:
         layers: the layers to carry the input's Jacobian through.
         top: as in :func:`curvature_sum`.
-        ranges_of: as in :func:`curvature_sum`.
+        local_ranges: as in :func:`curvature_sum`.
 
     Returns:
         A list of links and a tuple of ranges a layer.
     """
-    ranges_of = ranges_of or (lambda place, _: line_ranges(layers[place]))
+    local_ranges = local_ranges or (lambda place, _: line_ranges(layers[place]))
     chains: list[list[Link]] = []
     ranges: list[Ranges] = []
     for place, layer in enumerate(layers):
         chains.append(_links(layer.weight, place, chains, ranges, top))
-        ranges.append(ranges_of(place, chains[-1]))
+        ranges.append(local_ranges(place, chains[-1]))
     return chains, ranges
 
 
@@ -256,12 +259,10 @@ def proved(_: str, link: Link, diagonal: Tensor) -> Tensor:
 
 def local_curvature(
     rounding: RoundingModel,
-    x: Tensor,
-    radius: Tensor,
+    region: Region,
     item: Tensor,
     label: Tensor,
     target: Tensor,
-    allowed: Allowed | None = None,
     sharp: bool = False,
 ) -> Tensor:
     r"""Proved bounds of :math:`|m|` over l2 balls around inputs, never above those over R^n.
@@ -281,12 +282,10 @@ def local_curvature(
 
     Args:
         rounding: the float64 network with its error bounds.
-        x: ``(batch, n)`` inputs.
-        radius: ``(batch,)`` l2 radii of the balls.
-        item: ``(entries,)`` positions in ``x``.
+        region: the balls.
+        item: ``(entries,)`` positions among them.
         label: ``(entries,)`` classes.
         target: ``(entries,)`` classes.
-        allowed: the displacements that the box leaves the inputs; None for all.
         sharp: also solve the eigenvalue problems of each entry.
 
     Returns:
@@ -298,7 +297,8 @@ def local_curvature(
     # With one hidden layer, what needs no eigenvalue problem is what holds over R^n.
     if depth < 2 or not len(bound) or (depth == 2 and not sharp):
         return bound
-    intervals = preactivation_intervals(rounding, x, radius, allowed)
+    x, radius = region.x, region.radius
+    intervals = preactivation_intervals(rounding, x, radius, region.allowed)
     if depth > 2:
         bound = torch.fmin(bound, _by_majorant(rounding, intervals, item, label, target))
     if sharp:

@@ -1,5 +1,7 @@
 r"""Where preactivations stay in a ball, and the ranges of slopes and bends there."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,21 @@ from crcbook.proof.rounding import RoundingModel
 # Of one hidden layer: lowest and highest slope, lowest and highest bend, ``(batch, width)`` each.
 Ranges = tuple[Tensor, Tensor, Tensor, Tensor]
 Interval = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Region:
+    """The l2 balls around some inputs, or what a box leaves of them.
+
+    Attributes:
+        x: ``(batch, n)`` float64.
+        radius: ``(batch,)`` float64.
+        allowed: the displacements that the box leaves the inputs; None for all.
+    """
+
+    x: Tensor
+    radius: Tensor
+    allowed: Allowed | None = None
 
 
 def preactivation_intervals(

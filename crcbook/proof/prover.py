@@ -247,6 +247,8 @@ class Prover:
         """
         network = self.network if arithmetic is DOUBLE else self.single
         assert network is not None  # who has no float32 copy asks for float64 alone
+        # A box that a search has rounded is not the box any more.
+        assert entries.allowed is None or entries.allowed.low.dtype == torch.float64
         k, facts = entries.curvature, MarginFacts.of(self.rounding, entries.label, entries.target)
         value = None if change is None else change.value
         found = evaluate(network, entries, d, value, facts.offset)

@@ -1,6 +1,6 @@
 r"""Margins over a ball that is cut into slabs.
 
-One minorant for a whole ball needs a curvature that holds in all of it, and loses
+One quadratic for a whole ball needs a curvature that holds in all of it, and loses
 :math:`\tfrac k2 \|x - c\|^2` at every point x away from its point of expansion c. Cut across a
 direction u, the ball :math:`\|\delta\| \le \rho` becomes slabs
 :math:`a \le u\cdot\delta \le b`, each with a point of its own and a curvature of its own.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crcbook.certificate.question import Question
 from crcbook.proof.curvature import local_curvature
+from crcbook.proof.intervals import Region
 from crcbook.proof.prover import Entries, Evaluation, Prover
 from crcbook.proof.quadratic import Quadratic
 from crcbook.stages.search import search
@@ -119,10 +120,8 @@ def curvature_in_reach(prover: Prover, entries: Entries, sharp: bool = False) ->
         ``(entries,)`` proved bounds.
     """
     items = torch.arange(len(entries), device=entries.x.device)
-    pairs = entries.label, entries.target
-    return local_curvature(
-        prover.rounding, entries.x, entries.valid, items, *pairs, entries.allowed, sharp
-    )
+    region = Region(entries.x, entries.valid, entries.allowed)
+    return local_curvature(prover.rounding, region, items, entries.label, entries.target, sharp)
 
 
 def into_reach(entries: Entries, d: Tensor) -> Tensor:

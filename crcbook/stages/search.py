@@ -59,7 +59,7 @@ def search(
     stalled, acceleration = torch.zeros_like(active), Acceleration()
     for _ in range(steps if len(active) else 0):
         evaluation = evaluate(network, entries, d)
-        bound = _bound(question, entries, d, evaluation)
+        bound = _bound_estimate(question, entries, d, evaluation)
         gain = bound - best[active]
         better = (gain > 0).nonzero().squeeze(1)
         best[active[better]] = bound[better]
@@ -98,7 +98,9 @@ def next_point(question: Question, entries: Entries, evaluation: Evaluation) -> 
     return step if entries.allowed is None else entries.allowed.clip(step)
 
 
-def _bound(question: Question, entries: Entries, d: Tensor, evaluation: Evaluation) -> Tensor:
+def _bound_estimate(
+    question: Question, entries: Entries, d: Tensor, evaluation: Evaluation
+) -> Tensor:
     """What the quadratics would prove without the rounding that a proof subtracts."""
     k = entries.curvature.to(d.dtype)
     value = evaluation.margin - evaluation.along - k / 2 * d.square().sum(1)

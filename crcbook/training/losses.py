@@ -382,11 +382,11 @@ class CurvatureEstimate:
             A scalar; only the pair it belongs to takes part in its gradient.
         """
         layers, weights = self._margins()
-        ranges_of = None if x is None else partial(_ranges, layers, x, radius)
+        local_ranges = None if x is None else partial(_ranges, layers, x, radius)
         with torch.no_grad():
-            row = self._pairs(steps, ranges_of).argmax().reshape(1)
+            row = self._pairs(steps, local_ranges).argmax().reshape(1)
         recall = partial(self.power.recall, row=row)
-        return curvature_sum(layers, weights[row], recall, ranges_of).sum()
+        return curvature_sum(layers, weights[row], recall, local_ranges).sum()
 
     def table(self, steps: int = 1) -> Tensor:
         """Estimate all curvatures at the current weights.
@@ -401,8 +401,10 @@ class CurvatureEstimate:
         table = pairs.new_zeros(self.classes, self.classes)
         return table.index_put((self.label.to(pairs.device), self.target.to(pairs.device)), pairs)
 
-    def _pairs(self, steps: int, ranges_of: RangesOf | None = None) -> Tensor:
-        return curvature_sum(*self._margins(), partial(self.power.advance, steps=steps), ranges_of)
+    def _pairs(self, steps: int, local_ranges: RangesOf | None = None) -> Tensor:
+        return curvature_sum(
+            *self._margins(), partial(self.power.advance, steps=steps), local_ranges
+        )
 
     def _margins(self) -> tuple[list[Layer], Tensor]:
         layers = trained_layers(self.model)
