@@ -246,8 +246,10 @@ def test_a_chapter_captions_all_of_its_figures_or_none(path):
 
 def test_figures_have_a_name_each_and_every_name_is_a_figure():
     names = [caption["name"] for path in CHAPTERS for _, caption in figures(path) if caption]
-    assert len(set(names)) == len(names)
     pages = [path for kind in ("*.md", "*.ipynb") for path in (ROOT / "book").glob(kind)]
+    for path in (page for page in pages if page.suffix == ".md"):
+        names += re.findall(r"^ +name: (fig-[a-z0-9-]+)$", path.read_text(), re.M)
+    assert len(set(names)) == len(names)
     asked = {
         name for path in pages for name in re.findall(r"{numref}`(fig-[^`]+)`", path.read_text())
     }

@@ -126,7 +126,20 @@ def test_the_figure_carries_the_field_rounded_to_the_safe_side(field):
     assert np.array_equal(unpack(shown["predicted"], "u1"), field.predicted.ravel())
     assert np.array_equal(unpack(shown["exact"], "u1"), field.exact.ravel())
     assert data["xs"] == XS.tolist() and data["ys"] == YS.tolist()
-    assert abs(XS[data["start"][0]] - 0.5) <= 0.1 and abs(YS[data["start"][1]] + 0.5) <= 0.1
+    [view] = data["views"]
+    column, row = view["place"]
+    assert abs(XS[column] - 0.5) <= 0.1 and abs(YS[row] + 0.5) <= 0.1
+    assert "<button" not in explorer(field, start=(0.5, -0.5)).data
+
+
+def test_each_start_with_a_name_has_a_button_and_names_a_field(field):
+    start = {"here": (0.5, -0.5, "b"), "<there>": (-2.0, 1.5, "a")}
+    html = explorer({"a": field, "b": field}, start=start)
+    assert re.findall(r"<button[^>]*>(.*?)</button>", html.data) == ["here", "&lt;there&gt;"]
+    here, there = payload(html)["views"]
+    assert here["key"] == ["b"] and there == {"key": ["a"], "place": [0, len(YS) - 1]}
+    with pytest.raises(ValueError, match="name one of the fields; got .'c',"):
+        explorer({"a": field}, start={"here": (0.0, 0.0, "c")})
 
 
 def test_the_figure_needs_no_network_and_stays_small(field):

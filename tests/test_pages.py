@@ -290,6 +290,19 @@ def test_choosing_a_network_changes_the_field(open_page):
     assert picture.get_attribute("href") != before[1]
 
 
+def test_a_button_leads_to_its_point_and_network(open_page):
+    page = open_page("book/decision_boundaries")
+    explorer = page.locator(".crc-explorer").first
+    verdict, seen = explorer.locator(".crc-verdict"), {radius(page)}
+    assert "lies between" in verdict.inner_text()  # it starts in the bay, where a gap is
+    explorer.get_by_role("button", name="exact").click()
+    assert "The radius is exact" in verdict.inner_text()
+    seen.add(radius(page))
+    explorer.get_by_role("button", name="tanh").click()
+    assert explorer.locator("select").nth(1).input_value() == "tanh"
+    assert len(seen | {radius(page)}) == 3
+
+
 def test_the_rivals_follow_the_point(open_page):
     page = open_page("book/decision_boundaries")
     explorer = page.locator(".crc-explorer").first
@@ -301,10 +314,10 @@ def test_the_rivals_follow_the_point(open_page):
         page.keyboard.press("ArrowRight")
     assert rings.first.get_attribute("r") != before[0] and texts.all_inner_texts() != before[1]
     # A chosen rival changes places with the certificate: no radius is lost.
-    dual, shown = radius(page), texts.all_inner_texts()
+    best, shown = radius(page), texts.all_inner_texts()
     explorer.locator("select").last.select_option("Lipschitz")
     assert f"Lipschitz {radius(page)}" in shown
-    assert f"dual {dual}" in texts.all_inner_texts()
+    assert f"best c {best}" in texts.all_inner_texts()
 
 
 def test_the_explorer_is_readable_in_either_theme(open_page):

@@ -61,9 +61,8 @@
       this.root = root;
       this.data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
       this.unpacked = new Map();
-      this.key = this.data.fields[0].key;
+      [{ key: this.key, place: [this.column, this.row] }] = this.data.views;
       this.choose();
-      [this.column, this.row] = this.data.start;
       this.svg = root.querySelector("svg");
       this.sliders = [...root.querySelectorAll("input")];
       this.listen();
@@ -85,12 +84,21 @@
         const names = [...new Set(this.data.fields.map((field) => field.key[choice]))];
         names.forEach((name) => select.add(new Option(name)));
         select.parentElement.hidden = names.length < 2;
+        select.value = this.key[choice];
         select.addEventListener("change", () => {
           this.key = selects.map((each) => each.value);
           this.choose();
           this.draw();
         });
       });
+      this.root.querySelectorAll(".crc-views button").forEach((button, index) =>
+        button.addEventListener("click", () => {
+          [this.column, this.row] = this.data.views[index].place;
+          this.key = this.data.views[index].key;
+          selects.forEach((select, choice) => { select.value = this.key[choice]; });
+          this.choose();
+          this.draw();
+        }));
     }
 
     // The fields that are shown, unpacked when they are first needed: the chosen one, its rivals.

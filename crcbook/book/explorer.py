@@ -139,7 +139,7 @@ def radius_fields(
 def explorer(
     fields: RadiusField | Mapping[str | tuple[str, ...], RadiusField],
     data: tuple[Tensor, Tensor] | None = None,
-    start: tuple[float, float] = (0.0, 0.0),
+    start: tuple[float, float] | Mapping[str, tuple] = (0.0, 0.0),
     classes: Sequence[str] | None = None,
     names: tuple[str, str] = ("x₁", "x₂"),
     choices: Sequence[str] = ("network",),
@@ -156,7 +156,8 @@ def explorer(
         fields: one field, or several to choose among: a name each, or a tuple of names, one a
             choice, in every combination; all on the same evenly spaced grid.
         data: points ``(items, 2)`` and their classes ``(items,)``, drawn into the figure.
-        start: the point shown first; the nearest grid point is taken.
+        start: the point shown first; the nearest grid point is taken. Or several points, by what a
+            button that leads there says, each with the names of a field: ``(x, y, *names)``.
         classes: what to call the classes; ``class 0``, ``class 1``, ... where missing.
         names: what to call the axes.
         choices: what to call the choices among several fields.
@@ -168,19 +169,24 @@ def explorer(
         once.
 
     Raises:
-        ValueError: for no field, different grids, an uneven grid, or a wrong number of names.
+        ValueError: for no field, different grids, an uneven grid, a wrong number of names, or a
+            view of a field that is not there.
     """
     fields = {"": fields} if isinstance(fields, RadiusField) else fields
     named = {(key,) if isinstance(key, str) else key: field for key, field in fields.items()}
     _check_fields(named)
     _check_choices(named, choices)
-    payload = _payload(named, data, start, classes, names) | {"rivals": rivals}
+    views = start if isinstance(start, Mapping) else {"": (*start, *next(iter(named)))}
+    payload = _payload(named, data, classes, names) | {"rivals": rivals}
+    payload["views"] = [_view(named, *view) for view in views.values()]
+    buttons = (f'<button type="button">{html.escape(name)}</button>' for name in views if name)
     selects = (f"<label>{html.escape(name)} <select></select></label>" for name in choices)
     template = Template(files("crcbook.book").joinpath("explorer.html").read_text("utf-8"))
     return HTML(
         template.substitute(
             alt=html.escape(alt),
             choices="".join(selects),
+            views="".join(buttons),
             x_name=html.escape(names[0]),
             y_name=html.escape(names[1]),
             # No text inside may close the script element.
@@ -349,10 +355,17 @@ def _check_choices(fields: Mapping[tuple[str, ...], RadiusField], choices: Seque
         raise ValueError(f"fields must hold all {combinations} combinations; got {len(fields)}")
 
 
+def _view(fields: Mapping[tuple[str, ...], RadiusField], x: float, y: float, *key: str) -> dict:
+    """A field's names, and the column and the row of the grid point nearest to a place."""
+    if key not in fields:
+        raise ValueError(f"a start must name one of the fields; got {key}")
+    field = fields[key]
+    return {"key": key, "place": [int(abs(field.xs - x).argmin()), int(abs(field.ys - y).argmin())]}
+
+
 def _payload(
     fields: Mapping[tuple[str, ...], RadiusField],
     data: tuple[Tensor, Tensor] | None,
-    start: tuple[float, float],
     classes: Sequence[str] | None,
     names: tuple[str, str],
 ) -> dict:
@@ -371,7 +384,6 @@ def _payload(
         "classes": classes,
         "colours": [_rgb(colour) for colour in PALETTE[: first.classes]],
         "largest": largest,
-        "start": [int(abs(first.xs - start[0]).argmin()), int(abs(first.ys - start[1]).argmin())],
         "points": np.asarray(points, dtype=np.float64).round(3).tolist(),
         "labels": np.asarray(labels, dtype=np.int64).tolist(),
         "arrays": list(pool),
