@@ -221,15 +221,21 @@ class Peer:
     PerturbationLpNorm = staticmethod(lambda norm, eps: eps)
 
 
-def test_a_peer_is_asked_about_the_same_images(benchmark, digits, digits_model):
+def missing(self, **_):
+    raise NotImplementedError("no relaxation of this activation")
+
+
+def test_a_peer_is_asked_about_the_same_images(benchmark, digits, digits_model, monkeypatch):
     peers = benchmark("peers")
     Peer.BoundedModule, Peer.asked = Peer, 0
     right = (digits_model(digits.test.x).argmax(1) == digits.test.y).nonzero().squeeze(1)[:5]
     x, y = digits.test.x[right].double(), digits.test.y[right]
     row = peers.compare(digits_model, x, y, Peer)
-    assert Peer.asked == peers.TURNS * peers.HALVINGS
+    assert Peer.asked == (peers.TURNS + 1) * peers.HALVINGS
     assert row["images"] == 5 and row["widths"][-1] == 10
     assert 0 < row["lines"] <= row["default"] * 1.001 and row["default"] <= row["attack"]
+    monkeypatch.setattr(Peer, "compute_bounds", missing)
+    assert peers.compare(digits_model, x, y, Peer)["peer"] is None
     # Where a margin is all but linear, its gradient says how far it reaches.
     assert row["peer"] == pytest.approx(row["attack"], rel=0.5)
     assert min(row[f"{name}, s"] for name in ("default", "lines", "peer")) > 0

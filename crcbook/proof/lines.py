@@ -12,8 +12,10 @@ A linear function :math:`\Lambda a^{(I)} + \kappa` of the activations is then at
 :math:`a^{(I-1)}`; at the input :math:`\Lambda x + \kappa` is at least :math:`\Lambda x_0 + \kappa -
 \rho\|\Lambda\|`. The intervals come layer by layer from the same bound of each
 :math:`\pm z^{(I)}_j`, the margin's bound from that of :math:`w a^{(L-1)}`. In the first layer this
-is exact: :math:`z \pm \rho\|\mathrm{row}\|`. Where interval arithmetic on the last activations
-alone gives more, that is taken: it does where units saturate.
+is exact: :math:`z \pm \rho\|\mathrm{row}\|`. Products need go no further: with :math:`W_1 = RQ` and
+orthonormal rows of Q, :math:`\|\Lambda W_1\| = \|\Lambda R\|`, and R is as wide as the layer. Where
+interval arithmetic on the last activations alone gives more, that is taken: it does where units
+saturate.
 
 A bound need not fall as the ball grows, for the lines change with it; a radius is the largest one
 found with a positive bound, which is proof enough.
@@ -41,12 +43,12 @@ concave: secants are recovered exactly, tangents all but exactly. The upper line
 :math:`\sigma`, 16uV for :math:`\sigma' t`, and a handful of operations; the quadratic terms are
 rounded outward through b and B. Back through a layer of width N, :math:`\Lambda'`,
 :math:`\Lambda'W` and :math:`\kappa'` err by at most :math:`\gamma_{2N+16}(|\kappa| + |\Lambda|
-|\beta| + |\Lambda'| S)` in effect, where :math:`S = |W|A + |b|` and A bounds the size of the
+(|\beta| + |\alpha| S))` in effect, where :math:`S = |W|A + |b|` and A bounds the size of the
 activations (of the inputs) that W meets in the ball. All of it is subtracted. For underflow,
 every ball is wider by ``TINY_NORM`` in each coordinate, and every bound lower by ``TINY``.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -168,17 +170,6 @@ class Lines:
     high_offset: Tensor
     lowest: Tensor
     highest: Tensor
-
-    def take(self, index: Tensor) -> "Lines":
-        """The lines at ``index``.
-
-        Args:
-            index: positions or a mask.
-
-        Returns:
-            The chosen lines.
-        """
-        return Lines(*(getattr(self, column.name)[index] for column in fields(self)))
 
 
 def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
