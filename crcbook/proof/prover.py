@@ -242,8 +242,7 @@ class Prover:
                 the first one above.
 
         Returns:
-            The quadratics, of value minus infinity where something overflowed, and what they are
-            made of.
+            The quadratics, minus infinity where something overflowed, and what they are made of.
         """
         network = self.network if arithmetic is DOUBLE else self.single
         assert network is not None  # who has no float32 copy asks for float64 alone
@@ -255,7 +254,7 @@ class Prover:
         margin, along, gradient = found.margin, found.along, found.gradient
         length, *sizes = map(arithmetic.norm, found.parts)
         steepness = arithmetic.norm(gradient)
-        moved = self._moved(arithmetic, length) if change is None else change.error
+        moved = self.rounding.change(length, arithmetic) if change is None else change.error
         errors = self._errors(entries, facts, arithmetic, (length, *sizes), moved)
         bend = k * length.square()
         rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
@@ -268,13 +267,6 @@ class Prover:
         value = torch.where(usable & value.isfinite(), value, -torch.inf)
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
         return quadratic, found
-
-    def _moved(self, used: Arithmetic, length: Tensor) -> Tensor:
-        """How far the change of the first preactivations can be from the true one."""
-        if not self.rounding.frobenius:
-            return torch.zeros_like(length)
-        terms = used.gamma(self.network.inputs + 4) * self.rounding.frobenius[0]
-        return (terms + used.tiny) * length + used.tiny
 
     def _errors(
         self,

@@ -177,11 +177,7 @@ class RoundingModel:
         return cls(network, norms, frobenius, biases, reading_bounds(network, norms))
 
     def hidden(self) -> Iterator[tuple[Layer, float, float, float]]:
-        """The hidden layers with the sizes of their weights.
-
-        Returns:
-            Layers, spectral norms, Frobenius norms and norms of biases.
-        """
+        """The hidden layers, with spectral and Frobenius norms and the norms of biases."""
         layers = self.network.layers[:-1]
         return zip(layers, self.norms, self.frobenius, self.biases, strict=True)
 
@@ -216,6 +212,21 @@ class RoundingModel:
         terms = gamma(self.network.inputs + 4)
         error = terms * (frobenius * x_norm + bias) + DOUBLE.tiny
         return (norm * x_norm + bias + error) * OUTWARD, error * OUTWARD
+
+    def change(self, length: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """How far the computed change of the first preactivations can be from the true one.
+
+        Args:
+            length: ``(entries,)`` the norms of the displacements.
+            arithmetic: the format of the evaluation.
+
+        Returns:
+            ``(entries,)`` in the l2 norm; 0 where there is no hidden layer.
+        """
+        if not self.frobenius:
+            return torch.zeros_like(length)
+        terms = arithmetic.gamma(self.network.inputs + 4) * self.frobenius[0]
+        return (terms + arithmetic.tiny) * length + arithmetic.tiny
 
     def first_error(self, x: Tensor) -> Tensor:
         """How far the first layer's preactivations, evaluated at inputs, can be from the true ones.
