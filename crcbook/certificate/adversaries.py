@@ -16,6 +16,7 @@ from crcbook.stages.dual import at_boundary, into_reach
 
 EXACT = 1e-6  # of the radius: how close an adversary must be for it to be the distance
 _CROSSING_STEPS = (3, 30)  # of attacks that look for the nearest adversary: the short one first
+_EVERY_CLASS_STEPS = 10  # of those towards every class
 # Across the boundary, as shares of the distance, until no rounding can be to blame.
 _ACROSS = (0.5 * EXACT, 1e-4, 1e-2)
 _DESCENT_STEPS = 4  # of one in a ball, which begins where a proof's search ended
@@ -94,7 +95,7 @@ class Limits:
         columns = torch.arange(table.bound.shape[1], device=rows.device)
         every = rows.repeat_interleave(len(columns))
         entries = _entries(table, every, columns.repeat(len(rows)))
-        found = _crossing(table, entries, entries.x, _CROSSING_STEPS[1])
+        found = _crossing(table, entries, entries.x, _EVERY_CLASS_STEPS)
         away = (found - entries.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
         away, best = away.reshape(len(rows), -1).min(dim=1)
         found = found.reshape(len(rows), len(columns), -1)[

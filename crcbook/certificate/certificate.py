@@ -33,8 +33,7 @@ from crcbook.stages.single import Single
 
 _REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
 _WORTH_A_SEARCH = 0.1  # of a radius: what a search must promise to go before the rivals
-_CLOSE = 0.7  # of an adversary's distance: radii beyond are not challenged
-_SETTLED = 0.8  # of it: radii beyond need no advice
+_CLOSE = 0.8  # of an adversary's distance: radii beyond are not challenged, and need no advice
 _RAISED = 1e-3  # of a radius: what a rival must raise it by to be asked for more
 _CHUNK_VALUES = 2**23  # of an input's way through a network, for all classes: 64 MB in float64
 
@@ -74,7 +73,7 @@ def certify(
         method: ``"dual"``, the best quadratic found; ``"closed-form"``, the one at the input
             (Entesari et al. 2024); ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; or ``"best"`` of them: the
-            dual where it can win, and the last two where the radius is below 0.7 of the distance
+            dual where it can win, and the last two where the radius is below 0.8 of the distance
             of the nearest adversarial point found.
         deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
             runs, whatever the order of its sums: no float32 input closer than the radius is
@@ -312,7 +311,7 @@ class _Problem:
         point = self.rounded(table, limits.point)
         away = (point - table.images.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
         columns = limits.radius, target, limits.exact(), point, away
-        return [*columns, limits.far(table, _SETTLED)], names
+        return [*columns, limits.far(table, _CLOSE)], names
 
     def _promising(self, question: Question, table: Table, least: float) -> Tensor | None:
         """Where a search for the best quadratic is worth its price, among other methods."""
