@@ -315,6 +315,9 @@ class _Trainer:
 
 def _checked(split: Split, model: nn.Sequential, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Inputs and labels, where the model is and in its precision."""
+    if not (hasattr(split, "x") and hasattr(split, "y")):
+        part = ": give a part of it, as in data.train" if hasattr(split, "train") else ""
+        raise TypeError(f"data must be a Split, with x and y; got {type(split).__name__}{part}")
     network, weight = read_network(model), next(model.parameters())
     x = as_inputs(split.x, network)
     if recipe.attack_box:
