@@ -1,4 +1,4 @@
-r"""The trusted core: only here does a point become a bound.
+r"""The trusted core: here a point becomes a bound.
 
 :meth:`Prover.prove` evaluates margins and gradients at points :math:`c = x_0 + d`, in float64 or
 float32, and returns the quadratics of :mod:`crcbook.proof.quadratic` with everything subtracted
