@@ -42,6 +42,7 @@ def main() -> None:
         page.goto(f"{address}book/decision_boundaries.html")
         page.wait_for_load_state("networkidle")
         explorer = page.locator(".crc-explorer").first
+        explorer.get_by_role("button", name="exact").click()
         explorer.screenshot(path=ROOT / "book" / "explorer.png")
         plot = explorer.locator(".crc-plot > svg").screenshot()
         card = browser.new_page(viewport={"width": 1200, "height": 630})
