@@ -122,7 +122,7 @@ def _count(model: nn.Module, items: Split, radius: float, chosen: Tensor, box: b
     place = chosen.nonzero().squeeze(1)
     sums: dict[str, int] = {}
     together = torch.zeros(0, dtype=torch.bool)
-    for part in place.split(TOGETHER):
+    for part in place.split(TOGETHER) if len(place) else ():
         found = attacks(model, Split(items.x[part], items.y[part]), radius, box)
         for name, rows in found.items():
             sums[name] = sums.get(name, 0) + int(rows.sum())
