@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_devices import Elsewhere
+from torch import nn
 
 import crcbook as crc
 from crcbook.experiments import encode_bits, encode_radii
@@ -246,3 +247,20 @@ def test_without_the_peer_a_line_says_where_it_is(benchmark, monkeypatch, capsys
     assert benchmark("peers").main(["net.onnx", "--json", str(tmp_path / "record.json")]) == 1
     assert "github.com/Verified-Intelligence/auto_LiRPA" in capsys.readouterr().err
     assert not (tmp_path / "record.json").exists()
+
+
+def test_adversaries_are_judged_in_the_ball_and_in_the_box(benchmark):
+    """A plane at distance 0.1: points beyond it count if they are in the ball, and in the box."""
+    attacked = benchmark("attacked")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        model[1].bias.copy_(torch.tensor([0.1, -0.1]))
+    x = torch.tensor([[0.0, 0.5]]).double().expand(4, 2)
+    items = crc.datasets.Split(x, torch.zeros(4, dtype=torch.int64))
+    point = torch.tensor([[-0.2, 0.5], [-0.05, 0.5], [-0.9, 0.5], [-0.30001, 0.5]]).double()
+    found = attacked.broken(model, items, point, 0.3, box=False)
+    assert found.tolist() == [True, False, False, True]
+    assert not attacked.broken(model, items, point, 0.3, box=True).any()
+    zoomed = attacked.Zoomed(model, 0.3)
+    assert torch.allclose(zoomed(zoomed.shrink(x)), model(x))
