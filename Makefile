@@ -33,7 +33,7 @@ unexport PYTHONHOME PYTHONPATH
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install book serve lab pdf pictures check test explore test-floor test-newest links lint record bench \
-	answers memory tightness soundness clean
+	answers memory tightness soundness proofs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,9 @@ memory: install  ## measure each chapter's memory on one core: Binder gives 2 GB
 
 soundness: install  ## attack 100,000 certificates and count the broken ones: none may be (SEED=0)
 	$(PYTHON) benchmarks/soundness.py --seed $(SEED)
+
+proofs: install  ## prove 200 MNIST test images and have the independent checker decide (SEED=0)
+	$(PYTHON) benchmarks/proofs.py $(RUN) --images 200 --seed $(SEED) --runs _build/proofs
 
 clean:  ## remove the built book and caches; .venv and runs stay
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ from crcbook.certificate import Certificate, Verdict, certify, curvature_bounds,
 from crcbook.checkpoints import load_model, save_model
 from crcbook.datasets import Split, load, split_validation
 from crcbook.networks import mlp
+from crcbook.proof_file import prove
 from crcbook.training import Recipe, train
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "load_model",
     "mlp",
+    "prove",
     "save_model",
     "split_validation",
     "train",

@@ -3,7 +3,7 @@ r"""Certificates as files that a program without this package can check.
 A certified radius rests on a point c and a curvature k for each other class
 (:mod:`crcbook.proof.quadratic`). Both fit in a few kilobytes an image, and whoever has them, the
 weights and the image can verify the radius without trusting the program that found it: the folder
-``checker`` does so in ball arithmetic.
+``crcbook_checker`` does so in ball arithmetic.
 
 Any c proves something, so :math:`c - x` is rounded to as few digits to the base 16 as leave the
 image's radius what it was: none where c = x will do, one or two for most classes, and five or six
@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,11 @@ from crcbook.activations import ACTIVATIONS
 from crcbook.certificate import certify
 from crcbook.certificate.question import Radius
 from crcbook.checkpoints import write_atomically
-from crcbook.networks import Network, read_network
+from crcbook.checks import as_box, as_labels, read_items
+from crcbook.deployed import deployed_prover
+from crcbook.networks import Network
+from crcbook.proof.arithmetic import TINY
+from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature, local_curvature
 from crcbook.proof.intervals import Region
 from crcbook.proof.prover import Entries, Prover, evaluate
@@ -39,8 +44,9 @@ _MOST_DIGITS = 6
 _LOSS = 5e-7  # of the radius, that rounding c may cost: shorter files are not worth more
 _ROOM = 2e-3  # of the radius, that searches leave above it, so that one or two digits will do
 # Arb keeps 30 bits of the radius of a ball, so a checker's bounds may exceed ours by a little where
-# intervals pass through several layers, and by more where they were narrow.
-_WIDER, _WIDER_IN_BALLS = 1 + 2.0**-22, 1 + 2.0**-20
+# intervals pass through several layers, and by more where they were narrow; and a unit that cannot
+# bend a margin down may seem to, by as little of what it can bend it up.
+_WIDER, _WIDER_IN_BALLS, _OTHER_WAY = 1 + 2.0**-22, 1 + 2.0**-20, 2.0**-26
 _BALLS = 6  # tried an input, by bisection
 _INSIDE = 1e-9  # of a ball's radius: how far inside it the points stay
 _WORTH = 1e-4  # of the radius: a ball that gains less is left
@@ -56,8 +62,9 @@ class Written:
     Attributes:
         radius: ``(batch,)`` float64 l2 radii claimed against every other class; 0 where the file
             says nothing of an input.
-        certified: ``(batch,)`` float64 radii of :func:`crcbook.certify`, to compare. The claims can
-            be larger by a hair, as their searches go on for longer.
+        certified: ``(batch,)`` float64 radii of :func:`crcbook.certify`, to compare; in a box at
+            most the distance across. The claims can be larger by a hair, as their searches go on
+            for longer.
         summary: the counts written into the file.
     """
 
@@ -67,23 +74,25 @@ class Written:
 
 
 def prove(
-    model: nn.Sequential,
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     path: Path | str,
     curvature: str = "global",
     index: Tensor | None = None,
+    box: tuple | None = None,
+    deployed: str | None = None,
 ) -> Written:
     """Certify inputs and write what the certificates rest on to a file.
 
     The file holds for each input and other class the point c, the curvature k and the radius they
     prove, and hashes of the network and of the inputs. What :func:`crcbook.certify` owes to slabs,
-    to curvature followed along paths, or to a range of the last activation in which a class can
-    never win has no such proof: the file claims what one quadratic a class gives, and its summary
-    counts the radii that were larger.
+    to curvature followed along paths, to a ball's own eigenvalue problems, or to a range of the
+    last activation in which a class can never win has no such proof: the file claims what one
+    quadratic a class gives, and its summary counts the radii that were larger.
 
     Args:
-        model: a Sequential that :func:`crcbook.networks.read_network` accepts, with one kind of
+        model: a module that :func:`crcbook.networks.read_network` accepts, with one kind of
             activation in its default setting.
         x: ``(batch, *input_shape)`` inputs.
         y: ``(batch,)`` int64 labels.
@@ -91,6 +100,10 @@ def prove(
         curvature: ``"global"``, over all of R^n, or ``"local"``: over balls where that gives more.
         index: ``(batch,)`` positions of the inputs in the data that a checker will be given; 0, 1,
             ... where None.
+        box: the valid inputs, as in :func:`crcbook.certify`: the claims are about these alone.
+        deployed: as in :func:`crcbook.certify`. The file then claims of each margin, up to its
+            radius, not that it is positive but that it is larger than what ``"float32"`` can change
+            (:mod:`crcbook.deployed`); the checker proves that, and takes this number for given.
 
     Returns:
         The radii claimed, with the counts.
@@ -100,16 +113,23 @@ def prove(
         ValueError: as :func:`crcbook.certify`, and for a network with several activations.
         RuntimeError: where the file cannot be written.
     """
-    network = read_network(copy.deepcopy(model).cpu())
-    digest = network_digest(network)
-    certificate = certify(model, x, y, curvature=curvature, method="dual")
-    everywhere = certify(model, x, y, method="dual") if curvature == "local" else certificate
+    network, items = read_items(copy.deepcopy(model).cpu(), x)
+    digest, held = network_digest(network), as_box(box, items.x, items.shape, items.dtype)
+    if held is not None and held.lower.dim() + held.upper.dim() > 2:
+        raise ValueError("a proof file holds one box for all inputs; got one each")
+    ask = partial(certify, model, x, y, box=box, method="dual", deployed=deployed)
+    certificate = everywhere = ask(curvature=curvature)
+    if curvature == "local":
+        everywhere = ask()
     certified, alone, nearest = (
         row.cpu() for row in (certificate.radius, everywhere.radius, everywhere.target)
     )
-    x, y = x.detach().flatten(1).double().cpu(), y.long().cpu()
+    x, y = items.x, as_labels(y, network, items)
+    if held is not None:  # farther than across the box there is no point
+        alone, certified = (row.minimum(held.around(x).longest()) for row in (alone, certified))
     rows = ((certified > 0) & alone.isfinite()).nonzero().squeeze(1)
-    images = _Images.of(network, x[rows], y[rows], alone[rows])
+    prover = deployed_prover(model, network) if deployed else Prover.of(network)
+    images = _Images.of(prover, x[rows], y[rows], alone[rows], held)
     images = images.in_balls(certified[rows]) if curvature == "local" else images
     claims = images.claims(nearest[rows])
     tensors = {
@@ -121,13 +141,14 @@ def prove(
     radius = torch.zeros_like(certified)
     radius[rows] = torch.from_numpy(claims["radius"]).amin(1)
     further = certified[rows] > radius[rows] * (1 + _SHORT)
+    where = "" if box is None else ", in a box"
     summary = {
         "images": len(x),
-        "curvature over all of R^n": int(images.valid.isinf().sum()),
-        "curvature over a ball": int(images.valid.isfinite().sum()),
+        f"curvature over all of R^n{where}": int(images.valid.isinf().sum()),
+        f"curvature over a ball{where}": int(images.valid.isfinite().sum()),
         "not certified": int((certified == 0).sum()),
         "certified at any distance: not expressed": int(alone.isinf().sum()),
-        "certified further by other means: not expressed": int(further.sum()),
+        "certified further by slabs, paths or sharper balls: not expressed": int(further.sum()),
     }
     write_proofs(Path(path), tensors, {"model": digest, **summary})
     return Written(radius, certified, summary)
@@ -208,6 +229,7 @@ class _Images:
         aim: ``(inputs,)`` radii to be proved.
         curvature: ``(inputs, targets)`` bounds k.
         valid: ``(inputs,)`` radii of the balls where they hold.
+        box: where the adversary must stay; None for everywhere.
     """
 
     prover: Prover
@@ -217,16 +239,23 @@ class _Images:
     aim: Tensor
     curvature: Tensor
     valid: Tensor
+    box: Box | None
 
     @classmethod
-    def of(cls, network: Network, x: Tensor, label: Tensor, aim: Tensor) -> "_Images":
+    def of(
+        cls, prover: Prover, x: Tensor, label: Tensor, aim: Tensor, box: Box | None
+    ) -> "_Images":
         """Inputs with the curvature over all of R^n."""
+        network = prover.network
         target = torch.arange(network.classes).expand(len(label), -1)
         target = target[target != label[:, None]].reshape(len(label), network.classes - 1)
-        curvature = downward_curvature(network, label[:, None].expand_as(target), target)
-        wider = _WIDER if len(network.layers) > 2 else 1.0
+        labels = label[:, None].expand_as(target)
+        curvature = downward_curvature(network, labels, target)
+        if len(network.layers) > 2:
+            upward = downward_curvature(network, target, labels)
+            curvature = curvature * _WIDER + upward * _OTHER_WAY
         everywhere = torch.full_like(aim, torch.inf)
-        return cls(Prover.of(network), x, label, target, aim, curvature * wider, everywhere)
+        return cls(prover, x, label, target, aim, curvature, everywhere, box)
 
     @property
     def network(self) -> Network:
@@ -236,7 +265,8 @@ class _Images:
     def entries(self, item: Tensor, target: Tensor) -> Entries:
         """The margins of inputs over the targets at some places."""
         x, label, valid = self.x[item], self.label[item], self.valid[item]
-        entries = Entries.of(self.prover, x, label, self.target[item, target])
+        allowed = None if self.box is None else self.box.around(x)
+        entries = Entries.of(self.prover, x, label, self.target[item, target], allowed)
         return replace(entries, curvature=self.curvature[item, target], valid=valid)
 
     @property
@@ -267,8 +297,11 @@ class _Images:
     def _in_balls(self, radius: Tensor) -> "_Images":
         item, target = self.everything
         pairs = self.label[item], self.target[item, target]
-        curvature = local_curvature(self.prover.rounding, Region(self.x, radius), item, *pairs)
-        curvature = curvature * _WIDER_IN_BALLS
+        allowed = None if self.box is None else self.box.around(self.x)
+        region = Region(self.x, radius, allowed)
+        curvature = local_curvature(self.prover.rounding, region, item, *pairs)
+        upward = downward_curvature(self.network, *pairs[::-1])
+        curvature = curvature * _WIDER_IN_BALLS + upward * _OTHER_WAY
         return replace(self, curvature=curvature.reshape(self.target.shape), valid=radius)
 
     def _where(self, better: Tensor, other: "_Images") -> "_Images":
@@ -294,7 +327,16 @@ class _Images:
         shape = tuple(self.target.shape)
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found |= {name: found[name].reshape(shape) for name in found if name != "steps"}
-        return found | {"valid": self.valid.numpy()} if self.valid.isfinite().any() else found
+        if self.valid.isfinite().any():
+            found["valid"] = self.valid.numpy()
+        if any(self.prover.rounding.reading):
+            start = self.prover.rounding.reading_error(self.x).numpy()
+            found["margin"] = self.prover.rounding.reading[0] * found["radius"] + start[:, None]
+        if self.box is None:
+            del found["multiplier"]
+        else:
+            found["box"] = torch.stack([self.box.lower, self.box.upper]).numpy()
+        return found
 
 
 def _encode(prover: Prover, entries: Entries, aim: Tensor, limits: Tensor) -> dict[str, np.ndarray]:
@@ -305,18 +347,22 @@ def _encode(prover: Prover, entries: Entries, aim: Tensor, limits: Tensor) -> di
     digits: list[list[Tensor]] = [[] for _ in aim]
     todo = (bound < goal).nonzero().squeeze(1)
     enough = (aim * (1 + _ROOM)).masked_fill(limits, torch.inf).minimum(entries.valid)
-    few = entries.take(todo)
+    few, d = entries.take(todo), torch.zeros_like(entries.x)
     shift = find_points(prover, few, enough[todo])
     for count in range(1, _MOST_DIGITS + 1):
         scale[todo], rows = to_digits(shift, count)
-        bound[todo] = _radius(prover, few, from_digits(rows, scale[todo]))
+        d[todo] = from_digits(rows, scale[todo])
+        bound[todo] = _radius(prover, few, d[todo])
         for i, row in zip(todo.tolist(), rows, strict=True):
             digits[i] = list(row)
         left = (bound[todo] < goal[todo]).nonzero().squeeze(1)
         todo, few, shift = todo[left], few.take(left), shift[left]
     flat = [row for rows in digits for row in rows]
+    quadratic, _ = prover.prove(entries, _in_box(entries, d))
+    multiplier = quadratic.multiplier(bound, fixed=True).maximum(curvature * (1 + 2.0**-40) + TINY)
     return {
         "radius": bound.numpy(),
+        "multiplier": multiplier.numpy(),
         "curvature": curvature.numpy(),
         "digits": np.array([len(rows) for rows in digits], np.uint8),
         "scale": scale.numpy(),
@@ -402,7 +448,15 @@ def find_points(prover: Prover, entries: Entries, limit: Tensor) -> Tensor:
 
 
 def _radius(prover: Prover, entries: Entries, d: Tensor) -> Tensor:
-    """What the quadratics at displaced inputs prove, in the entries' balls."""
+    """What the quadratics at displaced inputs prove, in the entries' balls and box."""
+    d = _in_box(entries, d)
     outside = d.norm(dim=1) > entries.valid * (1 - _INSIDE / 2)
     quadratic, _ = prover.prove(entries, d)
-    return quadratic.radius().minimum(entries.valid).masked_fill(outside, 0.0)
+    radius = quadratic.radius().minimum(entries.valid)
+    if entries.allowed is not None:  # where the whole box is proved, its size is as much as counts
+        radius = radius.minimum(entries.allowed.longest())
+    return radius.masked_fill(outside, 0.0)
+
+
+def _in_box(entries: Entries, d: Tensor) -> Tensor:
+    return d if entries.allowed is None else entries.allowed.clip(d)

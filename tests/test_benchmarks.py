@@ -264,3 +264,37 @@ def test_adversaries_are_judged_in_the_ball_and_in_the_box(benchmark):
     assert not attacked.broken(model, items, point, 0.3, box=True).any()
     zoomed = attacked.Zoomed(model, 0.3)
     assert torch.allclose(zoomed(zoomed.shrink(x)), model(x))
+
+
+def test_proofs_are_checked_part_by_part_and_kept(benchmark, tmp_path, digits_model, monkeypatch):
+    pytest.importorskip("flint", reason="the checker needs python-flint: crcbook[check]")
+    proofs = benchmark("proofs")
+    monkeypatch.setattr(proofs, "PART", 3)
+    model, path = tmp_path / "small.safetensors", tmp_path / "record.json"
+    crc.save_model(model, digits_model)
+    words = [str(model), "--dataset", "digits", "--images", "8", "--seed", "1",
+             "--runs", str(tmp_path / "runs"), "--json", str(path)]  # fmt: skip
+    assert proofs.main(words) == 0
+    record = json.loads(path.read_text())
+    assert record["summary"]["images"] == 8 and record["curvatures over all of R^n"] == 90
+    assert record["images claimed"] == record["images proved"]
+    assert record["images claimed"] + record["summary"]["not certified"] == 8
+    monkeypatch.setattr(proofs, "prove", lambda *_: pytest.fail("proved again"))
+    assert proofs.main(words) == 0
+    [part] = (tmp_path / "runs").glob("*/2-2.json")
+    facts = json.loads(part.read_text())
+    part.write_text(json.dumps(facts | {"proved": facts["proved"] - 1}))
+    assert proofs.main(words) == 1
+
+
+def test_a_certificate_of_the_program_is_compared_with_that_of_the_network(
+    benchmark, tmp_path, digits_model
+):
+    model, path = tmp_path / "small.safetensors", tmp_path / "record.json"
+    crc.save_model(model, digits_model)
+    words = [str(model), "--dataset", "digits", "--images", "30", "--radius", "0.1"]
+    assert benchmark("deployed").main([*words, "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert record["images"] == 30
+    assert 0.5 < record["mean share of the radius left"] < 1
+    assert 0 < record["certified, float32 program"] <= record["certified"]

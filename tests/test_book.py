@@ -154,7 +154,7 @@ def test_a_workflow_only_calls_targets_of_the_makefile(path):
 def test_the_workflows_test_publish_and_look_ahead():
     book, weekly = (yaml.safe_load(path.read_text()) for path in WORKFLOWS)
     assert list(commands(book)) == ["make test", "make pdf"]
-    targets = {"test-floor", "test-newest", "links", "explore", "soundness"}
+    targets = {"test-floor", "test-newest", "links", "explore", "soundness", "proofs"}
     assert {command.split()[1] for command in commands(weekly)} == targets
     assert all("SEED=$(date" in command for command in commands(weekly))
     pythons = book["jobs"]["test"]["strategy"]["matrix"]["python"]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-MODULES = {"ipython": "IPython", "scikit-learn": "sklearn"}
+MODULES = {"ipython": "IPython", "python-flint": "flint", "scikit-learn": "sklearn"}
 PACKAGES = {re.match(r"[\w-]+", need)[0] for needs in EXTRAS.values() for need in needs}
 
 CERTIFY = """

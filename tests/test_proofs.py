@@ -1,7 +1,8 @@
 """Proof files, and the checker that shares nothing with the package."""
 
-import importlib.util
+import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from setuptools import find_namespace_packages
 
 import crcbook as crc
+from crcbook.commands import main
+from crcbook.deployed import float32_error
 from crcbook.networks import read_network
 from crcbook.proof.curvature import downward_curvature, local_curvature
 from crcbook.proof.intervals import Region
@@ -26,23 +30,12 @@ from crcbook.proof.sketches import Glance
 from crcbook.proof_file import FORMAT, from_digits, network_digest, prove, to_digits, write_proofs
 
 flint = pytest.importorskip("flint", reason="the checker needs python-flint: crcbook[check]")
+check = importlib.import_module("crcbook_checker.check")
 arb = flint.arb
 
-CHECKER = Path(__file__).parents[1] / "checker" / "check.py"
+CHECKER = Path(__file__).parents[1] / "crcbook_checker" / "check.py"
 CHEATS = "radius", "curvature", "point", "label", "image", "weight", "model"
 REFUSED = OSError, LookupError, ValueError, TypeError, SafetensorError
-
-
-def load_checker():
-    """The checker as a module; it is no part of any package."""
-    spec = importlib.util.spec_from_file_location("check", CHECKER)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check"] = module  # where its dataclasses look for themselves
-    spec.loader.exec_module(module)
-    return module
-
-
-check = load_checker()
 
 
 def inputs_of(model, count, generator):
@@ -182,7 +175,7 @@ def test_curvature_in_a_ball_holds_and_is_the_packages(case, radius):
     model, generator = case
     x, _ = inputs_of(model, 1, generator)
     network = checker_network(model)
-    ranges = network.ranges(check.vector(x[0].numpy()), arb(radius))
+    ranges = network.ranges(check.vector(x[0].numpy()), arb(radius), [])
     k = float(network.in_ball(0, 1, ranges)) if network.hidden else 0.0
     for _ in range(4):
         away = torch.randn(x.shape[1], generator=generator, dtype=torch.float64)
@@ -270,6 +263,80 @@ def test_balls_prove_more_where_the_network_is_deep(tmp_path):
     assert sum(any("curvature" in flaw for flaw in wrong) for wrong in found.values()) == balls
 
 
+@given(random_networks(max_width=8), st.sampled_from(["global", "local"]))
+@settings(max_examples=30)
+def test_in_a_box_the_claims_are_about_its_points(tmp_path_factory, case, curvature):
+    """The same radii as those certified, proved; and not without the box, or in a wider one."""
+    model, generator = case
+    folder, network = tmp_path_factory.mktemp("proofs"), checker_network(model)
+    x = torch.rand(4, read_network(model).inputs, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    path = folder / "box.safetensors"
+    written = prove(model, x, y, path, curvature=curvature, box=(0.0, 1.0))
+    found = checked(path, network, x, y)
+    assert not any(found.values())
+    plain = prove(model, x, y, folder / "plain.safetensors", curvature=curvature)
+    claimed = (written.radius > 0) & (plain.radius > 0)
+    least = plain.radius.minimum(written.certified)  # at most across the box
+    assert (written.radius[claimed] >= least[claimed] * (1 - 1e-5)).all()
+    gained = claimed & (written.radius > plain.certified * (1 + 1e-3))
+
+    def wider(tensors, _):
+        tensors["box"] = tensors["box"] + np.array([[-1e3], [1e3]])
+
+    rewrite(path, folder / "cheat.safetensors", wider)
+    if curvature == "global":  # where k holds everywhere, the box alone makes the difference
+        found = checked(folder / "cheat.safetensors", network, x, y)
+        assert all(found[i] for i in gained.nonzero().squeeze(1).tolist())
+
+
+def test_a_box_proves_more(tmp_path):
+    model, generator = crc.mlp([6, 16, 3], seed=0).double(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+        model[3].bias.zero_()
+    x = torch.rand(8, 6, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    path, network = tmp_path / "box.safetensors", checker_network(model)
+    certified = crc.certify(model, x, y, method="dual").radius
+    written = prove(model, x, y, path, box=(0.0, 1.0))
+    assert (written.radius > certified * 1.01).sum() > 3
+    assert written.summary["curvature over all of R^n, in a box"] == 8
+    assert checked(path, network, x, y) == {i: [] for i in range(8)}
+    for name, factor in (("radius", 1.01), ("multiplier", 0.0), ("multiplier", np.nan)):
+
+        def change(tensors, _, name=name, factor=factor):
+            tensors[name] = tensors[name] * factor
+
+        rewrite(path, tmp_path / "cheat.safetensors", change)
+        found = checked(tmp_path / "cheat.safetensors", network, x, y)
+        assert sum(bool(wrong) for wrong in found.values()) > 3
+
+
+def test_what_float32_can_change_is_left_of_the_margins(tmp_path):
+    """The file claims the margins that a float32 program's radius needs."""
+    model = crc.mlp([6, 16, 8, 3], seed=0)
+    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    path, network = tmp_path / "program.safetensors", read_network(model)
+    written = prove(model, x, y, path, deployed="float32")
+    assert torch.allclose(written.radius, written.certified)
+    assert checked(path, checker_network(model), x, y) == {i: [] for i in range(6)}
+    claims = load_file(path)
+    for i in range(6):
+        targets = torch.tensor([t for t in range(3) if t != y[i]])
+        rate, start = float32_error(network, y[i].expand(2), targets, x[i].double().expand(2, -1))
+        assert (claims["margin"][i] >= (rate.numpy() * claims["radius"][i] + start.numpy())).all()
+
+    def more(tensors, _):
+        tensors["margin"] = tensors["margin"] * 2
+
+    rewrite(path, tmp_path / "cheat.safetensors", more)
+    found = checked(tmp_path / "cheat.safetensors", checker_network(model), x, y)
+    assert all(any("radius" in flaw for flaw in wrong) for wrong in found.values())
+
+
 @given(
     st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**31 - 1), st.sampled_from([1e-6, 1.0])
 )
@@ -285,7 +352,7 @@ def test_the_checker_reads_the_points_that_were_written(proved):
     folder, model, x, y = proved
     proofs, claims = check.Proofs(folder / "proofs.safetensors"), []
     for i in range(len(x)):
-        claims += [c for c, _ in proofs.claims(i, x[i].numpy())]
+        claims += [claim.c for claim in proofs.claims(i, x[i].numpy(), 4)]
     counts = load_file(folder / "proofs.safetensors")["digits"].ravel()
     moved = [np.abs(c - x[i // 3].numpy()).max() > 0 for i, c in enumerate(claims)]
     assert moved == (counts > 0).tolist() and 0 < counts.astype(bool).sum() < counts.size
@@ -415,7 +482,10 @@ def test_margins_at_a_radius_can_be_claimed(proved, tmp_path):
     folder, model, x, y = proved
     claims = load_file(folder / "proofs.safetensors")
     c = [
-        [c for c, _ in check.Proofs(folder / "proofs.safetensors").claims(i, x[i].numpy())]
+        [
+            claim.c
+            for claim in check.Proofs(folder / "proofs.safetensors").claims(i, x[i].numpy(), 4)
+        ]
         for i in range(8)
     ]
     c = torch.tensor(np.array(c)).requires_grad_()
@@ -470,10 +540,10 @@ def test_a_cache_spares_the_proof_of_curvatures(proved, tmp_path, monkeypatch):
     folder, *_ = proved
     path = folder / "model.safetensors"
     network = check.Network.read(path, None, tmp_path / "cache.json")
-    bound = network.bound(0, 1, [], arb("inf"), arb(0))
+    bound = network.bound(0, 1, arb(0), [], arb("inf"), [])
     monkeypatch.setattr(check.Matrix, "top", lambda *_: pytest.fail("proved again"))
     again = check.Network.read(path, None, tmp_path / "cache.json")
-    assert again.bound(0, 1, [], arb("inf"), arb(0)) == bound
+    assert again.bound(0, 1, arb(0), [], arb("inf"), []) == bound
     assert network_digest(read_network(crc.load_model(path))) == network.digest
 
 
@@ -485,3 +555,83 @@ def test_mnists_own_files_are_read_as_the_package_reads_them(tmp_path):
     x, y = check.read_data(tmp_path / "t10k-images-idx3-ubyte")
     theirs = torch.tensor(pixels / 255.0, dtype=torch.float32).flatten(1).double()
     assert (torch.tensor(x) == theirs).all() and y.tolist() == labels.tolist()
+
+
+def test_prove_and_check_from_the_command_line(tmp_path, capsys):
+    model = tmp_path / "model.safetensors"
+    crc.save_model(model, crc.mlp([64, 8, 10]))
+    proofs, words = tmp_path / "proofs.safetensors", ["--dataset", "digits"]
+    assert main(["prove", str(model), *words, "--limit", "30", "--out", str(proofs)]) == 0
+    out = capsys.readouterr().out
+    claimed = int(re.search(r"curvature over all of R\^n +(\d+)", out)[1])
+    assert "images " in out and f"wrote {proofs}" in out and claimed > 0
+    cache = tmp_path / "cache.json"
+    assert main(["check", str(proofs), str(model), *words, "--cache", str(cache)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == f"{claimed} of {claimed} images proved" and cache.exists()
+    crc.save_model(model, crc.mlp([64, 8, 10], seed=1))
+    assert main(["check", str(proofs), str(model), *words]) == 1
+    shown = capsys.readouterr()
+    assert "refused: the proofs are about another model" in shown.out
+    assert shown.err.splitlines() == [f"crcbook: {proofs} is not proved"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_prove_and_check_take_items_of_ones_own(tmp_path, capsys, labelled):
+    """In a folder as training leaves it, with local curvature, for a program in float32."""
+    model, run = crc.mlp([4, 8, 6, 3], seed=0), tmp_path / "run"
+    run.mkdir()
+    crc.save_model(run / "model.safetensors", model)
+    x = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    data = tmp_path / "data.npz"
+    labels = {"y": model(x).argmax(1).numpy()} if labelled else {}
+    np.savez(data, x=x.numpy(), **labels)
+    words = ["--data", str(data)]
+    more = ["--curvature", "local", "--deployed", "float32", "--out", str(tmp_path / "proofs")]
+    assert main(["prove", str(run), *words, *more]) == 0
+    assert main(["check", str(tmp_path / "proofs"), str(run), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "6 of 6 images proved"
+    assert (
+        main(["prove", str(run), *words, "--box", "-9", "9", "--out", str(tmp_path / "box")]) == 0
+    )
+    assert "in a box" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "box"), str(run), *words]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prove", "model", "--dataset", "digits", "--out", "/dev/null/x"], "cannot write"),
+        (["check", "proofs", "model"], "model does not say what it was trained on"),
+        (["check", "nowhere", "model", "--data", "data.npz"], "nowhere is not proved"),
+        (["check", "nowhere", "model", "--data", "x.npy"], "cannot read nowhere"),
+        (["check", "p", "model", "--data", "data.npz", "--dataset", "digits"], "name one source"),
+    ],
+)
+def test_mistakes_end_in_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    crc.save_model("model", crc.mlp([64, 8, 10]))
+    np.savez("data.npz", x=np.zeros((2, 64)), y=np.zeros(2, int))
+    np.save("x.npy", np.zeros((2, 64)))
+    assert main(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("crcbook: ") and message in line
+
+
+def test_the_wheel_holds_the_checker():
+    found = find_namespace_packages(str(CHECKER.parents[1]), include=["crcbook*"])
+    assert "crcbook_checker" in found and "crcbook.commands" in found
+    need = [
+        sys.executable,
+        "-c",
+        "import sys, crcbook_checker.check; assert 'torch' not in sys.modules",
+    ]
+    subprocess.run(need, cwd=CHECKER.parents[1], check=True)
+
+
+def test_without_python_flint_the_command_says_what_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "crcbook_checker.check", None)
+    monkeypatch.delattr("crcbook_checker.check")
+    assert main(["check", "proofs", "model"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "crcbook[check]" in line and "python-flint" in line

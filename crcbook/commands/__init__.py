@@ -15,13 +15,15 @@ from types import ModuleType
 
 import torch
 
-from crcbook.commands import certify, reproduce, train, verify
+from crcbook.commands import certify, check, prove, reproduce, train, verify
 from crcbook.commands.arguments import OneLineParser, check_device
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "certify": certify,
     "verify": verify,
+    "prove": prove,
+    "check": check,
     "reproduce": reproduce,
 }
 _EXPLAINED = (ValueError, TypeError, RuntimeError, ImportError, OSError, MemoryError)

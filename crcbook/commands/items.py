@@ -31,6 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: the command's.
     """
+    add_network_and_items(parser)
+    add = parser.add_argument
+    add("--radius", type=radius, nargs="+", metavar="R",
+        help="l2 radii to answer for; that of the run where not given")  # fmt: skip
+    add("--method", choices=(*METHODS, "best"), default=_DEFAULTS["method"], help="which bounds")
+    add("--targets", choices=("all", "runner-up"), default=_DEFAULTS["targets"],
+        help="the classes to hold out against; the runner-up alone is no guarantee")  # fmt: skip
+    add("--rows", type=path, metavar="FILE",
+        help="write a row an item to this .csv or .json; given again, it goes on")  # fmt: skip
+    add("--json", type=path, metavar="FILE", help="write the summary here")
+
+
+def add_network_and_items(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what is certified, and against whom.
+
+    Args:
+        parser: the command's.
+    """
     add = parser.add_argument
     add("run_folder", type=path, metavar="run", nargs="?",
         help="folder of a run of `train`, or its model.safetensors")  # fmt: skip
@@ -46,20 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "network answers is certified")  # fmt: skip
     add("--labels", type=path, metavar="FILE", help="an .npy with the labels of --data")
     add("--limit", type=count, metavar="N", help="only the first N items")
-    add("--radius", type=radius, nargs="+", metavar="R",
-        help="l2 radii to answer for; that of the run where not given")  # fmt: skip
-    add("--method", choices=(*METHODS, "best"), default=_DEFAULTS["method"], help="which bounds")
     add("--curvature", choices=("global", "local"), default=_DEFAULTS["curvature"],
         help="over all of space, or also over the ball around each item")  # fmt: skip
     add("--box", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="confine the adversary to values in this range")  # fmt: skip
-    add("--targets", choices=("all", "runner-up"), default=_DEFAULTS["targets"],
-        help="the classes to hold out against; the runner-up alone is no guarantee")  # fmt: skip
     add("--deployed", choices=("float32",),
         help="certify the float32 program that torch runs, rounding and all")  # fmt: skip
-    add("--rows", type=path, metavar="FILE",
-        help="write a row an item to this .csv or .json; given again, it goes on")  # fmt: skip
-    add("--json", type=path, metavar="FILE", help="write the summary here")
     add_device(parser)
 
 

@@ -125,7 +125,7 @@ class Quadratic:
         margin = self.parabola.margin(radius)
         if self.allowed is not None:
             square = radius * radius
-            multiplier = self._multiplier(radius, fixed=True)
+            multiplier = self.multiplier(radius, fixed=True)
             fall = multiplier * square / 2 + self.error * radius
             inner = self._smallest(multiplier)
             margin = margin.fmax(inner - fall - (inner.abs() + fall) * 8 * UNIT)
@@ -143,10 +143,10 @@ class Quadratic:
         if self.allowed is None:
             finite = torch.where(radius.isfinite(), radius, 0.0)
             return finite[:, None] * normalize(self.direction, dim=1, eps=TINY)
-        return self._displacement(self._multiplier(radius, fixed=False))
+        return self._displacement(self.multiplier(radius, fixed=False))
 
     def _radius_in_box(self, allowed: Allowed, plain: Tensor) -> Tensor:
-        multiplier = self._multiplier(plain, fixed=False)
+        multiplier = self.multiplier(plain, fixed=False)
         longest = allowed.longest()
         inner = self._smallest(multiplier)
         first = (inner.clamp(min=0) / multiplier * 2).sqrt().fmin(longest)
@@ -169,12 +169,19 @@ class Quadratic:
         delta = self.direction / rise[:, None]
         return delta if self.allowed is None else self.allowed.clip(delta)
 
-    def _multiplier(self, radius: Tensor, fixed: bool) -> Tensor:
+    def multiplier(self, radius: Tensor, fixed: bool) -> Tensor:
         r"""A good :math:`\lambda`, by bisection; every :math:`\lambda \ge k` is a valid one.
 
         In a ball of a ``fixed`` radius the displacement has that length; otherwise
         :math:`2h(\lambda)/\lambda` is largest where it is the displacement's squared length. With
         no box it is :math:`k + \|s\|/\rho`, and a box only lowers it.
+
+        Args:
+            radius: ``(entries,)`` the balls', or where not fixed a lower bound of what is proved.
+            fixed: whether the radius is that of a ball.
+
+        Returns:
+            ``(entries,)``.
         """
         low, high = self.curvature, self.curvature + self.direction.norm(dim=1) / radius
         for _ in range(_BISECTIONS[self.direction.dtype]):

@@ -8,7 +8,8 @@ Taylor's theorem at c, expanded again at the image x, gives for every displaceme
 
 where g is the gradient of f at c. So f is positive at every point closer to x than r if q > 0 and
 q - r |s| - (k/2) r^2 >= 0. Whatever c is, and whoever chose it, that is a proof. Where k holds in a
-ball around x alone, c must lie in that ball and r must not exceed its radius.
+ball around x alone, c must lie in that ball and r must not exceed its radius. In a box f is at
+least the minimum of q - s.d + (m-k)/2 |d|^2 there, for any m > k, less (m/2) r^2.
 
 Everything is decided in ball arithmetic (Arb, by python-flint): a number is known to lie in a ball,
 and a comparison is true only if it holds for all numbers of the balls. Weights, images and points
@@ -19,10 +20,10 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import add, mul, sub
 from pathlib import Path
 
 import flint
@@ -31,13 +32,10 @@ from flint import arb, arb_mat, arb_series, ctx
 from safetensors import SafetensorError, safe_open
 
 ctx.prec = 128  # bits
-BLOCK = 16  # images whose products with the weights are computed together
-FORMAT = "crcbook proofs 1"
 real = partial(np.ndarray.astype, dtype=float, casting="safe")  # float64, or a TypeError
 Vector = list[arb]
 Ends = tuple[arb, arb]  # an interval
 Ranges = list[list[list[Ends]]]  # of a unit's slopes and bends, a list a unit, a list a layer
-Links = list[tuple["Matrix", arb]]  # matrices and factors: terms of a bound of a Jacobian's norm
 
 
 def require(condition: bool, message: str) -> None:
@@ -63,9 +61,8 @@ class Activation:
 
     def derivatives(self, z: arb, count: int = 3) -> Vector:
         """The value at z and ``count - 1`` derivatives, at most 2."""
-        terms = self.function(arb_series([z, 1], count)).coeffs()
-        terms += [arb(0)] * (count - len(terms))
-        return [*terms[:2], *(2 * term for term in terms[2:])]
+        terms = self.function(arb_series([z, 1], count)).coeffs() + [arb(0)] * count
+        return [*terms[:2], *(2 * term for term in terms[2:])][:count]
 
     def bounds(self, low: arb, high: arb) -> list[Ends]:
         """Bounds on [low, high] of the function and of its first two derivatives."""
@@ -85,11 +82,8 @@ class Activation:
 
 def hull(values: Iterable[arb]) -> Ends:
     """The least and the largest number, exact, rounded outward."""
-    low, *rest = values
-    high = low
-    for value in rest:
-        low, high = low.min(value), high.max(value)
-    return low.lower(), high.upper()
+    values = list(values)
+    return reduce(arb.min, values).lower(), reduce(arb.max, values).upper()
 
 
 # Balls around points where a derivative vanishes: the first, second and third one of SiLU, ...
@@ -113,19 +107,14 @@ def above(number: arb) -> arb:
         return number.upper()
 
 
-def times(a: Vector, b: Vector) -> Vector:
-    """The products of the entries."""
-    return [x * y for x, y in zip(a, b, strict=True)]
-
-
-def plus(a: Vector, b: Vector, sign: int = 1) -> Vector:
-    """The sums of the entries, or the differences."""
-    return [x + sign * y for x, y in zip(a, b, strict=True)]
+def each(operation: Callable[[arb, arb], arb], a: Vector, b: Vector) -> Vector:
+    """Entry by entry, the sums, differences or products."""
+    return [operation(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def dot(a: Vector, b: Vector) -> arb:
     """The inner product."""
-    return sum(times(a, b), arb(0))
+    return sum(each(mul, a, b), arb(0))
 
 
 def length(a: Vector) -> arb:
@@ -140,8 +129,7 @@ def vector(array: np.ndarray) -> Vector:
 
 def images(matrix: arb_mat, vectors: list[Vector]) -> list[Vector]:
     """The products of a matrix with vectors."""
-    columns = arb_mat([list(row) for row in zip(*vectors, strict=True)])
-    return (matrix * columns).transpose().tolist()
+    return (matrix * arb_mat(vectors).transpose()).transpose().tolist()
 
 
 class Matrix:
@@ -157,7 +145,7 @@ class Matrix:
     def scaled(self, factors: Vector) -> "Matrix":
         """The matrix times diag(factors)."""
         floats = self.floats * np.array([float(factor) for factor in factors])
-        return Matrix(floats, arb_mat([times(row, factors) for row in self.rows]))
+        return Matrix(floats, arb_mat([each(mul, row, factors) for row in self.rows]))
 
     def image(self, ends: list[Ends], transposed: bool = False) -> list[Ends]:
         """Bounds of the product with vectors between some ends."""
@@ -218,7 +206,8 @@ class Network:
         self.line = [[self.activation.line] * len(bias) for bias in biases[:-1]]
         self.cache, key = cache, f"{self.digest} {flint.__version__}"
         self.file = json.loads(cache.read_text()) if cache and cache.exists() else {}
-        self.known, self.ball = self.file.setdefault(key, {}), (None, None)
+        self.known: dict[str, float] = self.file.setdefault(key, {})
+        self.ball: tuple = ()  # around the last image, in its room, and the ranges there
 
     @classmethod
     def read(cls, path: Path, activation: str | None, cache: Path | None) -> "Network":
@@ -234,11 +223,11 @@ class Network:
 
     def values(self, place: int, vectors: list[Vector]) -> list[Vector]:
         """What a layer makes of vectors, before its activation."""
-        return [plus(row, self.biases[place]) for row in images(self.layers[place].balls, vectors)]
+        return [each(add, z, self.biases[place]) for z in images(self.layers[place].balls, vectors)]
 
     def row(self, label: int, target: int) -> Vector:
         """The last layer's row of the label less that of the target."""
-        return plus(self.layers[-1].rows[label], self.layers[-1].rows[target], -1)
+        return each(sub, self.layers[-1].rows[label], self.layers[-1].rows[target])
 
     def margins(self, points: list[Vector], asked: list[tuple[int, int, int]]) -> Iterable:
         """The margin and its gradient for each (number of the point, label, target)."""
@@ -247,13 +236,11 @@ class Network:
             rows = [[derivatives(z, 2) for z in row] for row in self.values(place, points)]
             points = [[value for value, _ in row] for row in rows]
             slopes.append([[slope for _, slope in row] for row in rows])
-        gradients, bias = [self.row(label, target) for _, label, target in asked], self.biases[-1]
-        margins = [
-            dot(gradient, points[i]) + bias[label] - bias[target]
-            for gradient, (i, label, target) in zip(gradients, asked, strict=True)
-        ]
+        gradients, bias = [self.row(*pair) for _, *pair in asked], self.biases[-1]
+        margins = [dot(self.row(y, t), points[i]) + bias[y] - bias[t] for i, y, t in asked]
         for place in reversed(self.hidden):
-            rows = [times(g, slopes[place][i]) for g, (i, *_) in zip(gradients, asked, strict=True)]
+            rows = [slopes[place][i] for i, *_ in asked]
+            rows = [each(mul, *pair) for pair in zip(gradients, rows, strict=True)]
             gradients = images(self.layers[place].transposed, rows)
         return zip(margins, gradients, strict=True)
 
@@ -261,8 +248,8 @@ class Network:
         """How far from f torch's margin can be, rounding apart, for a unit may jump."""
         error = arb(0)
         for place in self.hidden if self.activation.jump != 0 else ():
-            error = error * self.norm(place) * self.slope if place else error
-            error += self.activation.jump * arb(len(self.biases[place])).sqrt()
+            carried = error * self.norm(place) * self.slope if place else error
+            error = carried + self.activation.jump * arb(len(self.biases[place])).sqrt()
         return length(self.row(label, target)) * error
 
     def remembered(self, name: str, prove: Callable[[], arb]) -> arb:
@@ -291,7 +278,7 @@ class Network:
         return found[::-1]
 
     @cached_property
-    def jacobians(self) -> list[Links]:
+    def jacobians(self) -> list[list[tuple[Matrix, arb]]]:
         """Links for every hidden layer: |A J_i| <= sum of factor * |A matrix|, for any matrix A.
 
         J_i = W diag(slopes) J_(i-1) with slopes = c + r e, |e| <= 1, and |A W diag(slopes) J| is at
@@ -309,8 +296,7 @@ class Network:
     def everywhere(self, label: int, target: int) -> arb:
         """The bound k over all of R^n."""
         depths = self.depths(label, target, self.line)
-        pairs = zip(self.jacobians[: len(depths)], depths, strict=True)
-        return sum((norm(*pair) ** 2 for pair in pairs), arb(0))
+        return sum((norm(*pair) ** 2 for pair in zip(self.jacobians, depths, strict=False)), arb(0))
 
     def in_ball(self, label: int, target: int, ranges: Ranges) -> arb:
         """The bound k over a ball, where the slopes and bends keep to some ranges.
@@ -323,7 +309,7 @@ class Network:
         first, *others = self.depths(label, target, ranges)
         (most, *_) = self.depths(label, target, extreme)
         k = self.remembered(f"steep {label} {target}", lambda: weight.top(most))
-        k += self.rough(0, plus(first, most, -1))
+        k += self.rough(0, each(sub, first, most))
         for place, depths in enumerate(others, start=1):
             slopes = (abs(end) for slope, _ in ranges[place - 1] for end in slope)
             lipschitz *= self.norm(place - 1) * hull(slopes)[1]
@@ -336,29 +322,31 @@ class Network:
         total = dot(depths, self.layers[place].squares)
         return total.min(hull(depths)[1] * self.norm(place) ** 2)
 
-    def bound(self, label: int, target: int, x: Vector, radius: arb, k: arb) -> arb:
-        """A proved bound, not above k if one can be found, over a ball of a radius around x."""
+    def bound(self, label: int, target: int, k: arb, x: Vector, radius: arb, room: list) -> arb:
+        """A proved bound, not above k if one can be found, over the ball around x, in the room."""
         if radius.is_finite():
-            if self.ball[:2] != (x, radius):
-                self.ball = x, radius, self.ranges(x, radius)
-            proved = self.in_ball(label, target, self.ball[2])
+            if self.ball[:3] != (x, radius, room):
+                self.ball = x, radius, room, self.ranges(x, radius, room)
+            proved = self.in_ball(label, target, self.ball[3])
             if k >= proved:
                 return proved
         return self.remembered(f"k {label} {target}", partial(self.everywhere, label, target))
 
-    def ranges(self, x: Vector, radius: arb) -> Ranges:
-        """The ranges over a ball around x.
+    def ranges(self, x: Vector, radius: arb, room: list[Vector]) -> Ranges:
+        """The ranges over a ball around x, within the room that a box leaves.
 
         A preactivation moves by at most the radius times its row's norm and the norms and slopes
-        below it, and keeps to the interval that those of the layer below allow.
+        below it, and keeps to the interval that those of the layer below, or the room, allow.
         """
-        found, points, ends, derivatives = [], [x], [], self.activation.derivatives
+        found, points, derivatives = [], [x], self.activation.derivatives
+        ends = [(low.max(-radius), high.min(radius)) for low, high in zip(*room, strict=True)]
         for place, layer in enumerate(self.layers[:-1]):
             (z,) = self.values(place, points)
             moves = [radius * square.abs_upper().sqrt() for square in layer.squares]
             reach = [(a - b, a + b) for a, b in zip(z, moves, strict=True)]
-            if place:
-                inner = zip(reach, layer.image(ends), self.biases[place], strict=True)
+            if ends:
+                start = self.biases[place] if place else z
+                inner = zip(reach, layer.image(ends), start, strict=True)
                 reach = [(a.max(c + b), d.min(e + b)) for (a, d), (c, e), b in inner]
             units = [self.activation.bounds(low.lower(), high.upper()) for low, high in reach]
             points, ends = [[derivatives(a, 1)[0] for a in z]], [unit[0] for unit in units]
@@ -367,7 +355,7 @@ class Network:
         return found
 
 
-def norm(links: Links, depths: Vector) -> arb:
+def norm(links: list[tuple[Matrix, arb]], depths: Vector) -> arb:
     """A bound of |diag(sqrt d) J| for the links of J and the positive part d of depths."""
     return sum((factor * matrix.top(depths).sqrt() for matrix, factor in links), arb(0))
 
@@ -392,96 +380,108 @@ class Proofs:
     """A proof file: for images, a claim for each class but the label, in increasing order.
 
     Tensors, with T = classes - 1: ``index`` and ``label`` (images,), ``image_sha256`` (images, 32),
-    ``radius`` and ``curvature`` (images, T), where given ``valid`` (images,), the radius of the
-    ball where the curvatures hold, and ``margin`` (images, T), what f is at least up to the radius,
-    in place of 0. A point c is x plus ``scale`` (images, T) times a number of as many digits to the
-    base 16 as ``digits`` (images, T) says, one before the point. A digit is a row of ``steps`` less
-    8, in turn; a byte holds a coordinate and, times 16, the one half of all further.
+    ``radius`` and ``curvature`` (images, T); where given ``valid`` (images,), the radius of the
+    ball where the curvatures hold, ``margin`` (images, T), what f is at least up to the radius, in
+    place of 0, and ``box`` (2, inputs) with ``multiplier`` (images, T), m. A point c is x plus
+    ``scale`` (images, T) times a number of as many digits to the base 16 as ``digits`` (images, T)
+    says, one before the point, moved into the box. A digit is a row of ``steps`` less 8, in turn; a
+    byte holds a coordinate and, times 16, the one half of all further.
     """
 
     def __init__(self, path: Path):
         """Read a proof file."""
         self.tensors, metadata = read_tensors(path)
-        facts = json.loads(metadata.get(FORMAT, "{}"))
+        facts = json.loads(metadata.get("crcbook proofs 1", "{}"))
         seal, self.model = facts.pop("seal", None), facts.get("model")
         tensors = [self.tensors[name] for name in sorted(self.tensors)]
         require(seal == digest([facts], tensors), f"{path} is no proof file, or was altered")
         self.index, self.label = (self.tensors[name].tolist() for name in ("index", "label"))
         self.ends = self.tensors["digits"].cumsum(dtype=int).reshape(self.tensors["digits"].shape)
 
-    def claims(self, i: int, x: np.ndarray) -> Iterator[tuple[np.ndarray, Vector]]:
-        """The point c of each claim, its radius, curvature and margin, and the ball's radius."""
-        names = {"radius": np.nan, "curvature": np.nan, "margin": 0.0, "valid": np.inf}
+    def claims(self, i: int, x: np.ndarray, classes: int) -> Iterator["Claim"]:
+        """The claims about an image."""
+        names = dict(radius=np.nan, curvature=np.nan, margin=0.0, multiplier=np.nan, valid=np.inf)
         rows = [self.tensors[name][i] if name in self.tensors else n for name, n in names.items()]
         digits, scale = self.tensors["digits"][i], self.tensors["scale"][i]
-        numbers = map(vector, np.broadcast_arrays(*rows, digits)[:4])
-        for count, factor, end, *claim in zip(digits, scale, self.ends[i], *numbers, strict=True):
-            rows = self.tensors["steps"][end - count : end]
-            rows = np.concatenate([rows & 15, rows >> 4], axis=1)[:, : len(x)] - 8.0
-            rows /= 16.0 ** np.arange(count)[:, None]
-            yield x + np.float64(factor) * rows.sum(axis=0), claim
+        numbers = map(vector, np.broadcast_arrays(*rows, digits)[:-1])
+        box, exact = real(self.tensors.get("box", np.zeros((0, len(x))))), vector(x)
+        room = [each(sub, vector(end), exact) for end in box]
+        targets = [target for target in range(classes) if target != self.label[i]]
+        columns = zip(targets, digits, scale, self.ends[i], *numbers, strict=True)
+        for target, count, factor, end, *claim in columns:
+            pairs = self.tensors["steps"][end - count : end]
+            steps = np.concatenate([pairs & 15, pairs >> 4], axis=1)[:, : len(x)] - 8.0
+            c = x + np.float64(factor) * (steps / 16.0 ** np.arange(count)[:, None]).sum(axis=0)
+            c = np.clip(c, *box) if room else c
+            yield Claim(exact, c, (self.label[i], target), room, claim)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That f is at least some margin closer to x than r; ``room`` is what a box leaves of d."""
+
+    x: Vector
+    c: np.ndarray
+    pair: tuple[int, int]
+    room: list[Vector]
+    numbers: Vector
+
+    def flaws(self, network: Network, f: arb, g: Vector) -> Iterator[str]:
+        """Why the claim is not proved, by the value f and the gradient g at c."""
+        (r, k, margin, m, valid), away = self.numbers, each(sub, self.x, vector(self.c))
+        if not (r > 0 and margin >= 0 and length(away) <= valid and r <= valid):
+            yield "the radius or the point leaves the ball where the curvature holds"
+        proved = network.bound(*self.pair, k, self.x, valid, self.room)
+        if not k >= proved:
+            yield f"the curvature {k.str(9)} is not proved, but {proved.str(9)} is"
+        q = f - network.gap(*self.pair) + dot(g, away) - k / 2 * dot(away, away)
+        s = [k * a - b for a, b in zip(away, g, strict=True)]
+        least = q - r * length(s) - k / 2 * r * r
+        if self.room and m > k and not least >= margin:
+            d = [a / (m - k) for a in s]
+            d = each(arb.min, each(arb.max, d, self.room[0]), self.room[1])
+            least = q - dot(s, d) + (m - k) / 2 * dot(d, d) - m / 2 * r * r
+        if not (q > 0 and least >= margin):
+            yield f"the radius {r.str(9)} does not follow"
 
 
 def check(proofs: Proofs, network: Network, x: np.ndarray, y: np.ndarray) -> Iterator[tuple]:
     """For each image of a proof file its index, label, radius and a list of what is wrong."""
     require(proofs.model == network.digest, "the proofs are about another model")
-    for start in range(0, len(proofs.index), BLOCK):
-        block = range(start, min(start + BLOCK, len(proofs.index)))
-        jobs, points, wrong = [], {}, {i: [] for i in block}
-        for i in block:
-            image, label, right = x[proofs.index[i]], proofs.label[i], y[proofs.index[i]]
-            targets = [t for t in range(len(network.layers[-1].rows)) if t != label]
-            if digest([], [image]) != proofs.tensors["image_sha256"][i].tobytes().hex():
-                wrong[i].append("the proof is about another image")
-            elif label != right:
-                wrong[i].append(f"the label of the image is {right}")
-            else:
-                for target, (c, claim) in zip(targets, proofs.claims(i, image), strict=True):
-                    place = points.setdefault(c.tobytes(), len(points))
-                    jobs.append((i, vector(image), vector(c), claim, (place, label, target)))
-        columns = [vector(np.frombuffer(point)) for point in points]
-        found = network.margins(columns, [job[-1] for job in jobs]) if jobs else []
-        for (i, image, c, claim, (_, *pair)), value in zip(jobs, found, strict=True):
-            bound = network.bound(*pair, image, claim[-1], claim[1])
-            flaws = find_flaws(image, c, *claim, bound, network.gap(*pair), *value)
-            wrong[i] += [f"class {pair[1]}: {flaw}" for flaw in flaws]
-        for i in block:
-            yield proofs.index[i], proofs.label[i], proofs.tensors["radius"][i].min(), wrong[i]
-
-
-def find_flaws(x, c, r, k, margin, valid, proved, gap, f, g) -> Iterator[str]:
-    """Why a claim is not proved, by a proved curvature and the value f and gradient g at c."""
-    away = plus(x, c, -1)
-    if not (r > 0 and margin >= 0 and length(away) <= valid and r <= valid):
-        yield "the radius or the point leaves the ball where the curvature holds"
-    if not k >= proved:
-        yield f"the curvature {k.str(9)} is not proved, but {proved.str(9)} is"
-    q = f - gap + dot(g, away) - k / 2 * dot(away, away)
-    s = length([k * a - b for a, b in zip(away, g, strict=True)])
-    if not (q > 0 and q - r * s - k / 2 * r * r >= margin):
-        yield f"the radius {r.str(9)} does not follow"
+    for i, (index, label) in enumerate(zip(proofs.index, proofs.label, strict=True)):
+        wrong = []
+        if digest([], [x[index]]) != proofs.tensors["image_sha256"][i].tobytes().hex():
+            wrong.append("the proof is about another image")
+        elif label != y[index]:
+            wrong.append(f"the label of the image is {y[index]}")
+        else:
+            claims = list(proofs.claims(i, x[index], len(network.layers[-1].rows)))
+            points = {claim.c.tobytes(): vector(claim.c) for claim in claims}  # many are the image
+            asked = [(list(points).index(claim.c.tobytes()), *claim.pair) for claim in claims]
+            values = network.margins(list(points.values()), asked)
+            for claim, value in zip(claims, values, strict=True):
+                wrong += [f"class {claim.pair[1]}: {flaw}" for flaw in claim.flaws(network, *value)]
+        yield index, label, proofs.tensors["radius"][i].min(), wrong
 
 
 def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (images, inputs) and labels (images,): x and y of a file, or MNIST's own files."""
     if path.suffix in (".npz", ".safetensors"):
         tensors = np.load(path) if path.suffix == ".npz" else read_tensors(path)[0]
-        x, y = tensors["x"], tensors["y"]
-        return real(x).reshape(len(x), -1), y
+        return real(tensors["x"]).reshape(len(tensors["y"]), -1), tensors["y"]
     labels = Path(str(path).replace("images-idx3", "labels-idx1"))
     x, y = (np.frombuffer(p.read_bytes(), "u1", offset=n) for p, n in ((path, 16), (labels, 8)))
     return (x / 255).astype(np.float32).astype(float).reshape(len(y), -1), y
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Check a file, and return 0 if every image in it is proved, else 1."""
     parser = argparse.ArgumentParser(description="Check proofs. Data: x and y, or MNIST's images.")
     for name in ("proofs", "model", "data"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--activation", choices=ACTIVATIONS, help="if the model does not say")
     parser.add_argument("--cache", type=Path, help="keeps the curvatures: a file of yours alone")
-    options = parser.parse_args()
-    started, count, proved = time.time(), 0, 0
+    options, count, proved = parser.parse_args(arguments), 0, 0
     try:
         network = Network.read(options.model, options.activation, options.cache)
         rows = check(Proofs(options.proofs), network, *read_data(options.data))
@@ -492,7 +492,7 @@ def main() -> int:
     except (OSError, LookupError, ValueError, TypeError, SafetensorError) as error:
         print(f"refused: {error}")
         return 1
-    print(f"{proved} of {count} images proved in {time.time() - started:.1f} seconds")
+    print(f"{proved} of {count} images proved")
     return int(proved < count or count == 0)
 
 
