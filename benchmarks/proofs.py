@@ -96,7 +96,7 @@ def total(parts: list[dict]) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     """Prove, check, and return 0 if every claim is proved, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="a .safetensors model of crcbook")
+    parser.add_argument("model", type=Path, help="a .safetensors model of crcbook, of a run too")
     parser.add_argument("--dataset", default="mnist", help="whose test images")
     parser.add_argument("--curvature", choices=("global", "local"), default="global")
     parser.add_argument("--images", type=int, help="how many; all where not given")
@@ -111,7 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         generator = torch.Generator().manual_seed(options.seed)
         index = torch.randperm(len(test), generator=generator)[:count]
     checker = hashlib.sha256(CHECKER.read_bytes()).hexdigest()
-    asked = f"{options.model.stem}-{options.dataset}-{options.curvature}-{options.seed}"
+    name = options.model.parent.name if options.model.stem == "model" else options.model.stem
+    asked = f"{name}-{options.dataset}-{options.curvature}-{options.seed}"
     folder = options.runs / f"{asked}-{checker[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     network = check.Network.read(options.model, None, folder / "cache.json")
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         path.unlink(missing_ok=True)
         print(f"{parts[-1]['proved']} of {parts[-1]['claimed']} images proved", flush=True)
     record = {
-        "network": options.model.stem,
+        "network": name,
         "dataset": options.dataset,
         "curvature": options.curvature,
         **total(parts),

@@ -264,7 +264,7 @@ def test_balls_prove_more_where_the_network_is_deep(tmp_path):
 
 
 @given(random_networks(max_width=8), st.sampled_from(["global", "local"]))
-@settings(max_examples=30)
+@settings(max_examples=8)
 def test_in_a_box_the_claims_are_about_its_points(tmp_path_factory, case, curvature):
     """The same radii as those certified, proved; and not without the box, or in a wider one."""
     model, generator = case
