@@ -265,7 +265,9 @@ def test_a_slider_moves_the_point_by_keyboard(open_page, axis):
 
 def test_the_pointer_moves_the_point_and_its_ball(open_page):
     page = open_page("book/index")
-    box = page.locator(".crc-plot svg").first.bounding_box()
+    plot = page.locator(".crc-plot svg").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
     seen = set()
     for part in (0.3, 0.45, 0.6, 0.75):
         page.mouse.move(box["x"] + part * box["width"], box["y"] + 0.4 * box["height"])
