@@ -189,8 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows[path.stem] = row
         values = ("-" if row[name] is None else f"{row[name]:.3f}" for name in columns)
         print(f"{path.stem:24}" + "".join(f"{value:>12}" for value in values), flush=True)
-    record = {"rows": rows, "halvings": HALVINGS, "seed of the attack": 0}
-    write_json(options.json, record)
+        write_json(options.json, {"rows": rows, "halvings": HALVINGS, "seed of the attack": 0})
     return 0
 
 
