@@ -272,9 +272,8 @@ class _Problem:
         for start in tqdm(starts, desc=description, disable=not progress, unit="chunk"):
             yield slice(start, start + size)
 
-    def table(self, chunk: slice, question: Question) -> Table:
-        """The bounds of some inputs, after a glance."""
-        alone = self.asked.targets == "runner-up"
+    def table(self, chunk: slice, question: Question, alone: bool) -> Table:
+        """The bounds of some inputs, or of their runners-up alone, after a glance."""
         images = Images.of(self.glance, self.items.x[chunk], self.y[chunk], alone)
         table = Table.of(self.prover, images, self.box and self.box.take(chunk))
         if self.asked.method in ("dual", "best"):
@@ -288,8 +287,9 @@ class _Problem:
 
     def certify(self, chunk: slice) -> tuple[list[Tensor], list[str]]:
         """The columns of a certificate."""
-        question = Radius()
-        table = self.table(chunk, question)
+        question, runner_up = Radius(), self.asked.targets == "runner-up"
+        # All classes decide whether rivals are asked: a runner-up's radius is of their table.
+        table = self.table(chunk, question, runner_up and not self.rivals)
         everywhere, in_balls = self.stages
         # Where no quadratic can be much better than the one at the input, the rivals come first.
         promising = self._promising(question, table, _WORTH_A_SEARCH)
@@ -301,17 +301,18 @@ class _Problem:
         if left is not None and promising is not None:
             run(question, table, everywhere, only=left & ~promising)
         run(question, table, in_balls, question.together)
-        limits = Limits.of(table, limits) if self.rivals or in_balls else limits
+        if runner_up and self.rivals:
+            limits = Limits.of(table := table.of_runner_up())
+        elif self.rivals or in_balls:
+            limits = Limits.of(table, limits)
         row = torch.arange(len(table.bound), device=table.bound.device)
         target = table.images.order[row, limits.column]
-        method = table.method[row, limits.column]
-        if self.asked.method != "best":
-            method = torch.full_like(method, METHODS.index(self.asked.method))
-        names = [METHODS[number] for number in method.tolist()]
+        names = [METHODS[number] for number in table.method[row, limits.column].tolist()]
+        names = names if self.asked.method == "best" else [self.asked.method] * len(names)
         point = self.rounded(table, limits.point)
         away = (point - table.images.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
-        columns = limits.radius, target, limits.exact(), point, away
-        return [*columns, limits.far(table, _CLOSE)], names
+        wide = limits.far(table, _CLOSE)
+        return [limits.radius, target, limits.exact(), point, away, wide], names
 
     def _promising(self, question: Question, table: Table, least: float) -> Tensor | None:
         """Where a search for the best quadratic is worth its price, among other methods."""
@@ -339,7 +340,7 @@ class _Problem:
     def verify(self, chunk: slice, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The columns of a verdict."""
         question = Margin(radius, self.asked.local)
-        table = self.table(chunk, question)
+        table = self.table(chunk, question, self.asked.targets == "runner-up")
         everywhere, in_balls = self.stages
         # What works in balls goes on from the dual's bounds, even those that decide nothing.
         promising = None if self.asked.local else self._promising(question, table, 0.0)
@@ -348,7 +349,7 @@ class _Problem:
         undecided = ~attacked.found
         if self.rivals:
             far = undecided & attacked.far_from(table, _CLOSE)
-            run(question, table, self.rivals, only=far[:, None])
+            run(question, table, self.rivals, question.together, far[:, None])
         run(question, table, in_balls, question.together, undecided[:, None])
         bound, correct = table.bound, table.images.correct
         doubt = bound <= 0
@@ -361,7 +362,7 @@ class _Problem:
     def kinds(self, chunk: slice, radius: Tensor) -> dict[str, Tensor]:
         """What each kind of certificate proves."""
         question = Margin(radius, patient=True)
-        table, found = self.table(chunk, question), {}
+        table, found = self.table(chunk, question, False), {}
         everywhere, in_balls = self.stages
         for boxed in (False, True)[: 1 + (self.box is not None)]:
             for name, stages, together in (

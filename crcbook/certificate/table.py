@@ -45,7 +45,6 @@ class Stage(Protocol):
 
 
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
-_SHARED = ("crown",)  # most of whose work is on the hidden layers, for all classes of an image
 # Float64 values looked at together on a processor, 8 MB, so that they stay in its cache.
 _CACHED_VALUES = 2**20
 
@@ -230,6 +229,15 @@ class Table:
         valid = torch.full_like(curvature, torch.inf)
         return Entries(index, image, label, target, curvature, valid, x, z, *columns)
 
+    def of_runner_up(self) -> "Table":
+        """The same bounds for the runner-up alone."""
+        images = self.images
+        names = "order", "value", "slope", "way"
+        images = replace(images, **{name: getattr(images, name)[:, :1] for name in names})
+        start = self.start.unflatten(0, self.bound.shape)[:, 0]
+        columns = self.bound[:, :1], start, self.method[:, :1]
+        return Table(self.prover, images, self.box, *columns)
+
     def raise_to(self, entries: Entries, bound: Tensor, start: Tensor | None, method: str) -> None:
         """Write bounds where they are larger than what is proved already.
 
@@ -263,13 +271,10 @@ def run(
         together: raise all columns at a time.
         only: ``(images, columns)`` bool, the entries to raise; None for all.
     """
-    shared = [stage for stage in stages if stage.method in _SHARED]
-    apart = [stage for stage in stages if stage.method not in _SHARED]
-    for few, at_once in ((apart, together), (shared, True)):
-        for columns, first in _groups(table, at_once):
-            for stage in few:
-                for entries in table.open(question, columns, first, stage, only):
-                    table.raise_to(entries, *stage(question, entries), stage.method)
+    for columns, first in _groups(table, together):
+        for stage in stages:
+            for entries in table.open(question, columns, first, stage, only):
+                table.raise_to(entries, *stage(question, entries), stage.method)
 
 
 def _groups(table: Table, together: bool) -> list[tuple[slice, bool]]:
