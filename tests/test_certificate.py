@@ -681,7 +681,8 @@ def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
         # The rivals are not asked where an adversary is near.
         near = best.radius >= 0.8 * best.distance
         assert ((best.radius >= radius) | near).all()
-    assert (best.radius >= radii["dual"]).all()
+    # Where a search begins decides its last digits.
+    assert (best.radius >= radii["dual"] * (1 - 1e-6)).all()
     assert (radii["dual"] >= radii["closed-form"]).all()
     assert (attacked.distance >= best.radius).all()
 

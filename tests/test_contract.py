@@ -154,7 +154,7 @@ def test_nor_of_one_in_few_directions_and_digits(question, sizes, activation, sc
     else:
         goal = reach
     _, gradient = prover.network.margin_and_gradient(x, order[:, 0], order[:, 1])
-    entries = replace(entries, goal=goal, way=gradient @ stage.basis.double(), bound=goal)
+    entries = replace(entries, goal=goal, way=gradient @ stage.reduced.basis.double(), bound=goal)
     bound, start = stage(question, entries)
     assert_sound(prover, question, entries, bound, None, generator)
     full, _ = Dual(prover)(question, replace(entries, start=start))

@@ -159,7 +159,8 @@ def test_no_float32_input_in_the_ball_gets_another_class_of_the_program(case, me
     real, program = (
         crc.certify(model, low, y, deployed=deployed, **ways) for deployed in (None, "float32")
     )
-    assert (program.radius <= real.radius * (1 + 1e-9)).all()
+    digits = 1e-4 if method in ("crown", "best") else 1e-9  # a bracket of lines ends at a width
+    assert (program.radius <= real.radius * (1 + digits)).all()
     verdict = crc.verify(model, low, y, 0.1, deployed="float32", **ways)
     assert not (verdict.robust & ~crc.verify(model, low, y, 0.1, **ways).robust).any()
     known = program.nearest.isfinite().all(1)

@@ -327,11 +327,12 @@ def test_a_step_does_what_its_recipe_says(digits, monkeypatch):
     spied(module.CurvatureEstimate, "__call__")
     crc.train(model, few, recipe, validation=few)
     radius = pytest.approx(0.6)
-    assert [call[3:] for call in seen["worst_points"]] == [(radius, 5, torch.bfloat16, True)] * 3
+    assert [call[3:] for call in seen["worst_points"]] == [(radius, 5, True)] * 3
+    assert all(call[0][0].weight.dtype == torch.bfloat16 for call in seen["worst_points"])
     assert [call[2] for call in seen["generalised_cross_entropy"]] == [0.3] * 3
     # A call of no point draws the first directions; then every second of three steps.
     assert [call[2:] for call in seen["__call__"]] == [(), *[(pytest.approx(0.3),)] * 2]
-    assert [call[3:] for call in seen["verify"]] == [(0.4, "local")]
+    assert [call[3:] for call in seen["verify"]] == [(0.4, "local", "dual")]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ WRONG = [
     ("certify " + GOOD + "--method crown --curvature local", "knows neither a box nor local"),
     ("certify " + GOOD + "--box 0 0.5", "the box must hold every input"),
     ("certify " + GOOD + "--box 1 0", "lowest <= highest"),
-    ("certify " + GOOD + "--box nan 1", "must not be NaN"),
+    ("certify " + GOOD + "--box nan 1", "not NaN"),
     ("certify " + GOOD + "--box 0", "--box: expected 2 arguments"),
     ("certify " + GOOD + "--box low high", "invalid float value: 'low'"),
     ("certify " + GOOD + "--limit 0", "must be at least 1"),
