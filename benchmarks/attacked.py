@@ -161,7 +161,9 @@ def main() -> int:
             "adv-lib": version("adv-lib"),
             "seconds": round(time.time() - started),
         }
-        words = f"{options.network} --dataset {options.dataset} --json {options.json}"
+        words = f"{options.network} --dataset {options.dataset} --radius {options.radius:g}"
+        words += f" --limit {options.limit}" if options.limit else ""
+        words += f" --json {options.json}"
         command = {"command": f"python benchmarks/attacked.py {words}"}
         write_json(
             options.json, facts | {"rows": rows, "environment": environment("cpu")} | command
