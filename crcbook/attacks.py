@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from crcbook.acceleration import Acceleration
 from crcbook.checks import Items, as_box, as_count, as_labels, as_radii, as_tensor, read_items
-from crcbook.networks import MarginAlong, Network
+from crcbook.networks import MarginAlong, Network, logit_margin
 from crcbook.proof.box import Box, clip
 from crcbook.proof.prover import Entries, Prover
 from crcbook.steps import step_to_boundary, step_to_sphere
@@ -422,8 +422,7 @@ def _retreat(margin_at: MarginAlong | SegmentMargins, below: Tensor) -> Tensor:
 
 
 def _margin(network: Network | Unread, x: Tensor, label: Tensor, target: Tensor) -> Tensor:
-    logits = network.logits(x)
-    return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
+    return logit_margin(network.logits(x), label, target)
 
 
 def _attack(aim: Aim, radius: Tensor | None, steps: int, starts: list[Tensor]) -> Tensor:

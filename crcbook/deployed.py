@@ -172,7 +172,7 @@ def _hidden_error(network: Network, centre: Tensor) -> tuple[Tensor, Affine, Aff
     rows = zip(rounding.hidden(), _magnitudes(network), at_centre, slacks, strict=True)
     for (layer, norm, _, _), magnitude, z, slack in rows:
         row, terms = layer.activation, SINGLE.gamma(layer.weight.shape[1] + 2)
-        at_zero = len(layer.bias) ** 0.5 * abs(float(row.value(layer.bias.new_zeros(1))))
+        at_zero = layer.at_zero
         sums = (near @ layer.weight.abs().T + layer.bias.abs()).norm(dim=1) * OUTWARD
         sums = (away + error) * magnitude + sums
         most = torch.maximum(most, sums.at(FARTHEST))

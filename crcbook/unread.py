@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from crcbook.networks import unchanged_buffers
+from crcbook.networks import logit_margin, unchanged_buffers
 
 _TOGETHER = 256  # items evaluated at once
 
@@ -176,9 +176,7 @@ class SegmentMargins:
             ``(pairs,)``.
         """
         logits = self.function.logits(self.begin + fraction[:, None] * self.way)
-        return (logits.gather(1, self.label[:, None]) - logits.gather(1, self.target[:, None]))[
-            :, 0
-        ]
+        return logit_margin(logits, self.label, self.target)
 
     def take(self, index: Tensor) -> "SegmentMargins":
         """Some of the segments.

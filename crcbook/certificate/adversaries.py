@@ -59,13 +59,17 @@ class Limits:
             rows = torch.arange(len(radius), device=radius.device)
         else:
             rows = (radius > before.radius).nonzero().squeeze(1)
-        point, distance = before.point.clone(), before.distance.clone()
         entries = _entries(table, rows, column[rows])
         found = _nearest(table, entries, correct[rows], radius[rows])
-        away = (found - entries.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
-        nearer = (away < distance[rows]).nonzero().squeeze(1)
+        limits = cls(radius, column, before.point, before.distance)
+        return limits._with(rows, found, distance_bound(entries.x, found))
+
+    def _with(self, rows: Tensor, found: Tensor, away: Tensor) -> "Limits":
+        """The limits with other points of some images where those are nearer."""
+        point, distance = self.point.clone(), self.distance.clone()
+        nearer = away < distance[rows]
         point[rows[nearer]], distance[rows[nearer]] = found[nearer], away[nearer]
-        return cls(radius, column, point, distance)
+        return Limits(self.radius, self.column, point, distance)
 
     def far(self, table: Table, share: float) -> Tensor:
         """Where a radius is a small share of the distance of the nearest adversary known.
@@ -96,15 +100,12 @@ class Limits:
         every = rows.repeat_interleave(len(columns))
         entries = _entries(table, every, columns.repeat(len(rows)))
         found = _crossing(table, entries, entries.x, _EVERY_CLASS_STEPS)
-        away = (found - entries.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
+        away = distance_bound(entries.x, found)
         away, best = away.reshape(len(rows), -1).min(dim=1)
         found = found.reshape(len(rows), len(columns), -1)[
             torch.arange(len(rows), device=rows.device), best
         ]
-        point, distance = self.point.clone(), self.distance.clone()
-        better = away < distance[rows]
-        point[rows[better]], distance[rows[better]] = found[better], away[better]
-        return Limits(self.radius, self.column, point, distance)
+        return self._with(rows, found, away)
 
     def exact(self) -> Tensor:
         """Where the point is at the radius, up to a millionth; a misclassified image is its own.
@@ -225,6 +226,19 @@ class Rounding:
         if radius is not None:
             good &= (point - self.x[rows]).norm(dim=1) * OUTWARD <= radius[rows]
         return good
+
+
+def distance_bound(x: Tensor, point: Tensor) -> Tensor:
+    """How far points are from inputs, rounded upward.
+
+    Args:
+        x: ``(batch, n)`` float64.
+        point: ``(batch, n)`` float64; NaN where there is none.
+
+    Returns:
+        ``(batch,)`` l2 distances; infinity where there is no point.
+    """
+    return (point - x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
 
 
 def _entries(table: Table, rows: Tensor, column: Tensor) -> Entries:

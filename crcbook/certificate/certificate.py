@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crcbook.certificate.adversaries import Attacked, Limits, Rounding
+from crcbook.certificate.adversaries import Attacked, Limits, Rounding, distance_bound
 from crcbook.certificate.question import Margin, Question, Radius
-from crcbook.certificate.results import Certificate, Verdict, hint
+from crcbook.certificate.results import CLOSE, Certificate, Verdict, hint
 from crcbook.certificate.table import METHODS, Images, Stage, Table, run
 from crcbook.checks import Items, as_box, as_labels, as_radii, read_items
 from crcbook.deployed import FARTHEST, deployed_prover, farthest
-from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Prover
@@ -33,7 +32,6 @@ from crcbook.stages.single import Single
 
 _REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
 _WORTH_A_SEARCH = 0.1  # of a radius: what a search must promise to go before the rivals
-_CLOSE = 0.8  # of an adversary's distance: radii beyond are not challenged, and need no advice
 _RAISED = 1e-3  # of a radius: what a rival must raise it by to be asked for more
 _CHUNK_VALUES = 2**23  # of an input's way through a network, for all classes: 64 MB in float64
 
@@ -310,8 +308,8 @@ class _Problem:
         names = [METHODS[number] for number in table.method[row, limits.column].tolist()]
         names = names if self.asked.method == "best" else [self.asked.method] * len(names)
         point = self.rounded(table, limits.point)
-        away = (point - table.images.x).norm(dim=1).nan_to_num(nan=torch.inf) * OUTWARD
-        wide = limits.far(table, _CLOSE)
+        away = distance_bound(table.images.x, point)
+        wide = limits.far(table, CLOSE)
         return [limits.radius, target, limits.exact(), point, away, wide], names
 
     def _promising(self, question: Question, table: Table, least: float) -> Tensor | None:
@@ -325,8 +323,8 @@ class _Problem:
 
     def _challenge(self, question: Question, table: Table, limits: Limits) -> Limits:
         """Try the rivals where no adversary is near, and the limiting class can be raised."""
-        limits = limits.nearer(table, limits.far(table, _CLOSE))
-        wide = limits.far(table, _CLOSE)
+        limits = limits.nearer(table, limits.far(table, CLOSE))
+        wide = limits.far(table, CLOSE)
         rows = wide.nonzero().squeeze(1)
         if not len(rows):
             return limits
@@ -348,7 +346,7 @@ class _Problem:
         attacked = Attacked.of(table, radius)
         undecided = ~attacked.found
         if self.rivals:
-            far = undecided & attacked.far_from(table, _CLOSE)
+            far = undecided & attacked.far_from(table, CLOSE)
             run(question, table, self.rivals, question.together, far[:, None])
         run(question, table, in_balls, question.together, undecided[:, None])
         bound, correct = table.bound, table.images.correct

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CLOSE = 0.8  # of an adversary's distance: radii beyond are not challenged, and need no advice
+
 
 @dataclass(frozen=True, repr=False)
 class Certificate:

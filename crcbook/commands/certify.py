@@ -5,6 +5,7 @@ import math
 from statistics import mean, median
 
 from crcbook.certificate import certify
+from crcbook.certificate.results import CLOSE
 from crcbook.commands import items
 from crcbook.commands.answering import answer, fraction
 from crcbook.commands.items import Items
@@ -12,16 +13,7 @@ from crcbook.commands.rows import Row, number
 
 SUMMARY = "certify items: how far each can move before its label can change"
 
-_NEAR = 0.8  # of an adversary's distance: radii beyond need no advice
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments.
-
-    Args:
-        parser: the command's.
-    """
-    items.add_arguments(parser)
+add_arguments = items.add_arguments
 
 
 def run(options: argparse.Namespace) -> None:
@@ -77,4 +69,4 @@ def _open(rows: list[Row]) -> int:
     """For how many items no adversarial point is known a little beyond the radius."""
     correct = [row for row in rows if row["label"] == row["answer"]]
     sizes = [(float(row["radius"] or 0), float(row["distance"] or 0)) for row in correct]
-    return sum(radius < _NEAR * distance for radius, distance in sizes)
+    return sum(radius < CLOSE * distance for radius, distance in sizes)

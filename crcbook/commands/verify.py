@@ -11,13 +11,7 @@ from crcbook.commands.rows import Row, number
 SUMMARY = "decide for items whether their labels are certain within given radii"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments.
-
-    Args:
-        parser: the command's.
-    """
-    items.add_arguments(parser)
+add_arguments = items.add_arguments
 
 
 def run(options: argparse.Namespace) -> None:

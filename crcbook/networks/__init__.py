@@ -1,7 +1,7 @@
 """Networks: what a certificate is about, how one is read out of a model, and how one is built."""
 
 from crcbook.networks.building import architecture, deepen, mlp
-from crcbook.networks.network import Layer, MarginAlong, Network, remembered
+from crcbook.networks.network import Layer, MarginAlong, Network, logit_margin, remembered
 from crcbook.networks.reading import read_network, submodules, unchanged_buffers
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Network",
     "architecture",
     "deepen",
+    "logit_margin",
     "mlp",
     "read_network",
     "remembered",

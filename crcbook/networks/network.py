@@ -39,6 +39,12 @@ class Layer:
     weight_error: float = 0.0
     bias_error: float = 0.0
 
+    @property
+    def at_zero(self) -> float:
+        """The l2 norm of the activations of units whose preactivations are all 0."""
+        value = self.activation.value(self.bias.new_zeros(1))
+        return abs(float(value)) * len(self.bias) ** 0.5
+
 
 @dataclass(frozen=True)
 class LayerChain:
@@ -351,7 +357,7 @@ class MarginAlong:
         x = first.activation.value(self.begin + fraction[:, None] * self.way)
         for layer in rest:
             x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
-        return (x.gather(1, self.label[:, None]) - x.gather(1, self.target[:, None])).squeeze(1)
+        return logit_margin(x, self.label, self.target)
 
     def take(self, index: Tensor) -> "MarginAlong":
         """Some of the segments.
@@ -364,6 +370,20 @@ class MarginAlong:
         """
         columns = self.begin, self.way, self.label, self.target
         return MarginAlong(self.network, *(column.index_select(0, index) for column in columns))
+
+
+def logit_margin(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """The logit of one class minus that of another.
+
+    Args:
+        logits: ``(batch, classes)``.
+        label: ``(batch,)`` classes.
+        target: ``(batch,)`` classes.
+
+    Returns:
+        ``(batch,)``.
+    """
+    return (logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
 
 
 def remembered(function: Callable) -> Callable:

@@ -260,7 +260,7 @@ class RoundingModel:
                 error = norm * error + rounded + tiny
                 size = norm * size + bias
             steps.append(error)
-            at_zero = abs(float(row.value(layer.bias.new_zeros(1)))) * len(layer.bias) ** 0.5
+            at_zero = layer.at_zero
             size = row.max_slope * size + at_zero
             rounded = arithmetic.activation * size + tiny
             error = row.max_slope * (1 + arithmetic.activation) * error + rounded
@@ -325,8 +325,7 @@ def reading_bounds(network: Network, norms: Sequence[float]) -> tuple[float, flo
     size, error = (1.0, 0.0), (0.0, 0.0)  # multiples of the norm of x, and constants
     for layer, norm in zip(network.layers[:-1], norms, strict=True):
         g, omega = layer.activation.max_slope, layer.weight_error
-        at_zero = abs(float(layer.activation.value(layer.bias.new_zeros(()))))
-        constants = float(layer.bias.norm()), len(layer.bias) ** 0.5 * at_zero
+        constants = float(layer.bias.norm()), layer.at_zero
         alpha, beta = (
             g * ((norm + omega) * e + omega * s) for e, s in zip(error, size, strict=True)
         )
