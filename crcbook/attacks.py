@@ -244,28 +244,36 @@ def smallest_margin(network: Network | Unread, x: Tensor, y: Tensor) -> Tensor:
 
 
 def first_in_precision(
-    point: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    point: Tensor,
+    box: Box | None,
+    inward: bool,
     good: Callable[[Tensor, Tensor], Tensor],
-    like: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The first points beside some that are still good once they are rounded.
+    """The first points a little further away, or less far, that are still good once rounded.
 
     Args:
-        point: of ``(rows,)`` positions and a share, the points that much further or less far.
+        x: ``(batch, n)`` float64, from where.
+        point: ``(batch, n)`` float64 points; NaN where there is none.
+        box: where they must stay; None for everywhere.
+        inward: whether to look at points that are less far.
         good: of ``(rows,)`` positions and points, which will do.
-        like: ``(batch, n)`` the points themselves; NaN where there is none.
-        dtype: the precision to round to.
+        dtype: the precision to round to; in that of the points they stay as they are.
 
     Returns:
-        ``(batch, n)`` points of that precision, in that of ``like``; NaN where none will do.
+        ``(batch, n)`` points of that precision, in that of ``point``; NaN where none will do.
     """
-    rounded = torch.full_like(like, torch.nan)
-    rows = like.isfinite().all(1).nonzero().squeeze(1)
+    if dtype == point.dtype:
+        return point
+    rounded = torch.full_like(point, torch.nan)
+    rows = point.isfinite().all(1).nonzero().squeeze(1)
     for share in _ASIDE:
         if not len(rows):
             break
-        candidate = point(rows, share).to(dtype).to(like.dtype)
+        reach = 1 - share if inward else 1 + share
+        moved = x[rows] + reach * (point[rows] - x[rows])
+        candidate = clip(box and box.take(rows), moved).to(dtype).to(point.dtype)
         fine = good(rows, candidate)
         rounded[rows[fine]] = candidate[fine]
         rows = rows[~fine]
@@ -274,21 +282,14 @@ def first_in_precision(
 
 def _in_precision(aim: Aim, found: Tensor, radius: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The points in the inputs' precision: still in their balls, or still adversarial."""
-    if dtype == found.dtype:
-        return found
-
-    def beside(rows: Tensor, share: float) -> Tensor:
-        reach = 1 + share if radius is None else 1 - share
-        x = aim.x[rows]
-        return clip(aim.box and aim.box.take(rows), x + reach * (found[rows] - x))
 
     def good(rows: Tensor, point: Tensor) -> Tensor:
         if radius is None:
             return smallest_margin(aim.network, point, aim.label[rows]) <= 0
         return (point - aim.x[rows]).norm(dim=1) <= radius[rows]
 
-    rounded = first_in_precision(beside, good, found, dtype)
-    if radius is None:
+    rounded = first_in_precision(aim.x, found, aim.box, radius is not None, good, dtype)
+    if radius is None or dtype == found.dtype:
         return rounded
     # In a ball smaller than the roundings of its points there is the input alone.
     return torch.where(rounded.isnan().any(1, keepdim=True), aim.x, rounded)

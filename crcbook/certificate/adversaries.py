@@ -208,15 +208,8 @@ class Rounding:
         Returns:
             ``(images, n)`` float64; NaN where there is none.
         """
-        if self.dtype == torch.float64:
-            return point
-        beside = partial(self._beside, point, radius is not None)
-        return first_in_precision(beside, partial(self._good, radius), point, self.dtype)
-
-    def _beside(self, point: Tensor, inward: bool, rows: Tensor, share: float) -> Tensor:
-        reach = 1 - share if inward else 1 + share
-        moved = self.x[rows] + reach * (point[rows] - self.x[rows])
-        return clip(self.box and self.box.take(rows), moved)
+        good, inward = partial(self._good, radius), radius is not None
+        return first_in_precision(self.x, point, self.box, inward, good, self.dtype)
 
     def _good(self, radius: Tensor | None, rows: Tensor, point: Tensor) -> Tensor:
         network, y = self.prover.network, self.y[rows]

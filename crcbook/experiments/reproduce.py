@@ -75,32 +75,37 @@ def reproduce(
                 parts.ensure(part, progress)
             team.wait()
             if team.rank == 0:
-                columns, seconds = parts.collect()
+                where = environment(device) | {"processes": team.size}
                 training = read_json(runs / name / "run.json")
-                record = {
-                    "name": name,
-                    **_facts(experiment),
-                    "rival": parts.rival,
-                    **summary(columns, experiment.recipe.radius),
-                    "radii": encode_radii(columns["radius"]),
-                    "bits": {
-                        name: encode_bits(column)
-                        for name, column in columns.items()
-                        if column.dtype == torch.bool
-                    },
-                    **{key: training[key] for key in ("validation", "history")},
-                    "attack": ATTACK,
-                    "seconds_an_epoch": training["seconds_an_epoch"],
-                    "seconds_to_certify": round(seconds, 1),
-                    "training_environment": training["environment"],
-                    "environment": environment(device) | {"processes": team.size},
-                    "command": f"python -m crcbook reproduce --only {name}",
-                }
+                record = _record(name, experiment, parts, training, where)
                 path = results / f"{name}.json"
                 write_json(path, record)
                 written.append(path)
                 parts.remove()
     return written
+
+
+def _record(
+    name: str, experiment: Experiment, parts: "_Parts", training: dict, where: dict
+) -> dict:
+    """What is recorded of a finished experiment that was evaluated somewhere."""
+    columns, seconds = parts.collect()
+    bits = {key: column for key, column in columns.items() if column.dtype == torch.bool}
+    return {
+        "name": name,
+        **_facts(experiment),
+        "rival": parts.rival,
+        **summary(columns, experiment.recipe.radius),
+        "radii": encode_radii(columns["radius"]),
+        "bits": {key: encode_bits(column) for key, column in bits.items()},
+        **{key: training[key] for key in ("validation", "history")},
+        "attack": ATTACK,
+        "seconds_an_epoch": training["seconds_an_epoch"],
+        "seconds_to_certify": round(seconds, 1),
+        "training_environment": training["environment"],
+        "environment": where,
+        "command": f"python -m crcbook reproduce --only {name}",
+    }
 
 
 def _facts(experiment: Experiment) -> dict:
