@@ -71,12 +71,12 @@ def full() -> dict[str, Experiment]:
     brief = replace(broad, gamma=0.06, epochs=12)
     first = Experiment("mnist", 2, "softplus", broad)
     two = replace(first, recipe=fine, start=first)
+    long = replace(two, recipe=replace(tuned, gamma=0.1), start=replace(first, recipe=patient))
     found = {
         "mnist-2-softplus-crt": two,
         "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
-        "mnist-2-softplus-crt-long": replace(
-            two, recipe=replace(tuned, gamma=0.1), start=replace(first, recipe=patient)
-        ),
+        "mnist-2-softplus-crt-long": long,
+        **{f"mnist-2-softplus-crt-long-seed-{seed}": _drawn_anew(long, seed) for seed in (1, 2)},
         "mnist-3-softplus-crt": _deeper(two, 3),
         "mnist-4-softplus-crt": _deeper(two, 4),
     }
@@ -124,9 +124,16 @@ def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
 
 def _at_gamma(experiment: Experiment, gamma: float, seed: int) -> Experiment:
     """A training with all of its stages at one gamma, drawn anew from another seed."""
-    recipe = replace(experiment.recipe, gamma=gamma, seed=seed)
+    recipe = replace(experiment.recipe, gamma=gamma)
     start = experiment.start and _at_gamma(experiment.start, gamma, seed)
-    return replace(experiment, recipe=recipe, seed=seed, start=start, box=False)
+    return _drawn_anew(replace(experiment, recipe=recipe, start=start, box=False), seed)
+
+
+def _drawn_anew(experiment: Experiment, seed: int) -> Experiment:
+    """A training with all of its stages from another seed."""
+    recipe = replace(experiment.recipe, seed=seed)
+    start = experiment.start and _drawn_anew(experiment.start, seed)
+    return replace(experiment, recipe=recipe, seed=seed, start=start)
 
 
 def _deeper(experiment: Experiment, layers: int) -> Experiment:
