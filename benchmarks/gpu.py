@@ -33,6 +33,7 @@ from crcbook.checkpoints import write_json
 from crcbook.datasets import Split
 from crcbook.experiments import (
     Experiment,
+    drawn_anew,
     environment,
     evaluate,
     experiments,
@@ -157,13 +158,6 @@ def _turns(cases: list) -> Iterator[tuple]:
             yield case, settings[(place + turn) % len(settings)]
 
 
-def at_seed(experiment: Experiment, seed: int) -> Experiment:
-    """The experiment and all that it starts from, drawn anew; no box."""
-    start = experiment.start and at_seed(experiment.start, seed)
-    recipe = replace(experiment.recipe, seed=seed)
-    return replace(experiment, recipe=recipe, seed=seed, start=start, box=False)
-
-
 def trained(experiment: Experiment, runs: Path, device: str) -> tuple[nn.Sequential, dict]:
     """Train a network, certify and attack all test images, and time it.
 
@@ -214,7 +208,7 @@ def ask(options: argparse.Namespace, runs: Path) -> dict:
     experiment, networks = experiments(profile)[name], []
     for seed in options.seeds:
         before = time.monotonic()
-        model, figures = trained(at_seed(experiment, seed), runs, device)
+        model, figures = trained(replace(drawn_anew(experiment, seed), box=False), runs, device)
         networks.append(figures)
         note(f"seed {seed}", figures)
         if seed == options.seeds[0]:

@@ -22,6 +22,7 @@ from crcbook.experiments import (
     Experiment,
     decode_bits,
     decode_radii,
+    drawn_anew,
     encode_bits,
     encode_radii,
     environment,
@@ -254,6 +255,19 @@ def test_a_deeper_experiment_goes_on_from_a_shallower_one(tmp_path):
     assert len(facts["history"]) == 1
     near = (deepen(shallow, 3)[1].weight - model[1].weight).norm() / model[1].weight.norm()
     assert 0 < near < 0.5
+
+
+def test_an_experiment_goes_on_from_the_mean_of_others(tmp_path):
+    starts = tuple(drawn_anew(TINY, seed) for seed in (0, 1))
+    still = replace(TINY.recipe, epochs=1, learning_rate=1e-9)
+    wide = replace(TINY, width=2 * TINY.width, start=starts, recipe=still)
+    model, _ = run_training(wide, tmp_path / "wide", names={starts[1]: "one"})
+    [zero] = tmp_path.glob("start-digits-2-softplus-*")
+    models = [crc.load_model(path / "model.safetensors") for path in (zero, tmp_path / "one")]
+    x = crc.load("digits").test.x
+    expected = torch.stack([start(x) for start in models]).mean(0)
+    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=0)
+    assert drawn_anew(wide, 5).starts == (drawn_anew(TINY, 5),) * 2
 
 
 def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import crcbook as crc
-from crcbook.networks import Layer, Network, deepen, read_network
+from crcbook.networks import Layer, Network, deepen, mean_of, read_network
 from crcbook.proof.rounding import reading_bounds
 
 
@@ -164,6 +164,33 @@ def test_a_deepened_network_computes_almost_the_same(activation, layers):
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     assert len(read_network(deeper).layers) == layers
     torch.testing.assert_close(deeper(x), model(x), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+@pytest.mark.parametrize("widths", [([9], [7], [4]), ([9, 3], [7, 5])])
+def test_the_mean_of_networks_computes_the_mean_of_their_logits(activation, widths):
+    models = [crc.mlp([6, *hidden, 4], activation, seed=i) for i, hidden in enumerate(widths)]
+    wide = mean_of(models)
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([model(x) for model in models]).mean(0)
+    torch.testing.assert_close(wide(x), expected)
+    if len(widths[0]) == 1:  # with more layers the bound is no longer the Hessian's own
+        bends = [crc.curvature_bounds(model, 0, 1) for model in models]
+        least, most = crc.curvature_bounds(wide, 0, 1)
+        assert least >= (1 + 1e-9) * sum(m for m, _ in bends) / len(bends)
+        assert most <= (1 + 1e-9) * sum(m for _, m in bends) / len(bends)
+
+
+def test_only_networks_that_go_together_have_a_mean():
+    model = crc.mlp([6, 5, 4])
+    others = [crc.mlp([6, 5, 4], "tanh")]
+    others += [crc.mlp(sizes) for sizes in ([7, 5, 4], [6, 5, 3], [6, 5, 5, 4])]
+    for other in others:
+        with pytest.raises(ValueError, match="the same inputs, classes, activation"):
+            mean_of([model, other])
+    for models in ([], [crc.mlp([6, 4])]):
+        with pytest.raises(ValueError, match="with a hidden layer"):
+            mean_of(models)
 
 
 def test_only_networks_with_a_hidden_layer_can_be_deepened():

@@ -3,7 +3,7 @@
 ``python -m crcbook reproduce`` runs what is missing.
 """
 
-from crcbook.experiments.catalogue import PROFILES, Experiment, experiments
+from crcbook.experiments.catalogue import PROFILES, Experiment, drawn_anew, experiments
 from crcbook.experiments.evaluation import evaluate, summary
 from crcbook.experiments.paired import Paired, paired
 from crcbook.experiments.records import (
@@ -24,6 +24,7 @@ __all__ = [
     "Paired",
     "decode_bits",
     "decode_radii",
+    "drawn_anew",
     "encode_bits",
     "encode_radii",
     "environment",

@@ -1,5 +1,6 @@
 """The catalogue: every network of the book's tables, by name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,7 +26,8 @@ class Experiment:
         box: also confine an adversary to pixels in [0, 1].
         crown_images: how many test images, from the first, also get a radius by CROWN.
         start: the experiment with as many layers or fewer whose trained network, deepened by
-            :func:`crcbook.networks.deepen`, this one goes on from; None for a random start.
+            :func:`crcbook.networks.deepen`, this one goes on from; of several, the mean
+            (:func:`crcbook.networks.mean_of`), as wide as all together; None for a random start.
     """
 
     dataset: str
@@ -36,7 +38,42 @@ class Experiment:
     seed: int = 0
     box: bool = True
     crown_images: int = 0
-    start: "Experiment | None" = None
+    start: "Experiment | tuple[Experiment, ...] | None" = None
+
+    @property
+    def starts(self) -> "tuple[Experiment, ...]":
+        """The experiments that this one goes on from."""
+        if self.start is None:
+            return ()
+        return self.start if isinstance(self.start, tuple) else (self.start,)
+
+    def with_starts(self, change: "Callable[[Experiment], Experiment]") -> "Experiment":
+        """This experiment going on from others in the place of its own.
+
+        Args:
+            change: what to go on from in the place of a start.
+
+        Returns:
+            The experiment; itself where it has a random start.
+        """
+        starts = tuple(map(change, self.starts))
+        if not starts:
+            return self
+        return replace(self, start=starts if isinstance(self.start, tuple) else starts[0])
+
+
+def drawn_anew(experiment: Experiment, seed: int) -> Experiment:
+    """An experiment with all of its stages from another seed.
+
+    Args:
+        experiment: what to train.
+        seed: the seed of the initialisation and of the recipe.
+
+    Returns:
+        The experiment.
+    """
+    found = replace(experiment, recipe=replace(experiment.recipe, seed=seed), seed=seed)
+    return found.with_starts(lambda start: drawn_anew(start, seed))
 
 
 def experiments(profile: str = "full") -> dict[str, Experiment]:
@@ -76,7 +113,10 @@ def full() -> dict[str, Experiment]:
         "mnist-2-softplus-crt": two,
         "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
         "mnist-2-softplus-crt-long": long,
-        **{f"mnist-2-softplus-crt-long-seed-{seed}": _drawn_anew(long, seed) for seed in (1, 2)},
+        **{f"mnist-2-softplus-crt-long-seed-{seed}": drawn_anew(long, seed) for seed in (1, 2)},
+        "mnist-2-softplus-crt-mean-of-three": replace(
+            long, width=3 * long.width, start=tuple(drawn_anew(long, seed) for seed in range(3))
+        ),
         "mnist-3-softplus-crt": _deeper(two, 3),
         "mnist-4-softplus-crt": _deeper(two, 4),
     }
@@ -118,22 +158,14 @@ def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
     """
     *before, own = epochs
     recipe = replace(experiment.recipe, epochs=own, validate_every=own, attack_dtype="float32")
-    start = experiment.start and _shortened(experiment.start, *before)
-    return replace(experiment, recipe=recipe, start=start)
+    return replace(experiment, recipe=recipe).with_starts(lambda start: _shortened(start, *before))
 
 
 def _at_gamma(experiment: Experiment, gamma: float, seed: int) -> Experiment:
     """A training with all of its stages at one gamma, drawn anew from another seed."""
     recipe = replace(experiment.recipe, gamma=gamma)
-    start = experiment.start and _at_gamma(experiment.start, gamma, seed)
-    return _drawn_anew(replace(experiment, recipe=recipe, start=start, box=False), seed)
-
-
-def _drawn_anew(experiment: Experiment, seed: int) -> Experiment:
-    """A training with all of its stages from another seed."""
-    recipe = replace(experiment.recipe, seed=seed)
-    start = experiment.start and _drawn_anew(experiment.start, seed)
-    return replace(experiment, recipe=recipe, seed=seed, start=start)
+    found = replace(experiment, recipe=recipe, box=False)
+    return drawn_anew(found.with_starts(lambda start: _at_gamma(start, gamma, seed)), seed)
 
 
 def _deeper(experiment: Experiment, layers: int) -> Experiment:

@@ -24,7 +24,7 @@ from crcbook.datasets import Split, load, split_validation
 from crcbook.experiments.catalogue import BOUNDS, Experiment, full, quick
 from crcbook.experiments.evaluation import ATTACK, crown_radii, evaluate, summary
 from crcbook.experiments.records import PACKAGE, digest, encode_bits, encode_radii, environment
-from crcbook.networks import deepen, mlp
+from crcbook.networks import deepen, mean_of, mlp
 from crcbook.outputs import check_writable, locked
 from crcbook.training import best_epoch, train
 
@@ -157,12 +157,13 @@ def run_training(
             experiment.
     """
     about: dict[str, Any] = {"dataset": experiment.dataset, "seed": experiment.seed}
-    start = experiment.start
-    if start is not None:
+    starts: list[nn.Sequential] = []
+    for start in experiment.starts:
         digest = hashlib.sha256(json.dumps(_facts(start)).encode()).hexdigest()[:8]
-        about["start"] = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
-        beside = folder.with_name((names or {}).get(start, about["start"]))
-        start, _ = run_training(start, beside, device, resume, progress, names)
+        own = f"start-{start.dataset}-{start.layers}-{start.activation}-{digest}"
+        about["start"] = f"{about['start']} {own}" if starts else own
+        beside = folder.with_name((names or {}).get(start, own))
+        starts.append(run_training(start, beside, device, resume, progress, names)[0])
     check_writable(folder / "run.json")
     with locked(folder, wait=_processes() > 1):
         data = load(experiment.dataset)
@@ -170,10 +171,10 @@ def run_training(
         training, validation = split_validation(data.train, items)
         hidden = [experiment.width] * (experiment.layers - 1)
         sizes = [data.inputs, *hidden, data.classes]
-        if start is None:
+        if not starts:
             model = mlp(sizes, experiment.activation, experiment.seed).to(device)
         else:
-            model = deepen(start, experiment.layers)
+            model = deepen(mean_of(starts), experiment.layers)
         path = folder / "run.json"
         known = read_json(path) if resume and path.exists() else {}
         history = train(

@@ -1,6 +1,6 @@
 """Networks: what a certificate is about, how one is read out of a model, and how one is built."""
 
-from crcbook.networks.building import architecture, deepen, mlp
+from crcbook.networks.building import architecture, deepen, mean_of, mlp
 from crcbook.networks.network import Layer, MarginAlong, Network, logit_margin, remembered
 from crcbook.networks.reading import read_network, submodules, unchanged_buffers
 
@@ -11,6 +11,7 @@ __all__ = [
     "architecture",
     "deepen",
     "logit_margin",
+    "mean_of",
     "mlp",
     "read_network",
     "remembered",

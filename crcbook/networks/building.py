@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
 from crcbook.networks.modules import activation_module
+from crcbook.networks.network import Layer
 from crcbook.networks.reading import read_network, submodules
 
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
@@ -105,3 +106,47 @@ def deepen(model: nn.Sequential, layers: int) -> nn.Sequential:
     values = [value for pair in weights for value in pair]
     deeper.load_state_dict(dict(zip(deeper.state_dict(), values, strict=True)))
     return deeper
+
+
+def mean_of(models: Sequence[nn.Sequential]) -> nn.Sequential:
+    """The network whose logits are the mean of others' logits, to train on from there.
+
+    Their hidden units stand side by side. The Hessian of a mean is the mean of the Hessians, so its
+    curvature is at most the mean of theirs, and where the networks bend in different directions it
+    is less.
+
+    Args:
+        models: :func:`mlp` networks with the same inputs, classes, activation and number of layers.
+
+    Returns:
+        The network, as wide as all of them together, in the first one's dtype, on its device.
+
+    Raises:
+        ValueError: without a model, for one that ``mlp`` would not build, without a hidden layer,
+            or that does not go with the others.
+    """
+    facts = [architecture(model) for model in models]
+    alike = {(len(f["sizes"]), f["sizes"][0], f["sizes"][-1], f["activation"]) for f in facts}
+    if len(alike) != 1 or len(facts[0]["sizes"]) < 3:
+        raise ValueError(
+            "expected networks with a hidden layer and the same inputs, classes, activation and "
+            f"number of layers; got {facts}"
+        )
+    first, *inner, last = zip(*(read_network(model).layers for model in models), strict=True)
+    weights = [(torch.cat([layer.weight for layer in first]), _joined(first))]
+    weights += [(torch.block_diag(*(layer.weight for layer in place)), _joined(place))
+                for place in inner]  # fmt: skip
+    weights.append((
+        torch.cat([layer.weight for layer in last], dim=1) / len(models),
+        torch.stack([layer.bias for layer in last]).mean(0),
+    ))  # fmt: skip
+    hidden = [sum(widths) for widths in zip(*(f["sizes"][1:-1] for f in facts), strict=True)]
+    sizes = [facts[0]["sizes"][0], *hidden, facts[0]["sizes"][-1]]
+    wide = mlp(sizes, facts[0]["activation"]).to(next(models[0].parameters()))
+    values = [value for pair in weights for value in pair]
+    wide.load_state_dict(dict(zip(wide.state_dict(), values, strict=True)))
+    return wide
+
+
+def _joined(layers: Sequence[Layer]) -> Tensor:
+    return torch.cat([layer.bias for layer in layers])
