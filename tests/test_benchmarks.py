@@ -298,3 +298,46 @@ def test_a_certificate_of_the_program_is_compared_with_that_of_the_network(
     assert record["images"] == 30
     assert 0.5 < record["mean share of the radius left"] < 1
     assert 0 < record["certified, float32 program"] <= record["certified"]
+
+
+def test_a_vote_has_the_radius_of_its_confidence_bound(benchmark):
+    smoothing = benchmark("smoothing")
+    # All of n copies agree: the share p with p^n = alpha.
+    share = smoothing.ALPHA ** (1 / 1000)
+    expected = 0.5 * float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))
+    assert smoothing.radius_of(1000, 1000, 0.5) == pytest.approx(expected)
+    radii = [smoothing.radius_of(hits, 1000, 0.5) for hits in range(0, 1001, 20)]
+    assert radii == sorted(radii) and radii[25] == 0.0 < radii[30]
+
+
+def test_a_linear_vote_keeps_the_distance_to_the_boundary(benchmark):
+    """A smoothed linear classifier is the classifier, whose distances are known."""
+    smoothing = benchmark("smoothing")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.6, 0.8, 0.0], [0.0, 0.0, 0.0]]))
+        model[1].bias.zero_()
+    distance = torch.tensor([0.3, 0.6, 0.9, -0.3])
+    items = crc.datasets.Split(distance[:, None] * torch.tensor([0.6, 0.8, 0.0]),
+                               torch.zeros(4, dtype=torch.int64))  # fmt: skip
+    found = smoothing.certified(model, items, 0.5, 20_000, seed=0)
+    for radius, exact in zip(found, distance.tolist(), strict=True):
+        assert radius <= max(exact, 0.0)
+        assert radius >= 0.9 * exact
+
+
+def test_smoothing_is_recorded(benchmark, tmp_path, capsys):
+    words = "--dataset digits --noises 0.4 0.6 --seeds 0 1 --epochs 40 --width 32 --images 20"
+    path = tmp_path / "smoothing.json"
+    command = [*words.split(), "--copies", "500", "--radius", "0.3", "--json", str(path)]
+    assert benchmark("smoothing").main(command) == 0
+    record = json.loads(path.read_text())
+    assert record["validated"][f"{record['noise']:g}"] == max(record["validated"].values())
+    by_seed = record["certified, by seed"]
+    assert set(by_seed) == {"0", "1"}
+    for row in by_seed.values():
+        assert sorted(row.values(), reverse=True) == list(row.values())
+        assert row["0.5"] > 0.3
+    mean, deviation = record["certified, mean and deviation"]["0.5"]
+    assert mean == pytest.approx((by_seed["0"]["0.5"] + by_seed["1"]["0.5"]) / 2)
+    assert deviation >= 0
