@@ -1,13 +1,17 @@
-"""The data of the book: toys in the plane, bundled digits, MNIST and Fashion-MNIST.
+"""The data of the book: toys in the plane, bundled digits, MNIST, Fashion-MNIST and CIFAR-10.
 
-Images are float32 with pixels in [0, 1]; labels are int64.
+Images are float32 with pixels in [0, 1], ``(height, width)`` or ``(colours, height, width)``;
+labels are int64.
 """
 
 import hashlib
 import importlib
+import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 
 TOYS = ("moons", "circles", "blobs")
-DATASETS = (*TOYS, "digits", "mnist", "fashion-mnist")
+DATASETS = (*TOYS, "digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg")
 # The items of each split, and what `_sums` gives of its images and labels.
 _PUBLISHED = {
     "mnist": {
@@ -27,6 +31,11 @@ _PUBLISHED = {
         "train": (60000, "04c96f6deb5873b98530765c9eb26b7a", "4115895a719d060966a54c7f2e69e159"),
         "t10k": (10000, "5533d2c6ef7e2c5d44280a7c4335e3b2", "4e6f7641d5ba513061f4658044048c5c"),
     },
+}
+# What `_sum_of_copies` gives of the copies of CIFAR-10 that were encoded as JPEG.
+_COPIES = {
+    "train": "41292a7c242f84eca3fc6e6462f4454b",
+    "test": "ee9d081a9536174c4d38a49b2e492b0c",
 }
 _HEAD = {"images-idx3": 16, "labels-idx1": 8}  # bytes before the items
 _VALUES = {"images-idx3": 784, "labels-idx1": 1}  # bytes an item
@@ -88,9 +97,13 @@ class Dataset:
 def load(name: str, seed: int = 0) -> Dataset:
     """Load a dataset by name.
 
-    MNIST and Fashion-MNIST are read from the folder named by the environment variable
+    MNIST, Fashion-MNIST and CIFAR-10 are read from the folder named by the environment variable
     ``CRCBOOK_DATA`` (``~/.cache/crcbook`` where it is unset) and downloaded where missing; the
     others need no network. Every image and label is held against the published ones.
+    ``"cifar10-jpeg"`` is CIFAR-10 encoded again as JPEG, which is lossy: figures of it are not
+    figures of CIFAR-10. It is nowhere downloaded from: its files, ``train.npz`` and ``test.npz`` in
+    ``cifar10-jpeg``, hold ``jpeg``, all images' bytes, ``offsets``, where each begins and the last
+    one ends, and ``labels``.
 
     Args:
         name: one of ``DATASETS``.
@@ -110,6 +123,10 @@ def load(name: str, seed: int = 0) -> Dataset:
         return _digits()
     if name in ("mnist", "fashion-mnist"):
         return _torchvision(name)
+    if name == "cifar10":
+        return _cifar10()
+    if name == "cifar10-jpeg":
+        return _cifar10_copies()
     raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {name!r}")
 
 
@@ -167,15 +184,18 @@ def _toy(name: str, seed: int) -> Dataset:
 def _digits() -> Dataset:
     digits = _module("sklearn.datasets", "digits").load_digits()
     split = _tensors(digits.images / 16.0, digits.target)
-    # The bundled file lists writers in turn: a fixed shuffle mixes them.
+    split = _shuffled(split)  # the bundled file lists writers in turn
+    return Dataset("digits", split.take(slice(0, 1297)), split.take(slice(1297, None)))
+
+
+def _shuffled(split: Split) -> Split:
+    """The same items in a fixed random order."""
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(split), generator=generator, device="cpu")
-    return Dataset("digits", split.take(order[:1297]), split.take(order[1297:]))
+    return split.take(torch.randperm(len(split), generator=generator, device="cpu"))
 
 
 def _torchvision(name: str) -> Dataset:
-    datasets = _module("torchvision.datasets", name)
-    root = Path(os.environ.get("CRCBOOK_DATA") or "~/.cache/crcbook").expanduser()
+    datasets, root = _module("torchvision.datasets", name), _root()
     factory = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
     folder = root / factory.__name__ / "raw"
     for part, (items, *_) in _PUBLISHED[name].items():
@@ -183,13 +203,7 @@ def _torchvision(name: str) -> Dataset:
             _check_size(folder / f"{part}-{kind}-ubyte", head + items * _VALUES[kind])
     for archive, md5 in factory.resources:
         _check_archive(folder / archive, md5)
-    try:
-        parts = [factory(root, train=train, download=True) for train in (True, False)]
-    except Exception as error:
-        raise RuntimeError(
-            f"{name} is not in {root} and could not be downloaded ({error}). Set CRCBOOK_DATA to a "
-            "folder that torchvision can read it from, or run once where there is a network."
-        ) from error
+    parts = _downloaded(factory, name, root)
     for (part, (_, *published)), read in zip(_PUBLISHED[name].items(), parts, strict=True):
         found = _sums(read.data.numpy(), read.targets.numpy())
         for kind, one, wanted in zip(_HEAD, found, published, strict=True):
@@ -197,6 +211,72 @@ def _torchvision(name: str) -> Dataset:
                 raise _damaged(folder / f"{part}-{kind}-ubyte", f"some are not those of {name}")
     train, test = (_tensors(part.data.numpy() / 255.0, part.targets.numpy()) for part in parts)
     return Dataset(name, train, test)
+
+
+def _root() -> Path:
+    return Path(os.environ.get("CRCBOOK_DATA") or "~/.cache/crcbook").expanduser()
+
+
+def _downloaded(factory: Callable, name: str, root: Path) -> list:
+    """Both splits as torchvision reads them, after a download where they are missing."""
+    try:
+        return [factory(root, train=train, download=True) for train in (True, False)]
+    except Exception as error:
+        raise RuntimeError(
+            f"{name} is not in {root} and could not be downloaded ({error}). Set CRCBOOK_DATA to a "
+            "folder that torchvision can read it from, or run once where there is a network."
+        ) from error
+
+
+def _cifar10() -> Dataset:
+    """The original.
+
+    Its files are pickles: torchvision holds them against the published checksums before it reads
+    one.
+    """
+    factory = _module("torchvision.datasets", "cifar10").CIFAR10
+    train, test = (
+        _colours(part.data, np.asarray(part.targets))
+        for part in _downloaded(factory, "cifar10", _root())
+    )
+    return Dataset("cifar10", train, test)
+
+
+def _cifar10_copies() -> Dataset:
+    pictures, folder = _module("PIL.Image", "cifar10-jpeg"), _root() / "cifar10-jpeg"
+    splits = []
+    for part, wanted in _COPIES.items():
+        file = folder / f"{part}.npz"
+        if not file.exists():
+            raise RuntimeError(
+                f"cifar10-jpeg needs {file}, which is nowhere downloaded from: set CRCBOOK_DATA to "
+                "a folder that has it, or take cifar10, the original"
+            )
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                jpeg, offsets, labels = (arrays[key] for key in ("jpeg", "offsets", "labels"))
+            found = _sum_of_copies(jpeg, offsets, labels)
+        except Exception as error:
+            raise RuntimeError(f"{file} is damaged: {error}") from error
+        if found != wanted:
+            raise RuntimeError(f"{file} is damaged: some images are not those of cifar10-jpeg")
+        images = [
+            np.asarray(pictures.open(io.BytesIO(jpeg[start:stop].tobytes())).convert("RGB"))
+            for start, stop in pairwise(offsets.tolist())
+        ]
+        splits.append(_shuffled(_colours(np.stack(images), labels)))  # they stand class by class
+    return Dataset("cifar10-jpeg", *splits)
+
+
+def _sum_of_copies(jpeg: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> str:
+    values = jpeg.astype(np.uint8), offsets.astype(np.int64), labels.astype(np.int64)
+    return _md5(b"".join(array.tobytes() for array in values)).hexdigest()
+
+
+def _colours(images: np.ndarray, labels: np.ndarray) -> Split:
+    """Images ``(items, height, width, 3)`` of bytes as torch has them, colours first."""
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return Split(x.float().div_(255), torch.tensor(labels, dtype=torch.int64))
 
 
 def _sums(images: np.ndarray, labels: np.ndarray) -> tuple[str, str]:

@@ -1,11 +1,16 @@
 """Data comes in the promised form, and its absence is explained."""
 
 import gzip
+import hashlib
+import io
+import pickle
 import struct
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from sklearn.datasets import load_digits
 
 import crcbook as crc
@@ -137,6 +142,86 @@ def test_missing_images_without_a_network_are_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("CRCBOOK_DATA", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"no route to host.*Set CRCBOOK_DATA"):
         crc.load("mnist")
+
+
+def write_cifar10(root, monkeypatch):
+    """A folder as torchvision keeps it, with few random images, which count as published."""
+    folder, generator = root / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    sums = {}
+    for name, items in [("data_batch_1", 30), ("test_batch", 20), ("batches.meta", 0)]:
+        data = generator.integers(0, 256, (items, 3072), dtype=np.uint8)
+        facts = {"data": data, "labels": [i % 10 for i in range(items)], "label_names": ["a"] * 10}
+        (folder / name).write_bytes(pickle.dumps(facts))
+        sums[name] = [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+    factory = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(factory, "train_list", [sums["data_batch_1"]])
+    monkeypatch.setattr(factory, "test_list", [sums["test_batch"]])
+    monkeypatch.setattr(factory, "meta",
+                        factory.meta | {"md5": sums["batches.meta"][1]})  # fmt: skip
+    monkeypatch.setenv("CRCBOOK_DATA", str(root))
+    return folder
+
+
+def test_colours_stand_first(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, monkeypatch)
+    data = crc.load("cifar10")
+    assert data.train.x.shape == (30, 3, 32, 32) and data.test.x.shape == (20, 3, 32, 32)
+    assert (data.inputs, data.classes, data.train.x.dtype) == (3072, 10, torch.float32)
+    raw = pickle.loads((folder / "test_batch").read_bytes())["data"]  # written above
+    expected = torch.tensor(raw).reshape(20, 3, 32, 32) / 255
+    torch.testing.assert_close(data.test.x, expected)
+
+    def no_network(self):
+        if not self._check_integrity():
+            raise RuntimeError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", no_network)
+    (folder / "test_batch").write_bytes(bytes(5))
+    with pytest.raises(RuntimeError, match=r"cifar10 .*no route to host.*Set CRCBOOK_DATA"):
+        crc.load("cifar10")
+
+
+def write_copies(root, monkeypatch):
+    """CIFAR-10 as JPEG: few images of one colour each, which count as the copies."""
+    folder = root / "cifar10-jpeg"
+    folder.mkdir()
+    for part, items in [("train", 30), ("test", 20)]:
+        files = []
+        for i in range(items):
+            file = io.BytesIO()
+            Image.new("RGB", (32, 32), (8 * i, 100, 0)).save(file, "jpeg", quality=95)
+            files.append(file.getvalue())
+        arrays = {
+            "jpeg": np.frombuffer(b"".join(files), np.uint8),
+            "offsets": np.cumsum([0, *map(len, files)]),
+            "labels": np.arange(items, dtype=np.uint8) // (items // 10),
+        }
+        np.savez(folder / f"{part}.npz", **arrays)
+        monkeypatch.setitem(datasets._COPIES, part, datasets._sum_of_copies(**arrays))
+    monkeypatch.setenv("CRCBOOK_DATA", str(root))
+    return folder
+
+
+def test_copies_of_colour_images_are_a_dataset_of_their_own(tmp_path, monkeypatch):
+    folder = write_copies(tmp_path, monkeypatch)
+    data = crc.load("cifar10-jpeg")
+    assert data.train.x.shape == (30, 3, 32, 32) and data.test.x.shape == (20, 3, 32, 32)
+    assert data.name == "cifar10-jpeg" and data.train.y.tolist() != sorted(data.train.y.tolist())
+    red, green = data.train.x[:, :2].flatten(2).mean(2).T * 255
+    assert ((red / 8).round().long() // 3).tolist() == data.train.y.tolist()  # three a class
+    assert (green - 100).abs().max() < 3
+    with np.load(folder / "test.npz") as arrays:
+        changed = dict(arrays) | {"labels": arrays["labels"][::-1]}
+    np.savez(folder / "test.npz", **changed)
+    with pytest.raises(RuntimeError, match=r"test\.npz is damaged: some images are not those"):
+        crc.load("cifar10-jpeg")
+    (folder / "test.npz").write_bytes(b"no arrays")
+    with pytest.raises(RuntimeError, match=r"test\.npz is damaged"):
+        crc.load("cifar10-jpeg")
+    (folder / "test.npz").unlink()
+    with pytest.raises(RuntimeError, match=r"nowhere downloaded from.*take cifar10, the original"):
+        crc.load("cifar10-jpeg")
 
 
 def test_unknown_names_are_refused():
