@@ -14,6 +14,7 @@ from torch import nn
 
 import crcbook as crc
 from crcbook.experiments import encode_bits, encode_radii
+from crcbook.networks import read_network
 
 ROOT = Path(__file__).parents[1]
 TSV = """idx\tlabel\tpredict\tradius\tcorrect\ttime
@@ -341,3 +342,55 @@ def test_smoothing_is_recorded(benchmark, tmp_path, capsys):
     mean, deviation = record["certified, mean and deviation"]["0.5"]
     assert mean == pytest.approx((by_seed["0"]["0.5"] + by_seed["1"]["0.5"]) / 2)
     assert deviation >= 0
+
+
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "sigmoid"])
+@pytest.mark.parametrize("sizes", [[4, 6, 3], [4, 6, 5, 3], [4, 5, 6, 5, 3]])
+def test_other_works_curvatures_bound_the_hessian(benchmark, activation, sizes):
+    tightness = benchmark("tightness")
+    model = crc.mlp(sizes, activation, seed=len(sizes)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    network = read_network(model)
+    label, target = torch.tensor([0, 1]), torch.tensor([2, 0])
+    composed = tightness.composed_bound(network, label, target)
+    published = tightness.published_bound(network, label, target)
+    x = 2 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for i in range(2):
+
+        def margin(point, i=i):
+            logits = network.logits(point[None])[0]
+            return logits[label[i]] - logits[target[i]]
+
+        norms = torch.linalg.matrix_norm(torch.func.vmap(torch.func.hessian(margin))(x), 2)
+        assert norms.max() <= composed[i] and norms.max() <= published[i]
+        if len(sizes) == 3:  # where ours is exact
+            bounds = crc.curvature_bounds(model, int(label[i]), int(target[i]))
+            ours = max(abs(float(bound)) for bound in bounds)
+            assert ours <= composed[i] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "sigmoid", "silu"])
+def test_a_prefix_is_as_steep_as_its_steepest_point(benchmark, activation):
+    tightness = benchmark("tightness")
+    network = read_network(crc.mlp([4, 6, 5, 3], activation, seed=1).double())
+    one = torch.ones((), dtype=torch.float64)
+    steepest = network.layers[0].activation.max_slope
+    first = steepest * torch.linalg.matrix_norm(network.layers[0].weight, 2)
+    found = tightness._lip_lt(network, 1, [one, first])
+    product = steepest * network.layers[1].weight @ network.layers[0].weight
+    norm = torch.linalg.matrix_norm(network.layers[1].weight, 2) * first
+    assert torch.linalg.matrix_norm(product, 2) <= found <= norm * (1 + 1e-9)
+
+
+def test_the_composed_radius_is_a_certificate(benchmark):
+    tightness = benchmark("tightness")
+    model = crc.mlp([4, 8, 6, 3], "tanh", seed=1).double()
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = model(x).argmax(1)
+    found = tightness.composed_radius(read_network(model), x, y)
+    assert (found > 0).all() and (found <= crc.attack(model, x, y).distance).all()
+    assert (found <= crc.certify(model, x, y).radius * (1 + 1e-9)).all()
+    wrong = tightness.composed_radius(read_network(model), x, (y + 1) % 3)
+    assert (wrong == 0).all()
