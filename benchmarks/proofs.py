@@ -20,11 +20,12 @@ import torch
 import crcbook as crc
 from crcbook.checkpoints import write_json
 from crcbook.experiments import environment
+from crcbook.networks import deepen
 from crcbook.proof_file import prove
 from crcbook_checker import check
 
 CHECKER = Path(check.__file__)
-PART = 200  # images a proof file
+PART = 25  # images a proof file
 
 
 def seconds_of(action) -> tuple[object, float]:
@@ -41,14 +42,23 @@ def kept(path: Path, find) -> dict:
     return json.loads(path.read_text())
 
 
-def curvatures(network: check.Network) -> dict:
-    """Prove k over all of R^n for every two classes; the network's cache keeps them."""
+def curvatures(network: check.Network, local: bool) -> dict:
+    """Prove for every two classes what is the network's alone; its cache keeps that.
+
+    It is k over all of R^n; for balls, the largest eigenvalue that they share. (Where a claim of
+    local curvature rests on k over all of R^n, its time counts as the image's.)
+    """
     classes = len(network.layers[-1].rows)
     pairs = [(label, target) for label in range(classes) for target in range(classes)]
     zero, everywhere = check.arb(0), check.arb("inf")
     seconds = 0.0
     for pair in (pair for pair in pairs if pair[0] != pair[1]):
-        seconds += seconds_of(partial(network.bound, *pair, zero, [], everywhere, []))[1]
+        find = (
+            partial(network.in_ball, *pair, network.line)
+            if local
+            else partial(network.bound, *pair, zero, [], everywhere, [])
+        )
+        seconds += seconds_of(find)[1]
     return {"pairs": len(pairs) - classes, "seconds": seconds}
 
 
@@ -99,24 +109,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="a .safetensors model of crcbook, of a run too")
     parser.add_argument("--dataset", default="mnist", help="whose test images")
     parser.add_argument("--curvature", choices=("global", "local"), default="global")
+    parser.add_argument("--layers", type=int, help="make it as deep first, by layers that copy")
     parser.add_argument("--images", type=int, help="how many; all where not given")
     parser.add_argument("--seed", type=int, help="draw them at random, in place of the first ones")
     parser.add_argument("--runs", type=Path, default=Path("runs/proofs"), help="what is done")
     parser.add_argument("--json", type=Path, help="write a record here")
     options = parser.parse_args(arguments)
     model, test = crc.load_model(options.model), crc.load(options.dataset).test
+    name = options.model.parent.name if options.model.stem == "model" else options.model.stem
+    if options.layers:
+        model, name = deepen(model, options.layers), f"{name}-deepened-{options.layers}"
     count = min(options.images or len(test), len(test))
     index = torch.arange(count)
     if options.seed is not None:
         generator = torch.Generator().manual_seed(options.seed)
         index = torch.randperm(len(test), generator=generator)[:count]
     checker = hashlib.sha256(CHECKER.read_bytes()).hexdigest()
-    name = options.model.parent.name if options.model.stem == "model" else options.model.stem
     asked = f"{name}-{options.dataset}-{options.curvature}-{options.seed}"
     folder = options.runs / f"{asked}-{checker[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    network = check.Network.read(options.model, None, folder / "cache.json")
-    prepared = kept(folder / "curvatures.json", lambda: curvatures(network))
+    crc.save_model(folder / "model.safetensors", model)
+    network = check.Network.read(folder / "model.safetensors", None, folder / "cache.json")
+    local = options.curvature == "local" and len(network.layers) > 2
+    prepared = kept(folder / "curvatures.json", lambda: curvatures(network, local))
     parts = []
     for place, some in enumerate(index.split(PART)):
         path = folder / f"{place}-{len(some)}.safetensors"
@@ -129,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         "dataset": options.dataset,
         "curvature": options.curvature,
         **total(parts),
-        "curvatures over all of R^n": prepared["pairs"],
+        f"curvatures {'in any ball' if local else 'over all of R^n'}": prepared["pairs"],
         "CPU seconds to prove these": prepared["seconds"],
         "checker": {"sha256": checker, "python-flint": version("python-flint")},
         "environment": environment("cpu"),

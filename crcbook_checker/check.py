@@ -208,6 +208,7 @@ class Network:
         self.file = json.loads(cache.read_text()) if cache and cache.exists() else {}
         self.known: dict[str, float] = self.file.setdefault(key, {})
         self.ball: tuple = ()  # around the last image, in its room, and the ranges there
+        self.steepest: dict[tuple[int, int], Vector] = {}  # the d* of in_ball
 
     @classmethod
     def read(cls, path: Path, activation: str | None, cache: Path | None) -> "Network":
@@ -307,7 +308,8 @@ class Network:
         weight, lipschitz = self.layers[0], arb(1)
         extreme = [[[(slope[1], slope[1]), bend] for slope, bend in row] for row in self.line]
         first, *others = self.depths(label, target, ranges)
-        (most, *_) = self.depths(label, target, extreme)
+        most = self.steepest.get((label, target)) or self.depths(label, target, extreme)[0]
+        self.steepest[label, target] = most
         k = self.remembered(f"steep {label} {target}", lambda: weight.top(most))
         k += self.rough(0, each(sub, first, most))
         for place, depths in enumerate(others, start=1):
@@ -327,8 +329,7 @@ class Network:
         if radius.is_finite():
             if self.ball[:3] != (x, radius, room):
                 self.ball = x, radius, room, self.ranges(x, radius, room)
-            proved = self.in_ball(label, target, self.ball[3])
-            if k >= proved:
+            if k >= (proved := self.in_ball(label, target, self.ball[3])):
                 return proved
         return self.remembered(f"k {label} {target}", partial(self.everywhere, label, target))
 
@@ -438,8 +439,7 @@ class Claim:
         s = [k * a - b for a, b in zip(away, g, strict=True)]
         least = q - r * length(s) - k / 2 * r * r
         if self.room and m > k and not least >= margin:
-            d = [a / (m - k) for a in s]
-            d = each(arb.min, each(arb.max, d, self.room[0]), self.room[1])
+            d = each(arb.min, each(arb.max, [a / (m - k) for a in s], self.room[0]), self.room[1])
             least = q - dot(s, d) + (m - k) / 2 * dot(d, d) - m / 2 * r * r
         if not (q > 0 and least >= margin):
             yield f"the radius {r.str(9)} does not follow"

@@ -267,17 +267,23 @@ def test_adversaries_are_judged_in_the_ball_and_in_the_box(benchmark):
     assert torch.allclose(zoomed(zoomed.shrink(x)), model(x))
 
 
-def test_proofs_are_checked_part_by_part_and_kept(benchmark, tmp_path, digits_model, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [([], "over all of R^n"), (["--curvature", "local", "--layers", "3"], "in any ball")],
+)
+def test_proofs_are_checked_part_by_part_and_kept(
+    benchmark, tmp_path, digits_model, monkeypatch, more, where
+):
     pytest.importorskip("flint", reason="the checker needs python-flint: crcbook[check]")
     proofs = benchmark("proofs")
     monkeypatch.setattr(proofs, "PART", 3)
     model, path = tmp_path / "small.safetensors", tmp_path / "record.json"
     crc.save_model(model, digits_model)
     words = [str(model), "--dataset", "digits", "--images", "8", "--seed", "1",
-             "--runs", str(tmp_path / "runs"), "--json", str(path)]  # fmt: skip
+             "--runs", str(tmp_path / "runs"), "--json", str(path), *more]  # fmt: skip
     assert proofs.main(words) == 0
     record = json.loads(path.read_text())
-    assert record["summary"]["images"] == 8 and record["curvatures over all of R^n"] == 90
+    assert record["summary"]["images"] == 8 and record[f"curvatures {where}"] == 90
     assert record["images claimed"] == record["images proved"]
     assert record["images claimed"] + record["summary"]["not certified"] == 8
     monkeypatch.setattr(proofs, "prove", lambda *_: pytest.fail("proved again"))
