@@ -14,7 +14,7 @@ from torch import nn
 
 import crcbook as crc
 from crcbook.experiments import encode_bits, encode_radii
-from crcbook.networks import read_network
+from crcbook.networks import deepen, read_network
 
 ROOT = Path(__file__).parents[1]
 TSV = """idx\tlabel\tpredict\tradius\tcorrect\ttime
@@ -400,3 +400,46 @@ def test_the_composed_radius_is_a_certificate(benchmark):
     assert (found <= crc.certify(model, x, y).radius * (1 + 1e-9)).all()
     wrong = tightness.composed_radius(read_network(model), x, (y + 1) % 3)
     assert (wrong == 0).all()
+
+
+@pytest.mark.parametrize("activation", ["softplus", "tanh"])
+def test_inserted_layers_fold_away(benchmark, activation):
+    deepened = benchmark("deepened")
+    model, x = crc.mlp([6, 9, 4], activation, seed=1), torch.randn(50, 6)
+    folded = deepened.linearised(deepen(model, 4), x)
+    assert len(read_network(folded).layers) == 2
+    torch.testing.assert_close(folded(x), model(x), rtol=0, atol=0.02)
+    again = deepened.linearised(model, x)
+    torch.testing.assert_close(again(x), model(x))
+
+
+def test_only_units_that_vary_bend(benchmark):
+    deepened, x = benchmark("deepened"), torch.zeros(3, 6)
+    assert deepened.bends(crc.mlp([6, 9, 4]), x, 0.5) == {}
+    still = deepened.bends(deepen(crc.mlp([6, 9, 4], seed=1), 3), x, 0.1)
+    fresh = deepened.bends(crc.mlp([6, 9, 9, 4], seed=1), x, 0.1)
+    assert still["bends"] == 0 and still["varies"] < 1e-3
+    assert fresh["bends"] > 0.5
+    assert 0.01 < fresh["varies"] < deepened.bends(crc.mlp([6, 9, 9, 4], seed=1), x, 1)["varies"]
+
+
+def test_copies_are_recorded_beside_their_original(benchmark, tmp_path, monkeypatch):
+    shallow = crc.mlp([64, 16, 10], seed=0)
+    crc.train(shallow, crc.load("digits").train, crc.Recipe(radius=0.4, epochs=12, batch_size=64))
+    crc.save_model(tmp_path / "two.safetensors", shallow)
+    crc.save_model(tmp_path / "three.safetensors", deepen(shallow, 3))
+    files = [str(tmp_path / name) for name in ("two.safetensors", "three.safetensors")]
+    words = ["--dataset", "digits", "--radius", "0.3", "--images", "40"]
+    path = tmp_path / "record.json"
+    assert benchmark("deepened").main([*files, *words, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["networks"]
+    assert list(rows) == ["shallow", "untrained, 3 layers", "untrained, 4 layers", "three",
+                          "three, linearised"]  # fmt: skip
+    assert rows["three"] == rows["untrained, 3 layers"]
+    assert rows["shallow"]["certified, local"] > 0.3
+    for row in rows.values():
+        assert row["answers as the shallow one"] > 0.9
+        gained = row["certified alone"] - row["shallow alone"]
+        assert row["certified, local"] - rows["shallow"]["certified, local"] == pytest.approx(
+            gained / 40
+        )
