@@ -370,6 +370,29 @@ def test_in_a_ball_the_estimate_is_between_the_balls_bound_and_the_global_one(hi
     assert model[1].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("activation", ["softplus", "tanh"])
+@pytest.mark.parametrize("hidden", [[15], [15, 12], [8, 9, 10]])
+def test_with_the_slopes_of_a_point_the_estimate_covers_the_hessian_there(activation, hidden):
+    model = crc.mlp([10, *hidden, 4], activation, seed=1)
+    estimate, x = CurvatureEstimate(model), torch.linspace(-1, 1, 10)
+
+    def margins(point):
+        logits = model(point[None])[0]
+        return (logits[:, None] - logits).flatten()
+
+    bends = -torch.linalg.eigvalsh(torch.func.hessian(margins)(x)).min()
+    found = estimate(steps=300, x=x)
+    assert bends <= found * (1 + 1e-4)
+    anywhere = estimate(steps=300)
+    if len(hidden) == 1:  # no slope takes part
+        assert found.item() == pytest.approx(anywhere.item())
+    else:
+        assert found < 0.9 * anywhere
+    found.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model[1].weight.grad.abs().sum() > 0
+
+
 def test_the_largest_curvature_is_that_of_the_table_with_its_gradient():
     model = crc.mlp([10, 15, 12, 4], "sigmoid", seed=1)
     estimate, parameters = CurvatureEstimate(model), list(model.parameters())[::2]

@@ -336,6 +336,33 @@ def test_a_step_does_what_its_recipe_says(digits, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("curvature", "asked", "validated"),
+    [("global", {}, "global"), ("pointwise", {"x"}, "local"), ("local", {"x", "radius"}, "local")],
+)
+def test_curvature_is_bounded_where_the_recipe_says(
+    digits, monkeypatch, curvature, asked, validated
+):
+    recipe = crc.Recipe(radius=0.4, epochs=1, curvature=curvature, curvature_every=3)
+    model, few = crc.mlp([64, 8, 10], seed=0), digits.train.take(slice(0, 64))
+    calls, verdicts = [], []
+    call, verify = module.CurvatureEstimate.__call__, module.verify
+
+    def asking(self, **options):
+        calls.append(options)
+        return call(self, **options)
+
+    def verifying(*arguments, **options):
+        verdicts.append(options["curvature"])
+        return verify(*arguments, **options)
+
+    monkeypatch.setattr(module.CurvatureEstimate, "__call__", asking)
+    monkeypatch.setattr(module, "verify", verifying)
+    crc.train(model, few, recipe, validation=few)
+    assert [set(options) for options in calls] == [set(), set(asked)]  # the first one draws
+    assert verdicts == [validated]
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"method": "magic"},

@@ -234,8 +234,12 @@ class _Trainer:
     def _follow_curvature(self, x: Tensor, y: Tensor, radius: float) -> None:
         """Evaluate the curvature and its gradients, which serve until the next time."""
         if self.recipe.method == "crt":
-            local = self.recipe.curvature == "local"
-            curvature = self.estimate(x=x[0], radius=radius / 2) if local else self.estimate()
+            where: dict[str, dict[str, Any]] = {
+                "global": {},
+                "local": {"x": x[0], "radius": radius / 2},
+                "pointwise": {"x": x[0]},
+            }
+            curvature = self.estimate(**where[self.recipe.curvature])
         else:
             table = self.estimate.table()
             self.curvatures = table.detach()
@@ -364,7 +368,7 @@ def _robust(model: nn.Sequential, x: Tensor, y: Tensor, recipe: Recipe) -> Tenso
         return torch.cat(margins).scatter(1, y[:, None], torch.inf).amin(1) > 0
     if method == "lipschitz":
         return verify(model, x, y, radius, method="lipschitz").robust
-    curvature = recipe.curvature if method == "crt" else "global"
+    curvature = "local" if method == "crt" and recipe.curvature != "global" else "global"
     return verify(model, x, y, radius, curvature=curvature, method="dual").robust
 
 

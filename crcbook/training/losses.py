@@ -25,7 +25,7 @@ from crcbook.networks import Layer, Network, submodules
 from crcbook.networks.modules import activation_of
 from crcbook.power_iteration import top_eigenvalue_estimate
 from crcbook.proof.curvature import Link, RangesOf, curvature_sum
-from crcbook.proof.intervals import Interval, Ranges
+from crcbook.proof.intervals import Interval, Ranges, line_ranges
 
 
 def trained_layers(model: nn.Sequential, dtype: torch.dtype | None = None) -> list[Layer]:
@@ -370,13 +370,15 @@ class CurvatureEstimate:
         self.power = PowerIteration(seed)
         self()  # draws every direction once, so that a checkpoint finds all of them
 
-    def __call__(self, steps: int = 1, x: Tensor | None = None, radius: float = 0.0) -> Tensor:
+    def __call__(
+        self, steps: int = 1, x: Tensor | None = None, radius: float | None = None
+    ) -> Tensor:
         """Estimate the largest curvature at the current weights.
 
         Args:
             steps: the number of power iterations.
             x: ``(n,)`` the centre of a ball to look in; None for all of R^n.
-            radius: the ball's l2 radius.
+            radius: the ball's l2 radius; None for slopes at x alone, and bends as anywhere.
 
         Returns:
             A scalar; only the pair it belongs to takes part in its gradient.
@@ -412,10 +414,13 @@ class CurvatureEstimate:
 
 
 def _ranges(
-    layers: Sequence[Layer], x: Tensor, radius: float, place: int, links: list[Link]
+    layers: Sequence[Layer], x: Tensor, radius: float | None, place: int, links: list[Link]
 ) -> Ranges:
     """The ranges of a layer's slopes and bends over a ball, as a training sees them."""
     z = Network(tuple(layers)).preactivations(x[None])[place][0]
+    if radius is None:
+        slope = layers[place].activation.slope(z)
+        return slope, slope, *line_ranges(layers[place])[2:]
     reach = radius * sum(link.factor * link.matrix.norm(dim=1) for link in links)
     row = layers[place].activation
     return (*row.slope_interval(z - reach, z + reach), *row.bend_interval(z - reach, z + reach))

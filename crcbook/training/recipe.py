@@ -10,7 +10,7 @@ METHODS = (
 CHOICES = {
     "method": METHODS,
     "attack_dtype": ("float32", "bfloat16"),
-    "curvature": ("global", "local"),
+    "curvature": ("global", "local", "pointwise"),
 }
 
 
@@ -39,9 +39,11 @@ class Recipe:
             ``"adversarial"`` only.
         attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster, and counts
             as float32 where :func:`knows_bfloat16` says no.
-        curvature: where CRT bounds it, ``"global"`` (over all of R^n) or ``"local"`` (over a ball
-            of half the radius around one item a step); the latter is what a local certificate meets
-            on its way. The validation certifies with the same.
+        curvature: where CRT bounds it, ``"global"`` (over all of R^n), ``"local"`` (over a ball
+            of half the radius around one item a step), which is what a local certificate meets on
+            its way, or ``"pointwise"`` (with the slopes that the layers have at one item a step and
+            bends as anywhere), about what a parabola has to bend that touches the margin there. The
+            validation certifies by global curvature for the first one, else by local curvature.
         curvature_every: steps between two gradients of the curvature, each of which serves until
             the next; more than a few can be unstable.
         loss_q: q of the generalised cross-entropy :math:`(1 - p_y^q)/q` (Zhang & Sabuncu 2018),
