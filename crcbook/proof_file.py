@@ -89,7 +89,8 @@ def prove(
     prove, and hashes of the network and of the inputs. What :func:`crcbook.certify` owes to slabs,
     to curvature followed along paths, to a ball's own eigenvalue problems, or to a range of the
     last activation in which a class can never win has no such proof: the file claims what one
-    quadratic a class gives, and its summary counts the radii that were larger.
+    quadratic a class gives, and its summary counts the radii that were larger. CROWN and Lipschitz
+    constants are not asked for: what they would add is not counted either.
 
     Args:
         model: a module that :func:`crcbook.networks.read_network` accepts, with one kind of
