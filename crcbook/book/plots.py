@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; its black would vanish on a dark
 # page, and the two mid-light hues that stand out on both pages come first.
-PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
+PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#999933")
 
 # Legible on white and on black. In inline SVG it gives way to the page's own text colour.
 _INK = "#777777"
