@@ -1,13 +1,14 @@
 r"""The theorem that every certificate rests on, in exact arithmetic, as the book teaches it.
 
-Let :math:`f = z_y - z_t` be the margin of a label over another class, and let no eigenvalue of its
-Hessian be below :math:`-k`, with :math:`k \ge 0`. Then around any point c, f lies above a parabola
-that touches it there, and the parabola answers two questions about an input :math:`x_0`: how far
-can it move before f vanishes, and how small can f get within a given distance? (Singla & Feizi
-2020, Theorems 1 and 2, with c in place of their dual variable.)
+Let :math:`f = z_y - z_t` be the margin of a label over another class, twice continuously
+differentiable, and let no eigenvalue of its Hessian be below :math:`-k` anywhere, with
+:math:`k \ge 0`. Then for every point c, f lies above a parabola that touches it there, and the
+parabola answers two questions about an input :math:`x_0`: how far can it move before f vanishes,
+and how small can f get within a given distance? (Singla & Feizi 2020, Theorems 1 and 2, with c in
+place of their dual variable.)
 
 The engine, :mod:`crcbook.proof`, does the same with every rounding subtracted; the tests hold it to
-these lines.
+these lines. Distances are l2, in the units of the input.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,15 @@ def parabola(f: Callable[[Tensor], Tensor], x0: Tensor, c: Tensor, k: float) -> 
        s = k (x_0 - c) - \nabla f(c).
 
     Args:
-        f: a function of ``(n,)`` points, differentiable by autograd.
+        f: a function of one point ``(n,)``, twice continuously differentiable, that autograd can
+            differentiate.
         x0: ``(n,)`` the input.
-        c: ``(n,)`` any point.
-        k: no eigenvalue of the Hessian of f is below -k; at least 0.
+        c: ``(n,)`` any point: a bad one costs radius, never truth.
+        k: no eigenvalue of the Hessian of f is below -k, at any point; at least 0.
 
     Returns:
-        q, a scalar, and s, ``(n,)``.
+        q, a scalar: the parabola's value at the input; and s, ``(n,)``: its gradient there,
+        downward.
     """
     value, gradient = torch.func.grad_and_value(f)(c)[::-1]
     away = x0 - c
@@ -42,11 +45,12 @@ def radius(q: Tensor, s: Tensor, k: float) -> Tensor:
 
     Args:
         q: the parabola's value at the input.
-        s: ``(n,)`` where it falls fastest.
-        k: its curvature, at least 0.
+        s: ``(n,)`` its gradient there, downward.
+        k: how strongly it bends down, at least 0.
 
     Returns:
-        The root of :math:`q - \|s\| r - \tfrac k2 r^2`, an l2 distance; 0 where q is not positive.
+        The positive root of :math:`q - \|s\| r - \tfrac k2 r^2`, an l2 distance; 0 where q is not
+        positive.
     """
     q, slope = q.clamp(min=0), s.norm()
     return 2 * q / (slope + (slope**2 + 2 * k * q).sqrt()) if q > 0 else q
@@ -57,9 +61,9 @@ def smallest_margin(q: Tensor, s: Tensor, k: float, rho: float) -> Tensor:
 
     Args:
         q: the parabola's value at the input.
-        s: ``(n,)`` where it falls fastest.
-        k: its curvature, at least 0.
-        rho: the l2 distance.
+        s: ``(n,)`` its gradient there, downward.
+        k: how strongly it bends down, at least 0.
+        rho: the l2 distance, at least 0.
 
     Returns:
         :math:`q - \rho\|s\| - \tfrac k2 \rho^2`.
@@ -73,13 +77,14 @@ def curvature_of_two_layers(
     r"""Bounds of the Hessian's eigenvalues where :math:`f(x) = w \cdot \sigma(Wx + b) + \beta`.
 
     The Hessian is :math:`W^T \mathrm{diag}(w \odot \sigma'') W`, and :math:`\sigma''` ranges over
-    an interval: the two extreme diagonals bound it from below and above (Singla & Feizi 2020,
-    section 4).
+    an interval: the two extreme diagonals bound it from below and above, in the Loewner order
+    (Singla & Feizi 2020, section 4). ``eigvalsh`` rounds and proves nothing; the engine proves its
+    eigenvalues by a factorisation (Rump 2006).
 
     Args:
-        W: ``(hidden, n)`` the first layer's weights.
-        w: ``(hidden,)`` the second layer's, of the label less those of the other class.
-        bends: infimum and supremum of :math:`\sigma''`.
+        W: ``(hidden, n)`` the first layer's weights; its rows are what the units look at.
+        w: ``(hidden,)`` the second layer's weights of the label less those of the other class.
+        bends: infimum and supremum of :math:`\sigma''`, the activation's second derivative.
 
     Returns:
         m, at most 0, and M, at least 0: k is -m.
