@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import crcbook as crc
-from crcbook.checkpoints import write_json
+from crcbook.checkpoints import read_json, write_json
 from crcbook.experiments import environment
 from crcbook.networks import deepen
 from crcbook.proof_file import prove
@@ -139,8 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
         parts.append(kept(path.with_suffix(".json"), find))
         path.unlink(missing_ok=True)
         print(f"{parts[-1]['proved']} of {parts[-1]['claimed']} images proved", flush=True)
+    run = options.model.with_name("run.json")
     record = {
         "network": name,
+        "trained": read_json(run)["recipe"] if run.exists() else None,
         "dataset": options.dataset,
         "curvature": options.curvature,
         **total(parts),
