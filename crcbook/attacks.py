@@ -331,20 +331,31 @@ def crossings(
         ``(pairs, n)`` points whose margins may be of either sign; NaN where nothing was found.
     """
     x = aim.x
-    point = _steps(aim, x if start is None else start, steps)
+    point = steps_to_boundary(aim, x if start is None else start, steps)
     point = clip(aim.box, point)  # a step in another precision may end a rounding error outside
     ray = aim.along(point, begin)
     below = ray(torch.ones_like(x[:, 0]))
     missed = (~(below <= 0)).nonzero().squeeze(1)
     if len(missed):
-        point[missed] = _first_outside(aim.take(missed), point[missed], _REACHES)
-        ray = aim.along(point, begin)
-        below[missed] = ray.take(missed)(torch.ones_like(below[missed]))
+        few = aim.take(missed)
+        point[missed] = _first_outside(few, point[missed], _REACHES)
+        other = few.along(point[missed], None if begin is None else begin[missed])
+        ray.way[missed], below[missed] = other.way, other(torch.ones_like(below[missed]))
     return x + _retreat(ray, below)[:, None] * (point - x)
 
 
-def _steps(aim: Aim, point: Tensor, steps: int) -> Tensor:
-    """The nearest adversarial points of some steps, or where they ended."""
+def steps_to_boundary(aim: Aim, point: Tensor, steps: int) -> Tensor:
+    """The steps of :func:`boundary_points`, in the precision of the aim's rough network.
+
+    Args:
+        aim: where to start, and where to go.
+        point: ``(pairs, n)`` first points.
+        steps: the number of gradients.
+
+    Returns:
+        ``(pairs, n)`` the nearest of the points with a negative margin that were met; where none
+        was, the last point.
+    """
     network, exact = aim.rough or aim.network, aim.x.dtype
     allowed = None if aim.box is None else aim.box.around(aim.x).to(network.dtype)
     x, point = aim.x.to(network.dtype), point.to(network.dtype)
@@ -454,7 +465,7 @@ def _attack(aim: Aim, radius: Tensor | None, steps: int, starts: list[Tensor]) -
 
 
 def descend(
-    aim: Aim, radius: float | Tensor, start: Tensor, steps: int = 20
+    aim: Aim, radius: float | Tensor, start: Tensor, steps: int = 20, decide: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Minimise margins over l2 balls, in a box.
 
@@ -463,6 +474,7 @@ def descend(
         radius: the balls' radius, a number or ``(pairs,)`` of them.
         start: ``(pairs, n)`` points to start from.
         steps: the number of gradients.
+        decide: stop at a negative margin: how low it gets is of no interest.
 
     Returns:
         ``(pairs, n)`` points of the balls and ``(pairs,)`` margins there.
@@ -492,6 +504,7 @@ def descend(
         least = lowest[rows]
         needed = (least.abs() / (first[rows] - least) / _GAIN).sqrt()
         moving = move.norm(dim=1) > needed.clamp(_SHORTEST, _LONGEST) * size
+        moving &= ~(decide & (least < 0))
         ends[rows] = delta
         if not moving.all():
             keep = moving.nonzero().squeeze(1)

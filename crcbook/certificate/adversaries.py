@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from crcbook.attacks import Aim, crossings, descend, first_in_precision
+from crcbook.attacks import Aim, crossings, descend, first_in_precision, steps_to_boundary
 from crcbook.certificate.table import Table
 from crcbook.deployed import farthest
 from crcbook.proof.arithmetic import OUTWARD
@@ -16,10 +16,12 @@ from crcbook.stages.dual import at_boundary, into_reach
 
 EXACT = 1e-6  # of the radius: how close an adversary must be for it to be the distance
 _CROSSING_STEPS = (3, 30)  # of attacks that look for the nearest adversary: the short one first
-_EVERY_CLASS_STEPS = 10  # of those towards every class
+# Towards every class, and then towards those that are not farther than the nearest, times the last.
+_RANK_STEPS, _EVERY_CLASS_STEPS, _RANKED = 3, 10, 1.2
 # Across the boundary, as shares of the distance, until no rounding can be to blame.
 _ACROSS = (0.5 * EXACT, 1e-4, 1e-2)
 _DESCENT_STEPS = 4  # of one in a ball, which begins where a proof's search ended
+_SPARE = 1e-6  # of a ball's radius: as far from its surface, a point can be rounded to float32
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,20 @@ class Limits:
         rows = chosen.nonzero().squeeze(1)
         if not len(rows):
             return self
-        columns = torch.arange(table.bound.shape[1], device=rows.device)
-        every = rows.repeat_interleave(len(columns))
-        entries = _entries(table, every, columns.repeat(len(rows)))
+        count = table.bound.shape[1]
+        columns = torch.arange(count, device=rows.device)
+        every = _entries(table, rows.repeat_interleave(count), columns.repeat(len(rows)))
+        near = steps_to_boundary(Aim.of(table.prover, every, table.box), every.x, _RANK_STEPS)
+        away = (near - every.x).norm(dim=1).reshape(len(rows), count)
+        best = (away <= _RANKED * away.amin(1, keepdim=True)).flatten().nonzero().squeeze(1)
+        entries = every.take(best)
         found = _crossing(table, entries, entries.x, _EVERY_CLASS_STEPS)
-        away = distance_bound(entries.x, found)
-        away, best = away.reshape(len(rows), -1).min(dim=1)
-        found = found.reshape(len(rows), len(columns), -1)[
-            torch.arange(len(rows), device=rows.device), best
-        ]
-        return self._with(rows, found, away)
+        away = torch.full_like(away.flatten(), torch.inf)
+        away[best] = distance_bound(entries.x, found)
+        away, column = away.reshape(len(rows), count).min(1)
+        near[best] = found
+        near = near.reshape(len(rows), count, -1)[torch.arange(len(rows)).to(rows), column]
+        return self._with(rows, near, away)
 
     def exact(self) -> Tensor:
         """Where the point is at the radius, up to a millionth; a misclassified image is its own.
@@ -150,8 +156,8 @@ class Attacked:
         margin = table.images.value.gather(1, column[:, None]).squeeze(1)
         entries = _entries(table, rows, column[rows])
         aim = Aim.of(table.prover, entries, table.box)
-        start = entries.x + entries.start.double()
-        found, margin[rows] = descend(aim, radius[rows], start, _DESCENT_STEPS)
+        start, ball = entries.x + entries.start.double(), radius[rows] * (1 - _SPARE)
+        found, margin[rows] = descend(aim, ball, start, _DESCENT_STEPS, decide=True)
         found = torch.where(correct[rows, None], found, entries.x)
         proved = table.prover.is_adversarial(entries, found)
         point[rows] = found.masked_fill(~proved[:, None], torch.nan)
@@ -213,9 +219,9 @@ class Rounding:
 
     def _good(self, radius: Tensor | None, rows: Tensor, point: Tensor) -> Tensor:
         network, y = self.prover.network, self.y[rows]
-        target = network.logits(point).scatter(1, y[:, None], -torch.inf).argmax(1)
-        margin, _ = network.margin_and_units(point, y, target)
-        good = margin + self.prover.margin_error(y, target, point) <= 0
+        active = network.active(point)
+        target = network.outputs(active).scatter(1, y[:, None], -torch.inf).argmax(1)
+        good = network.margin(active, y, target) + self.prover.margin_error(y, target, point) <= 0
         if radius is not None:
             good &= (point - self.x[rows]).norm(dim=1) * OUTWARD <= radius[rows]
         return good

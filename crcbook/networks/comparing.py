@@ -9,7 +9,7 @@ bounded here entry by entry; what differs by more is another function.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -98,23 +98,23 @@ def points_for(shape: Sequence[int], at: Tensor | None) -> Tensor:
     return torch.cat(parts).reshape(-1, *shape)
 
 
-def in_double(model: nn.Module, points: Tensor) -> nn.Module | None:
+def in_double(model: nn.Module, points: Tensor) -> tuple[nn.Module, Tensor] | None:
     """A float64 copy of a model; None where it cannot be copied, or not be evaluated.
 
     Args:
         model: the model.
-        points: inputs to try it on.
+        points: ``(points, *shape)`` float64 inputs to evaluate it at.
 
     Returns:
-        The copy, on the model's device, or on the CPU where that device has no float64.
+        The copy, on the model's device, or on the CPU where that device has no float64; and what it
+        gives.
     """
     try:
         twin = copy.deepcopy(model)
         twin = (twin.cpu() if device_of(model).type == "mps" else twin).double()
-        evaluated(twin, points.to(device_of(twin)))
+        return twin, evaluated(twin, points.to(device_of(twin)))
     except Exception:  # whatever a module raises that someone wrote for another dtype
         return None
-    return twin
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -130,39 +130,36 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def compare(
-    model: Callable[[Tensor], Tensor], reading: Reading, like: Tensor, points: Tensor
-) -> None:
+def compare(reading: Reading, answers: Sequence[tuple[Tensor, Tensor]], points: Tensor) -> None:
     """Check that a model computes what the network read from it does.
 
     Args:
-        model: the model, or its float64 copy.
         reading: the network, and what it was read from.
-        like: a tensor of the dtype and on the device of the model.
-        points: ``(points, *shape)`` inputs to compare at.
+        answers: what the model gives, and its float64 copy; each with a tensor of the dtype and on
+            the device of that evaluation.
+        points: ``(points, *shape)`` float64 inputs at which they were evaluated, on the CPU.
 
     Raises:
-        ValueError: where the two differ by more than rounding, or the model cannot be evaluated.
+        ValueError: where one differs from the network by more than rounding.
     """
-    points = points.to(like)
-    logits = evaluated(model, points)
-    expected, allowed = _expected(reading, points.to("cpu", torch.float64), like)
-    logits = logits.to(expected).reshape(len(points), -1)
-    if logits.shape != expected.shape:
-        raise ValueError(
-            f"the model gives {tuple(logits.shape)} for {len(points)} inputs, and the network read "
-            f"from it {tuple(expected.shape)}: it cannot be certified"
-        )
-    gap = (logits - expected).abs()
-    wrong = ~(gap <= allowed) & allowed.isfinite()
-    if wrong.any():
-        found, explained = float(gap[wrong].max()), float(allowed[wrong].max())
-        raise ValueError(
-            "the model computes something else than what was read from it: logits differ by "
-            f"{found:.3g}, where rounding explains {explained:.3g}. Is it in training mode, or "
-            "does something (a patched method, a module or a tensor with operations of its own) "
-            "change its forward pass?"
-        )
+    expected, allowances = _expected(reading, points, [like for _, like in answers])
+    for (logits, _), allowed in zip(answers, allowances, strict=True):
+        logits = logits.to(expected).reshape(len(points), -1)
+        if logits.shape != expected.shape:
+            raise ValueError(
+                f"the model gives {tuple(logits.shape)} for {len(points)} inputs, and the network "
+                f"read from it {tuple(expected.shape)}: it cannot be certified"
+            )
+        gap = (logits - expected).abs()
+        wrong = ~(gap <= allowed) & allowed.isfinite()
+        if wrong.any():
+            found, explained = float(gap[wrong].max()), float(allowed[wrong].max())
+            raise ValueError(
+                "the model computes something else than what was read from it: logits differ by "
+                f"{found:.3g}, where rounding explains {explained:.3g}. Is it in training mode, or "
+                "does something (a patched method, a module or a tensor with operations of its "
+                "own) change its forward pass?"
+            )
 
 
 def evaluated(model: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -191,8 +188,8 @@ def evaluated(model: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     return logits
 
 
-def _expected(reading: Reading, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    r"""What the network gives, and how far another evaluation of the model can be off.
+def _expected(reading: Reading, x: Tensor, likes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    r"""What the network gives, and how far other evaluations of the model can be off.
 
     A step's image of something within e of a, entry by entry, is within :math:`|A|e` of that of a,
     and rounding adds :math:`\rho|A||a|`, with :math:`\rho` the relative error of a sum of so many
@@ -201,53 +198,80 @@ def _expected(reading: Reading, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor
     Args:
         reading: the network, and the steps that the model takes.
         x: ``(points, *shape)`` float64, on the CPU.
-        like: a tensor of the dtype and on the device of the other evaluation.
+        likes: a tensor each of the dtype and on the device of the other evaluations.
 
     Returns:
-        ``(points, outputs)`` float64 values and allowed differences; infinite where the other
-        dtype may overflow.
+        ``(points, outputs)`` float64 values, and for each evaluation the differences allowed;
+        infinite where its dtype may overflow.
     """
-    error, fits, info = (
-        torch.zeros_like(x),
-        torch.ones(len(x), dtype=torch.bool, device=x.device),
-        torch.finfo(like.dtype),
-    )
+    evaluations = [_Evaluation.of(like, x) for like in likes]
     for layer, segment in zip(reading.network.layers, reading.segments, strict=True):
-        row, length = layer.activation, x.flatten(1).norm(dim=1)
-        size, error, fit = _magnitudes(segment.steps, x.abs() + 2 * error, error, like)
+        size, length = x.abs(), x.flatten(1).norm(dim=1)
+        for step in segment.steps:
+            size = step.magnitude(size)
+            size = size if step.shift is None else size + step.shift.abs()
+            evaluations = [evaluation.after(step, size) for evaluation in evaluations]
         z = torch.addmm(layer.bias, x.flatten(1).to(layer.bias), layer.weight.T).cpu()
-        size, error = size.flatten(1), error.flatten(1)
         # The evaluation of the dense layer, and what it is off by.
-        error = error + 2 * _DOUBLE * (layer.weight.shape[1] + 2) * size
-        error = error + (layer.weight_error * length + layer.bias_error)[:, None]
-        fits &= fit
+        dense = 2 * _DOUBLE * (layer.weight.shape[1] + 2) * size.flatten(1)
+        dense = dense + (layer.weight_error * length + layer.bias_error)[:, None]
+        evaluations = [each.activated(layer.activation, z, dense) for each in evaluations]
+        x = layer.activation.value(z).reshape(len(x), *segment.after)
+        evaluations = [replace(each, error=each.error.reshape(x.shape)) for each in evaluations]
+    allowed = [each.error for each in evaluations]
+    for head in reading.heads:  # none of them is steeper than 2 in the largest entry
+        x = head.value(x)
+        rounded = [_ROUNDINGS * torch.finfo(like.dtype).eps * (1 + x.abs()) for like in likes]
+        allowed = [
+            2 * error.amax(1, keepdim=True) + more
+            for error, more in zip(allowed, rounded, strict=True)
+        ]
+    fits = [each.fits[:, None] for each in evaluations]
+    return x, [
+        torch.where(fit, 4 * error, torch.inf) for fit, error in zip(fits, allowed, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """How far another evaluation can be off, on its way through the model.
+
+    Attributes:
+        like: a tensor of its dtype, on its device.
+        error: bounds of the errors of all entries; of shape () at the inputs, which are exact.
+        fits: ``(points,)`` bool, where its dtype holds all numbers so far.
+    """
+
+    like: Tensor
+    error: Tensor
+    fits: Tensor
+
+    @classmethod
+    def of(cls, like: Tensor, x: Tensor) -> "_Evaluation":
+        """At the inputs."""
+        fits = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return cls(like, x.new_zeros(()), fits)
+
+    def after(self, step: Affine, size: Tensor) -> "_Evaluation":
+        """After a step, given the sums of the magnitudes of the true numbers there."""
+        info, error = torch.finfo(self.like.dtype), self.error
+        error = step.magnitude(error) if error.dim() else error
+        size = size + 2 * error
+        if step.terms or step.shift is not None:
+            error = error + 2 * _relative(step.terms, self.like) * size + step.terms * info.tiny
+        fits = self.fits & (size.reshape(len(size), -1).amax(1) < info.max / 4)
+        return replace(self, error=error, fits=fits)
+
+    def activated(self, row: Activation, z: Tensor, dense: Tensor) -> "_Evaluation":
+        """After an activation, given the network's preactivations and bounds of their errors."""
+        eps = torch.finfo(self.like.dtype).eps
+        error = (self.error.flatten(1) if self.error.dim() else self.error) + dense
         at_zero = row.value(z.new_zeros(())).abs()
         scale = row.max_slope * (z.abs() + 2 * error) + at_zero
         # A straight line in place of the curve, from where one evaluation may take it.
-        jump = z + 2 * error + _ROUNDINGS * info.eps * z.abs() >= row.deviates_from
-        error = row.max_slope * error + _ROUNDINGS * info.eps * scale + row.deviation * jump
-        x = row.value(z)
-        error = error.reshape(len(x), *segment.after)
-        x = x.reshape(error.shape)
-    for head in reading.heads:  # none of them is steeper than 2 in the largest entry
-        x = head.value(x)
-        error = 2 * error.amax(1, keepdim=True) + _ROUNDINGS * info.eps * (1 + x.abs())
-    return x, torch.where(fits[:, None], 4 * error, torch.inf)
-
-
-def _magnitudes(
-    steps: Sequence[Affine], size: Tensor, error: Tensor, like: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of all magnitudes after some steps, what rounding makes of them, and what fits."""
-    info, fits = torch.finfo(like.dtype), torch.ones_like(size.flatten(1)[:, 0], dtype=torch.bool)
-    for step in steps:
-        size, error = step.magnitude(size), step.magnitude(error)
-        if step.shift is not None:
-            size = size + step.shift.abs()
-        if step.terms or step.shift is not None:
-            error = error + 2 * _relative(step.terms, like) * size + step.terms * info.tiny
-        fits &= size.reshape(len(size), -1).amax(1) < info.max / 4
-    return size, error, fits
+        jump = z + 2 * error + _ROUNDINGS * eps * z.abs() >= row.deviates_from
+        error = row.max_slope * error + _ROUNDINGS * eps * scale + row.deviation * jump
+        return replace(self, error=error)
 
 
 def _relative(terms: int, like: Tensor) -> float:

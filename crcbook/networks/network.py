@@ -121,6 +121,19 @@ class LayerChain:
         """
         return units if len(self.layers) == 1 else units @ self.layers[0].weight
 
+    def active(self, x: Tensor) -> Tensor:
+        """The last hidden activation; the input where there is no hidden layer.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            ``(batch, width)``.
+        """
+        for layer in self.layers[:-1]:
+            x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
+        return x
+
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What follows the first layer's preactivations.
 
@@ -201,9 +214,32 @@ class Network(LayerChain):
         Returns:
             ``(batch, classes)``.
         """
-        for layer in self.layers:
-            x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
-        return x
+        return self.outputs(self.active(x))
+
+    def outputs(self, active: Tensor) -> Tensor:
+        """The logits, of the last hidden activation.
+
+        Args:
+            active: ``(batch, width)`` what :meth:`active` returned.
+
+        Returns:
+            ``(batch, classes)``.
+        """
+        return torch.addmm(self.layers[-1].bias, active, self.layers[-1].weight.T)
+
+    def margin(self, active: Tensor, label: Tensor, target: Tensor) -> Tensor:
+        """The margin f of ``label`` over ``target``, of the last hidden activation.
+
+        Args:
+            active: ``(pairs, width)`` what :meth:`active` returned.
+            label: ``(pairs,)`` classes.
+            target: ``(pairs,)`` classes.
+
+        Returns:
+            ``(pairs,)``.
+        """
+        bias = self.layers[-1].bias
+        return (self.margin_weights(label, target) * active).sum(1) + (bias[label] - bias[target])
 
     def margin_weights(self, label: Tensor, target: Tensor) -> Tensor:
         """The last layer's row of ``label`` minus that of ``target``.
@@ -260,10 +296,9 @@ class Network(LayerChain):
             ``f`` as ``(pairs,)`` and the gradient as ``(pairs, width)``; that in the inputs where
             there is no hidden layer.
         """
-        x, slopes = self.forward(self.first(x))
-        gradient = self.margin_weights(label, target)
-        offset = self.layers[-1].bias[label] - self.layers[-1].bias[target]
-        return (gradient * x).sum(1) + offset, self.backward(gradient, slopes)
+        active, slopes = self.forward(self.first(x))
+        units = self.backward(self.margin_weights(label, target), slopes)
+        return self.margin(active, label, target), units
 
     def logits_and_slopes(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The logits, and what gradients are made of.
@@ -276,8 +311,8 @@ class Network(LayerChain):
             inputs where there is no hidden layer), and every hidden layer's slopes.
         """
         z = self.first(x)
-        x, slopes = self.forward(z)
-        return torch.addmm(self.layers[-1].bias, x, self.layers[-1].weight.T), z, slopes
+        active, slopes = self.forward(z)
+        return self.outputs(active), z, slopes
 
     def units(
         self, slopes: list[Tensor], label: Tensor, target: Tensor, dtype: torch.dtype

@@ -20,7 +20,7 @@ from crcbook.networks.comparing import (
     Segment,
     check_modes,
     compare,
-    device_of,
+    evaluated,
     in_double,
     points_for,
 )
@@ -85,35 +85,38 @@ def compare_with(reference: Callable[[Tensor], Tensor], model: nn.Module) -> Non
         ValueError: where the model cannot be certified, or the two differ by more than rounding.
     """
     read_network(model)
-    reading, points = _reading(model, _door(model), None)[:2]
-    compare(reference, reading, torch.empty(0, device="cpu"), points)
+    reading, points, _ = _reading(model, _door(model), None)
+    like = torch.empty(0, device="cpu")
+    logits = evaluated(reference, points.to(like))
+    compare(reading, [(logits, like)], points.to(like).double())
 
 
 def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
     """Read a model that has passed the door: from its float64 copy, where there is one."""
     reading, points, twin = _reading(model, like, at)
-    compare(model, reading, like, points)
+    answers = [(evaluated(model, points.to(like)), like)]
     if twin is not None:
-        exact = torch.empty(0, dtype=torch.float64, device=device_of(twin))
-        compare(twin, reading, exact, points)
+        answers.append((twin, torch.empty(0, dtype=torch.float64, device=twin.device)))
+    compare(reading, answers, points)
     return reading.network
 
 
 def _reading(
     model: nn.Module, like: Tensor, at: Tensor | None
-) -> tuple[Reading, Tensor, nn.Module | None]:
-    """What is read, where to compare it, and the float64 copy."""
+) -> tuple[Reading, Tensor, Tensor | None]:
+    """What is read, float64 points of the model's dtype, and what its float64 copy gives there."""
     failed: list[Exception] = []
     for shape in _shapes(model, at):
-        points = points_for(shape, at)
+        points = points_for(shape, at).to(like.dtype).double()
         twin = in_double(model, points) if like.dtype != torch.float64 else None
         try:
-            steps = _ended(record(twin or model, shape, like))
+            steps = _ended(record(twin[0] if twin else model, shape, like))
         except Exception as error:  # whatever a model of someone else raises
             failed = failed or [error]
             continue
         segments, heads = _segments(steps, shape)
-        return Reading(_built(segments, like), segments, heads), points, twin
+        reading = Reading(_built(segments, like), segments, heads)
+        return reading, points, twin[1] if twin else None
     if failed:
         raise ValueError(_explained(model, at, failed[0])) from failed[0]
     raise ValueError(
@@ -340,7 +343,7 @@ def _extent(numbers: Tensor) -> tuple[float, float]:
 
 
 def _key(segments: Sequence[Segment]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()
     for segment in segments:
         row = segment.activation
         facts = row.name, row.max_bend, row.deviation, segment.shape

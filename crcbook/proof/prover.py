@@ -301,7 +301,8 @@ class Prover:
         Returns:
             ``(entries,)`` each, the second with the deviation of torch's own evaluation.
         """
-        margin, _ = self.network.margin_and_units(point, entries.label, entries.target)
+        active = self.network.active(point)
+        margin = self.network.margin(active, entries.label, entries.target)
         return margin, self.margin_error(entries.label, entries.target, point)
 
     def margin_error(self, label: Tensor, target: Tensor, point: Tensor) -> Tensor:

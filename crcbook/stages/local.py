@@ -136,7 +136,8 @@ class Local:
         Returns:
             ``(entries,)`` bool.
         """
-        _, lowest = descend(Aim.of(self.prover, entries), radius, entries.x, _DESCENT_STEPS)
+        aim = Aim.of(self.prover, entries)
+        _, lowest = descend(aim, radius, entries.x, _DESCENT_STEPS, decide=True)
         return lowest <= 0
 
     def distances(self, entries: Entries) -> Tensor:
