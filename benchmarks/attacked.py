@@ -22,6 +22,7 @@ from crcbook.certificate import verify_by_kind
 from crcbook.checkpoints import write_json
 from crcbook.datasets import Split
 from crcbook.experiments import environment
+from crcbook.networks import Network, read_network
 
 STEPS, RESTARTS, TOGETHER = 100, 3, 500
 BOX = (0.0, 1.0)
@@ -76,11 +77,12 @@ def attacks(model: nn.Module, items: Split, radius: float, box: bool) -> dict[st
         - margin,
         "DDN": scale * ddn(zoomed, x, y, steps=STEPS, levels=None) - margin,
     }
-    return {name: broken(model, items, point, radius, box) for name, point in found.items()}
+    network = read_network(model)
+    return {name: broken(network, items, point, radius, box) for name, point in found.items()}
 
 
 @torch.no_grad()
-def broken(model: nn.Module, items: Split, point: Tensor, radius: float, box: bool) -> Tensor:
+def broken(network: Network, items: Split, point: Tensor, radius: float, box: bool) -> Tensor:
     """Which points are adversaries in the balls: a little too far, they are moved inside first."""
     x, point = items.x.double(), point.double()
     if box:
@@ -89,7 +91,7 @@ def broken(model: nn.Module, items: Split, point: Tensor, radius: float, box: bo
     distance = away.norm(dim=1)
     near = distance <= radius * (1 + 1e-4)
     away = away * (radius * (1 - 1e-9) / distance).clamp(max=1)[:, None]
-    logits = crc.networks.read_network(model).logits(x.flatten(1) + away)
+    logits = network.logits(x.flatten(1) + away)
     return near & (logits.argmax(1) != items.y)
 
 

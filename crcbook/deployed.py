@@ -212,7 +212,7 @@ class DeployedRounding(RoundingModel):
             network: the float64 network, read from a model of the same layers.
 
         Returns:
-            The model; its ``reading`` are the bounds around the origin.
+            The model; its ``gap`` is that around the origin.
 
         Raises:
             ValueError: where float32 does not hold the weights.
@@ -222,14 +222,14 @@ class DeployedRounding(RoundingModel):
         found = super().of(network)
         return cls(network, found.norms, found.frobenius, found.biases, (float(rate), float(start)))
 
-    def reading_error(self, x: Tensor) -> Tensor:
+    def gap_at(self, x: Tensor) -> Tensor:
         """How far margins of the network can be from those that the program computes.
 
         Args:
             x: ``(batch, n)`` points.
 
         Returns:
-            ``(batch,)``; it grows by ``reading[0]`` a unit of distance, up to ``FARTHEST``.
+            ``(batch,)``; it grows by ``gap[0]`` a unit of distance, up to ``FARTHEST``.
         """
         return _worst_error(self.network, x)[1] * OUTWARD
 

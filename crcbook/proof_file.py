@@ -31,7 +31,7 @@ from crcbook.checkpoints import write_atomically
 from crcbook.checks import as_box, as_labels, read_items
 from crcbook.deployed import deployed_prover
 from crcbook.networks import Network
-from crcbook.proof.arithmetic import TINY
+from crcbook.proof.arithmetic import INSIDE, TINY
 from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature, local_curvature
 from crcbook.proof.intervals import Region
@@ -48,7 +48,6 @@ _ROOM = 2e-3  # of the radius, that searches leave above it, so that one or two 
 # bend a margin down may seem to, by as little of what it can bend it up.
 _WIDER, _WIDER_IN_BALLS, _OTHER_WAY = 1 + 2.0**-22, 1 + 2.0**-20, 2.0**-26
 _BALLS = 6  # tried an input, by bisection
-_INSIDE = 1e-9  # of a ball's radius: how far inside it the points stay
 _WORTH = 1e-4  # of the radius: a ball that gains less is left
 _SHORT = 1e-6  # of the radius: what is missing more is counted
 _CHUNK_PAIRS = 2048
@@ -330,9 +329,9 @@ class _Images:
         found |= {name: found[name].reshape(shape) for name in found if name != "steps"}
         if self.valid.isfinite().any():
             found["valid"] = self.valid.numpy()
-        if any(self.prover.rounding.reading):
-            start = self.prover.rounding.reading_error(self.x).numpy()
-            found["margin"] = self.prover.rounding.reading[0] * found["radius"] + start[:, None]
+        if any(self.prover.rounding.gap):
+            start = self.prover.rounding.gap_at(self.x).numpy()
+            found["margin"] = self.prover.rounding.gap[0] * found["radius"] + start[:, None]
         if self.box is None:
             del found["multiplier"]
         else:
@@ -434,7 +433,7 @@ def find_points(prover: Prover, entries: Entries, limit: Tensor) -> Tensor:
     acceleration, left = Acceleration(), torch.arange(len(limit))
     for _ in range(_STEPS):
         few = entries.take(left)
-        most = few.valid * (1 - _INSIDE)
+        most = few.valid * INSIDE
         inside = d * (most / d.norm(dim=1)).nan_to_num(nan=1.0).clamp(max=1)[:, None]
         found = _radius(prover, few, inside)
         better = found > radius[left]
@@ -451,7 +450,7 @@ def find_points(prover: Prover, entries: Entries, limit: Tensor) -> Tensor:
 def _radius(prover: Prover, entries: Entries, d: Tensor) -> Tensor:
     """What the quadratics at displaced inputs prove, in the entries' balls and box."""
     d = _in_box(entries, d)
-    outside = d.norm(dim=1) > entries.valid * (1 - _INSIDE / 2)
+    outside = d.norm(dim=1) > entries.valid * (1 + INSIDE) / 2
     quadratic, _ = prover.prove(entries, d)
     radius = quadratic.radius().minimum(entries.valid)
     if entries.allowed is not None:  # where the whole box is proved, its size is as much as counts

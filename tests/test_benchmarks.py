@@ -260,9 +260,10 @@ def test_adversaries_are_judged_in_the_ball_and_in_the_box(benchmark):
     x = torch.tensor([[0.0, 0.5]]).double().expand(4, 2)
     items = crc.datasets.Split(x, torch.zeros(4, dtype=torch.int64))
     point = torch.tensor([[-0.2, 0.5], [-0.05, 0.5], [-0.9, 0.5], [-0.30001, 0.5]]).double()
-    found = attacked.broken(model, items, point, 0.3, box=False)
+    network = read_network(model)
+    found = attacked.broken(network, items, point, 0.3, box=False)
     assert found.tolist() == [True, False, False, True]
-    assert not attacked.broken(model, items, point, 0.3, box=True).any()
+    assert not attacked.broken(network, items, point, 0.3, box=True).any()
     zoomed = attacked.Zoomed(model, 0.3)
     assert torch.allclose(zoomed(zoomed.shrink(x)), model(x))
 

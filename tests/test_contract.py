@@ -6,7 +6,9 @@ rays and of random directions.
 """
 
 import functools
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
+from pkgutil import iter_modules
 
 import pytest
 import torch
@@ -30,18 +32,26 @@ from crcbook.networks import read_network
 from crcbook.proof.box import clip
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.sketches import Glance
+from crcbook.stages import __path__ as path
 from crcbook.stages import dual, single, slabs
 from crcbook.stages.closed_form import ClosedForm
 from crcbook.stages.dual import Dual, Sharp, curvature_in_reach
-from crcbook.stages.lines import Lines
+from crcbook.stages.lines import Crown
 from crcbook.stages.lipschitz import Lipschitz
 from crcbook.stages.local import Local
 from crcbook.stages.paths import Paths
 from crcbook.stages.single import Single
 from crcbook.stages.slabs import Slabs
 
-ANYWHERE = {"closed form": ClosedForm, "dual": Dual, "lines": Lines, "lipschitz": Lipschitz}
+ANYWHERE = {"closed form": ClosedForm, "dual": Dual, "lines": Crown, "lipschitz": Lipschitz}
 IN_BALLS = {"paths": Paths, "sharp": Sharp, "slabs": Slabs, "dual in balls": Dual}
+
+
+def test_every_stage_is_tested_here():
+    modules = [import_module(f"crcbook.stages.{found.name}") for found in iter_modules(path)]
+    kinds = {kind for module in modules for kind in vars(module).values() if is_dataclass(kind)}
+    stages = {kind for kind in kinds if "method" in {field.name for field in fields(kind)}}
+    assert stages == {*ANYWHERE.values(), *IN_BALLS.values(), Single, Local}
 
 
 def attacked(prover, entries, box, generator, rho=None):
@@ -178,7 +188,7 @@ def test_on_a_line_a_grid_sees_all_of_a_ball(box):
                 Local(prover, where is not None),
                 Dual(prover),
                 ClosedForm(prover),
-                Lines(prover),
+                Crown(prover),
             ):
                 question = Margin(torch.tensor([radius]).double())
                 bound, _ = stage(question, entries)

@@ -182,9 +182,9 @@ def test_what_a_proof_subtracts_holds_for_every_pair_and_grows_with_the_distance
     rounding, pairs = DeployedRounding.of(network), torch.combinations(torch.arange(5))
     for label, target in pairs:
         rate, start = float32_error(network, label.expand(8), target.expand(8), x)
-        assert (start <= rounding.reading_error(x)).all() and (rate <= rounding.reading[0]).all()
-    assert (rounding.reading_error(x) < 3 * start).all()
-    assert rounding.reading_error(0 * x[:1]) == pytest.approx(rounding.reading[1])
+        assert (start <= rounding.gap_at(x)).all() and (rate <= rounding.gap[0]).all()
+    assert (rounding.gap_at(x) < 3 * start).all()
+    assert rounding.gap_at(0 * x[:1]) == pytest.approx(rounding.gap[1])
 
 
 def test_a_radius_ends_where_the_bound_does():

@@ -285,7 +285,7 @@ def test_every_activation_is_read(activation, dtype):
     model = small(activation).to(dtype)
     x = 5 * torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
     network = read_network(model, at=x)
-    assert RoundingModel.of(network).reading == (0.0, 0.0)
+    assert RoundingModel.of(network).gap == (0.0, 0.0)
     gap = (network.logits(x.double()) - model.double()(x.double())).abs().max()
     assert gap <= 1e-12 + 5 * network.layers[0].activation.deviation
 
@@ -584,7 +584,7 @@ def test_a_convolution_is_its_weights_exactly():
         assert torch.isin(entries, convolution.weight).all()
         count = network.layers[0].weight.count_nonzero(1)
         assert (count == 18).all() if padding == "circular" else (count <= 18).all()
-    assert network.layers[1].weight_error == 0 and RoundingModel.of(network).reading[1] == 0
+    assert network.layers[1].weight_error == 0 and RoundingModel.of(network).gap[1] == 0
 
 
 def exact_matrix(module, size):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from crcbook.certificate.adversaries import Attacked, Limits, Rounding, distance_bound
 from crcbook.certificate.question import Margin, Question, Radius
-from crcbook.certificate.results import CLOSE, Certificate, Verdict, hint
+from crcbook.certificate.results import CLOSE, Certificate, Verdict, hint, untried
 from crcbook.certificate.table import METHODS, Images, Stage, Table, run
 from crcbook.checks import Items, as_box, as_labels, as_radii, read_items
 from crcbook.deployed import FARTHEST, deployed_prover, farthest
@@ -25,7 +25,7 @@ from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
 from crcbook.stages.closed_form import ClosedForm
 from crcbook.stages.dual import Dual
-from crcbook.stages.lines import Lines
+from crcbook.stages.lines import Crown
 from crcbook.stages.lipschitz import Lipschitz
 from crcbook.stages.local import Local
 from crcbook.stages.single import Single
@@ -68,8 +68,9 @@ def certify(
         curvature: ``"global"``, over all of R^n, or ``"local"``: over balls around the inputs,
             for those that the global bound leaves short of the nearest adversarial point found.
             Local bounds are never smaller and take an eigenvalue problem an input and class each.
-        method: ``"dual"``, the best quadratic found; ``"closed-form"``, the one at the input
-            (Entesari et al. 2024); ``"lipschitz"``, the margin over a global Lipschitz constant;
+        method: ``"dual"``, the best quadratic found and, with local curvature, slabs and paths;
+            ``"closed-form"``, the quadratic at the input (Entesari et al. 2024);
+            ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; or ``"best"`` of them: the
             dual where it can win, and the last two where the radius is below 0.8 of the distance
             of the nearest adversarial point found.
@@ -215,9 +216,8 @@ class _Asked:
     @property
     def left(self) -> list[str]:
         """What was not asked for, and may prove more."""
-        left = [] if self.method == "best" else ['method="best"']
-        left += [] if self.local else ['curvature="local"']
-        return left + (["box=(lowest, highest), if inputs have limits"] if self.box is None else [])
+        words = 'method="best"', 'curvature="local"', "box=(lowest, highest), if inputs have limits"
+        return untried(self.method, self.curvature, self.box, words)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class _Problem:
         """What raises the bounds, the cheap before the dear; and then what works in balls."""
         prover, boxed = self.prover, self.box is not None
         alone: dict[str, Callable[[Prover], Stage]]
-        alone = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Lines}
+        alone = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Crown}
         if self.asked.method in alone:
             return [alone[self.asked.method](prover)], []
         single = Single.of(prover, self.glance.sketch)
@@ -259,7 +259,7 @@ class _Problem:
     def rivals(self) -> list[Stage]:
         """What is tried where curvature leaves much open."""
         best = self.asked.method == "best"
-        return [Lipschitz(self.prover), Lines(self.prover)] if best else []
+        return [Lipschitz(self.prover), Crown(self.prover)] if best else []
 
     def chunks(self, progress: bool, description: str) -> Iterator[slice]:
         """Slices of a fixed size, so that memory is bounded."""

@@ -143,6 +143,22 @@ def hint(open_: int, of: int, left: Sequence[str]) -> str:
     return f"{begin}{' or '.join(left)} may prove more"
 
 
+def untried(method: str, curvature: str, box: object, words: Sequence[str]) -> list[str]:
+    """What was not asked for, and may prove more.
+
+    Args:
+        method: that was asked for.
+        curvature: that was asked for.
+        box: that was given; None where there is none.
+        words: how to ask for every method, for local curvature, and with a box.
+
+    Returns:
+        Those words that say something else than what was asked.
+    """
+    tried = method == "best", curvature == "local", box is not None
+    return [word for word, done in zip(words, tried, strict=True) if not done]
+
+
 def _items(count: int) -> str:
     return f"{count} item{'s' * (count != 1)}"
 

@@ -26,7 +26,7 @@ class Stage(Protocol):
 
     @property
     def method(self) -> str:
-        """Which of :data:`METHODS` it belongs to."""
+        """Which family of :data:`METHODS` it belongs to."""
 
     @property
     def box(self) -> bool:
@@ -44,6 +44,8 @@ class Stage(Protocol):
         """
 
 
+# What bounds are told apart by: families. That of the dual is all that goes by curvature: the best
+# quadratic and, in balls, slabs and paths too.
 METHODS = ("dual", "closed-form", "lipschitz", "crown")
 # Float64 values looked at together on a processor, 8 MB, so that they stay in its cache.
 _CACHED_VALUES = 2**20
@@ -60,7 +62,7 @@ class Images:
         correct: ``(images,)`` bool: the label beats them all.
         z: ``(images, width)`` the first layer's preactivations, as computed.
         z_error: ``(images,)`` bounds of their error, in the l2 norm.
-        reading_error: ``(images,)`` how far margins can be from those of the model.
+        gap: ``(images,)`` how far margins can be from those of the model.
         value: ``(images, columns)`` of the quadratics that touch the margins here, rounded down.
         slope: ``(images, columns)`` theirs, rounded upward.
         way: ``(images, columns, rank)`` the gradients, along the sketch's basis.
@@ -72,7 +74,7 @@ class Images:
     correct: Tensor
     z: Tensor
     z_error: Tensor
-    reading_error: Tensor
+    gap: Tensor
     value: Tensor
     slope: Tensor
     way: Tensor
@@ -108,7 +110,7 @@ class Images:
         order = order[:, :1] if runner_up_alone else order
         errors = (
             glance.prover.rounding.first_error(x),
-            glance.prover.rounding.reading_error(x),
+            glance.prover.rounding.gap_at(x),
         )
         return cls(x, y, order, correct, z, *errors, *glance.look(x, y, order, logits, slopes))
 
@@ -224,7 +226,7 @@ class Table:
             whole[:, :numbers].index_select(0, index)
             for whole in (self.start, images.way.flatten(0, 1))
         )
-        errors = images.z_error[image], images.reading_error[image]
+        errors = images.z_error[image], images.gap[image]
         columns = *errors, self.bound.flatten()[index], goal[image], start, way
         valid = torch.full_like(curvature, torch.inf)
         return Entries(index, image, label, target, curvature, valid, x, z, *columns)

@@ -4,19 +4,21 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 
-from crcbook.certificate.results import hint
+from crcbook.certificate.results import hint, untried
 from crcbook.checkpoints import write_json
-from crcbook.commands.items import Items, read_items
+from crcbook.commands.items import Request, read_request
 from crcbook.commands.rows import Row, Rows
 from crcbook.experiments import environment
 from crcbook.outputs import check_writable
+
+_WAYS = "--method best", "--curvature local", "--box LOW HIGH, if inputs have limits,"
 
 
 def answer(
     options: argparse.Namespace,
     name: str,
-    find: Callable[[Items, slice], list[Row]],
-    summary: Callable[[Items, list[Row]], dict],
+    find: Callable[[Request, slice], list[Row]],
+    summary: Callable[[Request, list[Row]], dict],
     open_: Callable[[list[Row]], int],
 ) -> None:
     """Answer a command: read, check, find the rows that are missing, and sum them up.
@@ -35,15 +37,14 @@ def answer(
     """
     if options.rows is not None and options.rows == options.json:
         raise ValueError("--rows and --json must name two files")
-    items = read_items(options)
-    if name == "verify" and not items.radius:
+    items = read_request(options)
+    radius = {"radius": items.radius} if name == "verify" else {}
+    if not all(radius.values()):
         raise ValueError("verify needs one or more radii: give --radius R")
     if options.json is not None:
         check_writable(options.json)
     device = options.device.partition(":")[0]
-    about = {"command": name, **items.hashes, **items.options, "device": device}
-    if name == "verify":
-        about["radius"] = items.radius
+    about = {"command": name, **items.hashes, **items.options, "device": device, **radius}
     # Options that do not go together are refused before the work: a wrong label takes none.
     one = items.answer[:1]
     trial = replace(items, x=items.x[:1], y=(one == 0).long(), answer=one)
@@ -60,7 +61,8 @@ def answer(
         for at, one in value.items() if isinstance(value, dict) else [("", value)]:
             shown = "none" if one is None else format(one, ".6g")
             print(f"{f'{key} at {at}' if at else key:34} {shown}")
-    note = hint(open_(rows.rows), len(items.x), _left(items.options))
+    left = untried(items.options["method"], items.options["curvature"], items.options["box"], _WAYS)
+    note = hint(open_(rows.rows), len(items.x), left)
     if note and not options.quiet:
         print(note)
     if options.rows is not None:
@@ -70,13 +72,6 @@ def answer(
         record = asked | figures | {"environment": environment(options.device)}
         write_json(options.json, record)
         print(f"wrote {options.json}")
-
-
-def _left(asked: dict) -> list[str]:
-    """What was not asked for, and may prove more."""
-    left = [] if asked["method"] == "best" else ["--method best"]
-    left += [] if asked["curvature"] == "local" else ["--curvature local"]
-    return left + ([] if asked["box"] else ["--box LOW HIGH, if inputs have limits,"])
 
 
 def fraction(part: int, whole: int) -> float | None:

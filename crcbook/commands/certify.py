@@ -8,7 +8,7 @@ from crcbook.certificate import certify
 from crcbook.certificate.results import CLOSE
 from crcbook.commands import items
 from crcbook.commands.answering import answer, fraction
-from crcbook.commands.items import Items
+from crcbook.commands.items import Request
 from crcbook.commands.rows import Row, number
 
 SUMMARY = "certify items: how far each can move before its label can change"
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     answer(options, "certify", _rows, _summary, _open)
 
 
-def _rows(asked: Items, part: slice) -> list[Row]:
+def _rows(asked: Request, part: slice) -> list[Row]:
     x, y = asked.x[part], asked.y[part]
     found = certify(asked.model, x, y, **asked.options)
     columns = {
@@ -46,7 +46,7 @@ def _rows(asked: Items, part: slice) -> list[Row]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _summary(asked: Items, rows: list[Row]) -> dict:
+def _summary(asked: Request, rows: list[Row]) -> dict:
     correct = [row for row in rows if row["label"] == row["answer"]]
     radius = [float(row["radius"] or 0) for row in rows]
     of_correct = [float(row["radius"] or 0) for row in correct]

@@ -74,7 +74,7 @@ def add_network_and_items(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Items:
+class Request:
     """A network and what it is asked about.
 
     Attributes:
@@ -102,7 +102,7 @@ class Items:
     chunk: int = 20
 
 
-def read_items(options: argparse.Namespace) -> Items:
+def read_request(options: argparse.Namespace) -> Request:
     """Read the network and the items, and check all that can be checked before the work.
 
     Args:
@@ -149,7 +149,7 @@ def read_items(options: argparse.Namespace) -> Items:
     if options.labels:
         about["labels"] = str(options.labels)
     hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
-    return Items(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
+    return Request(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
                  about, hashes, 20 if len(network.layers) <= 2 else 5)  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from crcbook.commands import items
 from crcbook.commands.arguments import path
-from crcbook.commands.items import read_items
+from crcbook.commands.items import read_request
 from crcbook.outputs import check_writable
 from crcbook.proof_file import prove
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         TypeError: for arrays of the wrong kind.
         ValueError: for a network that a proof file cannot name.
     """
-    asked = read_items(options)
+    asked = read_request(options)
     check_writable(options.out)
     kind = {name: asked.options[name] for name in ("curvature", "box", "deployed")}
     written = prove(asked.model, asked.x, asked.y, options.out, **kind)

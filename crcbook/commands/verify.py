@@ -5,7 +5,7 @@ import argparse
 from crcbook.certificate import verify
 from crcbook.commands import items
 from crcbook.commands.answering import answer, fraction
-from crcbook.commands.items import Items
+from crcbook.commands.items import Request
 from crcbook.commands.rows import Row, number
 
 SUMMARY = "decide for items whether their labels are certain within given radii"
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     answer(options, "verify", _rows, _summary, _open)
 
 
-def _rows(asked: Items, part: slice) -> list[Row]:
+def _rows(asked: Request, part: slice) -> list[Row]:
     x, y, answered = asked.x[part], asked.y[part], asked.answer[part]
     rows: list[Row] = []
     for radius in asked.radius:
@@ -47,7 +47,7 @@ def _rows(asked: Items, part: slice) -> list[Row]:
     return rows
 
 
-def _summary(asked: Items, rows: list[Row]) -> dict:
+def _summary(asked: Request, rows: list[Row]) -> dict:
     whole = len(asked.y)
     correct = int((asked.y == asked.answer).sum())
     figures: dict = {"accuracy": fraction(correct, whole) if asked.labelled else None}

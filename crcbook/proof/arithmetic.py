@@ -19,6 +19,9 @@ UNIT = 2.0**-53
 # at most 200,000 entries, whose relative error is below 0.8 of this one.
 OUTWARD = 1 + 2.0**-36
 
+# Of a ball's radius: points of expansion stay within, so that rounding moves none out of the ball.
+INSIDE = 1 - 1e-9
+
 # More than underflow can take in float64: from a sum of products, and from an l2 norm.
 TINY = 1e-290
 TINY_NORM = 1e-140

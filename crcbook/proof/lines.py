@@ -530,8 +530,8 @@ def _margins(
     margin = balls.lowest(rows, offsets)[item, rank]
     # The differences of the last layer's weights are rounded themselves.
     error = 4 * UNIT * ((weights.abs() * balls.size[item]).sum(1) + offset.abs())
-    # Away from the centre a reading is off by more.
-    off = prover.rounding.reading_error(x) + prover.rounding.reading[0] * radius
+    # Away from the centre the gap is wider.
+    off = prover.rounding.gap_at(x) + prover.rounding.gap[0] * radius
     error = error + off[item]
     margin = margin - (error + prover.rounding.deviation(weights)) * OUTWARD
     return torch.where(margin.isnan(), -torch.inf, margin - 4 * UNIT * margin.abs())

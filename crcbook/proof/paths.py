@@ -45,8 +45,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from crcbook.power_iteration import top_eigenvalue_estimate
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.proof.box import Allowed
 from crcbook.proof.curvature import bend_depths
@@ -199,7 +199,9 @@ class Neighbourhood:
             depth = depth.clamp(min=0).cummax(0).values
             off = stray.norm(depth)
             sizes = (depth.amax(1) / depth.amax().clamp(min=TINY)).sqrt()
-            size = sizes * _norm_estimate(depth[-1].sqrt()[:, None] * jacobian)
+            start = (depth[-1].sqrt() @ jacobian.abs())[None]
+            top, _ = top_eigenvalue_estimate([jacobian], depth[-1:], start, _POWER_STEPS)
+            size = sizes * top[0].sqrt()
             size = size.clamp(min=TINY_NORM)
             grown = shares * (1 + off / size) * OUTWARD
             diagonals.append((grown[:, None] * depth).sum(0) * OUTWARD)
@@ -269,14 +271,6 @@ def _multipliers(
             beyond = (parts / (middle - values).square()).sum() > radius * radius
             low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
         yield high
-
-
-def _norm_estimate(matrix: Tensor) -> Tensor:
-    """A guess of a spectral norm, by power iteration."""
-    vector = matrix.abs().sum(0)
-    for _ in range(_POWER_STEPS):
-        vector = normalize(matrix.T @ (matrix @ vector), dim=0, eps=TINY)
-    return (matrix @ vector).norm()
 
 
 def _row_norms(matrix: Tensor) -> Tensor:

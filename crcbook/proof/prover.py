@@ -33,7 +33,7 @@ class Entries:
         x: ``(entries, n)`` float64, the inputs.
         z: ``(entries, width)`` float64, the first layer's preactivations there, as computed.
         z_error: ``(entries,)`` bounds of their error, in the l2 norm.
-        reading_error: ``(entries,)`` how far the margins there can be from those of the model that
+        gap: ``(entries,)`` how far the margins there can be from those of the model that
             the network was read from.
         bound: ``(entries,)`` what is proved of them already.
         goal: ``(entries,)`` bounds that are good enough; infinity where none is.
@@ -52,7 +52,7 @@ class Entries:
     x: Tensor
     z: Tensor
     z_error: Tensor
-    reading_error: Tensor
+    gap: Tensor
     bound: Tensor
     goal: Tensor
     start: Tensor
@@ -85,7 +85,7 @@ class Entries:
         z, z_error = prover.network.first(x), prover.rounding.first_error(x)
         k = downward_curvature(prover.network, label, target)
         start, way = torch.zeros_like(x, dtype=prover.rough.dtype), x[:, :0].float()
-        off = prover.rounding.reading_error(x)
+        off = prover.rounding.gap_at(x)
         columns = index, index, label, target, k, infinite, x, z, z_error, off, -infinite, infinite
         return cls(*columns, start, way, allowed)
 
@@ -258,11 +258,11 @@ class Prover:
         errors = self._errors(entries, facts, arithmetic, (length, *sizes), moved)
         bend = k * length.square()
         rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
-        lost = errors[0] + entries.reading_error + 8 * DOUBLE.unit * rounded
+        lost = errors[0] + entries.gap + 8 * DOUBLE.unit * rounded
         value = margin - along - bend / 2 - lost * OUTWARD
         direction = -torch.addcmul(gradient, k[:, None].to(d.dtype), d)
         error = errors[1] + 4 * arithmetic.unit * (steepness + k * length)
-        error = error + arithmetic.tiny * length + self.rounding.reading[0]
+        error = error + arithmetic.tiny * length + self.rounding.gap[0]
         usable = error.isfinite() & steepness.isfinite() & ~(length > entries.valid)
         value = torch.where(usable & value.isfinite(), value, -torch.inf)
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
@@ -321,7 +321,7 @@ class Prover:
         forward = self.rounding.forward(*self.rounding.first(size))
         active = forward.size + forward.error
         error = forward.value_error(facts, active) + facts.deviation
-        error = error + self.rounding.reading_error(point)
+        error = error + self.rounding.gap_at(point)
         sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
         return (error + sums) * OUTWARD
 

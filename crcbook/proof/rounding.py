@@ -150,15 +150,16 @@ class RoundingModel:
         norms: a proved bound of each hidden layer's spectral norm.
         frobenius: each hidden weight's Frobenius norm, rounded upward.
         biases: the norm of each hidden layer's bias.
-        reading: :math:`\alpha, \beta` such that the model that was read is within
-            :math:`\alpha\|x\| + \beta` of the network, from :func:`reading_bounds`.
+        gap: :math:`\alpha, \beta` such that what bounds are claimed for, the model that was read or
+            its program, is within :math:`\alpha\|x\| + \beta` of the network; for a model from
+            :func:`reading_bounds`.
     """
 
     network: Network
     norms: tuple[float, ...]
     frobenius: tuple[float, ...]
     biases: tuple[float, ...]
-    reading: tuple[float, float] = (0.0, 0.0)
+    gap: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(cls, network: Network) -> "RoundingModel":
@@ -267,16 +268,16 @@ class RoundingModel:
             largest = largest * (1 + frobenius + bias) * (1 + row.max_slope + at_zero)
         return Forward(self, arithmetic, steps, size, error, largest)
 
-    def reading_error(self, x: Tensor) -> Tensor:
+    def gap_at(self, x: Tensor) -> Tensor:
         """How far margins of the network can be from those of the model that was read.
 
         Args:
             x: ``(batch, n)`` points.
 
         Returns:
-            ``(batch,)``; it grows by ``reading[0]`` a unit of distance.
+            ``(batch,)``; it grows by ``gap[0]`` a unit of distance.
         """
-        alpha, beta = self.reading
+        alpha, beta = self.gap
         return (alpha * x.norm(dim=1) + beta) * OUTWARD
 
     def preactivation_errors(self, x_norm: Tensor) -> list[Tensor]:

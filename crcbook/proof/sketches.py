@@ -319,10 +319,10 @@ class Glance:
         facts = self._facts(label, target)
         forward = rounding.forward(*rounding.first(x.norm(dim=1, keepdim=True) + DOUBLE.tiny_norm))
         lost = forward.value_error(facts, forward.size + forward.error) + facts.deviation
-        lost = lost + rounding.reading_error(x)[:, None]
+        lost = lost + rounding.gap_at(x)[:, None]
         lost = (lost + 8 * DOUBLE.unit * (own.abs() + other.abs() + facts.offset)) * OUTWARD
         _, slope_error = forward.gradient_errors(facts)
-        slope_error = slope_error + rounding.reading[0]
+        slope_error = slope_error + rounding.gap[0]
         if self.sketch is None:
             units = network.units(slopes, label, target, x.dtype)
             slope, image = DOUBLE.norm(network.input_gradient(units)), units[..., :0]
@@ -359,7 +359,7 @@ class Glance:
             ``(entries,)``; minus infinity where there is none.
         """
         network = self.prover.network
-        if any(self.prover.rounding.reading):  # which grows without end
+        if any(self.prover.rounding.gap):  # which grows without end
             return torch.full_like(network.layers[-1].bias[label], -torch.inf)
         label, target, place = network.distinct_pairs(label, target)
         weights, bias = network.margin_weights(label, target), network.layers[-1].bias

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from crcbook.acceleration import Acceleration
 from crcbook.power_iteration import top_eigenvalue_estimate
-from crcbook.proof.arithmetic import DOUBLE, OUTWARD, TINY, UNIT, gamma
+from crcbook.proof.arithmetic import DOUBLE, INSIDE, OUTWARD, TINY, UNIT, gamma
 from crcbook.proof.curvature import bend_depths, upper_terms
 from crcbook.proof.eigenvalues import top_eigenvalue_bound
 from crcbook.proof.intervals import activation_ranges, preactivation_intervals
@@ -43,7 +43,6 @@ from crcbook.proof.shells import SHELLS, shells
 
 _STEPS = 12
 _POWER_STEPS = 12  # of a guess that a proof tries first; nothing rests on it
-_INSIDE = 1 - 1e-9  # of the ball's radius: where points of expansion stay
 _LIKELY = 0.9  # of the ball's curvature: a slab's, before it is known
 _CHUNK_ENTRIES = 32
 
@@ -156,9 +155,9 @@ class _Slab:
             across = across + acceleration.step(across, move)
         along, across = along.double(), across.double().nan_to_num(0.0, 0.0, 0.0)
         across = across - (across * self.axis).sum(1, keepdim=True) * self.axis
-        room = (self.radius.square() - along.square()).clamp(min=0).sqrt() * _INSIDE
+        room = (self.radius.square() - along.square()).clamp(min=0).sqrt() * INSIDE
         across = across * (room / across.norm(dim=1).clamp(min=TINY)).clamp(max=1)[:, None]
-        return _INSIDE * (along[:, None] * self.axis + across)
+        return INSIDE * (along[:, None] * self.axis + across)
 
     def _quadratics(self, d: Tensor, curvature: Tensor) -> Tensor:
         entries = replace(self.entries, curvature=curvature)

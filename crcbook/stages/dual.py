@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crcbook.certificate.question import Question
+from crcbook.proof.arithmetic import INSIDE
 from crcbook.proof.curvature import local_curvature
 from crcbook.proof.intervals import Region
 from crcbook.proof.prover import Entries, Evaluation, Prover
@@ -13,7 +14,6 @@ from crcbook.proof.quadratic import Quadratic
 from crcbook.stages.search import search
 
 SEARCH_STEPS, POLISH_STEPS = 100, 3  # at most; in the search's precision, then in float64
-_INSIDE = 1 - 1e-9  # of a ball's radius: where points stay that a curvature is valid for
 _AT_BOUNDARY = 1e-2  # of the quadratic's value: a margin this small has reached zero
 
 
@@ -135,5 +135,5 @@ def into_reach(entries: Entries, d: Tensor) -> Tensor:
         ``(entries, n)``.
     """
     d = d if entries.allowed is None else entries.allowed.clip(d)
-    share = (_INSIDE * entries.valid / d.norm(dim=1)).nan_to_num(nan=1.0).clamp(max=1)
+    share = (INSIDE * entries.valid / d.norm(dim=1)).nan_to_num(nan=1.0).clamp(max=1)
     return torch.where((share < 1)[:, None], share[:, None] * d, d)

@@ -11,7 +11,7 @@ from crcbook.proof.prover import Entries, Prover
 
 
 @dataclass(frozen=True)
-class Lines:
+class Crown:
     """A stage of lines around the activations, best where networks saturate.
 
     Most of its work is on the hidden layers, which all classes of an image share.

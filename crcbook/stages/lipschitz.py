@@ -36,7 +36,7 @@ class Lipschitz:
         """
         margin, error = self.prover.margin_at(entries, entries.x)
         slope = lipschitz_bound(self.prover, entries.label, entries.target)
-        slope = slope + self.prover.rounding.reading[0]
+        slope = slope + self.prover.rounding.gap[0]
         cone = Parabola(margin - error, slope, torch.zeros_like(slope))
         bound = question.proves(entries, cone)
         constant = (slope == 0) & (cone.value > 0)
