@@ -124,15 +124,15 @@ def _largest_eigenvalue_estimate(gram: Tensor) -> Tensor:
     vector = vector.to(gram)
     basis = (vector / vector.norm()).expand(len(gram), 1, -1)
     for _ in range(min(_LANCZOS_STEPS, gram.shape[1]) - 1):
-        vector = (gram * basis[:, -1, None, :]).sum(2)  # bmm is slow with one column
-        size = vector.norm(dim=1, keepdim=True)
+        vector = basis[:, -1:] @ gram  # a row: products with one column are slow
+        size = vector.norm(dim=2, keepdim=True)
         for _ in range(2):
-            vector = vector - (basis.mT @ (basis @ vector[:, :, None])).squeeze(2)
-        rest = vector.norm(dim=1, keepdim=True)
+            vector = vector - vector @ basis.mT @ basis
+        rest = vector.norm(dim=2, keepdim=True)
         # What rounding leaves of a vector inside the span is noise: the search has ended there.
         vector = torch.where(rest > 1e-5 * size, vector / rest, 0.0)
-        basis = torch.cat([basis, vector[:, None]], dim=1)
+        basis = torch.cat([basis, vector], dim=1)
     ritz = torch.linalg.eigh(basis @ gram @ basis.mT).eigenvectors[:, :, -1:]
-    vector = (basis.mT @ ritz).to(exact)
+    vector = (ritz.mT @ basis).to(exact)
     size = vector.square().sum((1, 2)).clamp(min=0.5)  # 1, or 0 where the search had ended
-    return ((exact @ vector) * vector).sum((1, 2)) / size
+    return ((vector @ exact) * vector).sum((1, 2)) / size

@@ -256,11 +256,14 @@ class Prover:
         steepness = arithmetic.norm(gradient)
         moved = self.rounding.change(length, arithmetic) if change is None else change.error
         errors = self._errors(entries, facts, arithmetic, (length, *sizes), moved)
+        # The offset and its sum with the margin, the bend's square and product, three differences:
+        # no term is rounded more than five times, in float64.
         bend = k * length.square()
         rounded = margin.abs() + facts.offset.abs() + along.abs() + bend
         lost = errors[0] + entries.gap + 8 * DOUBLE.unit * rounded
         value = margin - along - bend / 2 - lost * OUTWARD
         direction = -torch.addcmul(gradient, k[:, None].to(d.dtype), d)
+        # k is rounded, multiplied and added: three roundings of kd, one of the gradient.
         error = errors[1] + 4 * arithmetic.unit * (steepness + k * length)
         error = error + arithmetic.tiny * length + self.rounding.gap[0]
         usable = error.isfinite() & steepness.isfinite() & ~(length > entries.valid)
@@ -278,6 +281,7 @@ class Prover:
     ) -> tuple[Tensor, Tensor]:
         """Bounds of the errors of q and of s, but for the last sums; infinite on overflow."""
         length, z, change, active, units = sizes
+        # z at the input is rounded to the format, and their sum: at most (z + change) + z of units.
         start = entries.z_error + moved + 4 * used.unit * (z + change)
         forward = self.rounding.forward(z, start, used)
         value = forward.value_error(facts, active) + facts.deviation
@@ -322,6 +326,7 @@ class Prover:
         active = forward.size + forward.error
         error = forward.value_error(facts, active) + facts.deviation
         error = error + self.rounding.gap_at(point)
+        # The offset, its sum with the product, and the sum that is compared with 0: three each.
         sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
         return (error + sums) * OUTWARD
 

@@ -60,6 +60,7 @@ class Parabola:
         Returns:
             ``(entries,)``, rounded down; minus infinity where something overflowed.
         """
+        # Three roundings of each part of the fall, its sum, and two differences: six at most.
         fall = radius * self.slope + self.curvature * (radius * radius) / 2
         margin = self.value - fall - (self.value.abs() + fall) * 8 * UNIT
         return torch.where(margin.isnan(), -torch.inf, margin)
@@ -128,6 +129,7 @@ class Quadratic:
             multiplier = self.multiplier(radius, fixed=True)
             fall = multiplier * square / 2 + self.error * radius
             inner = self._smallest(multiplier)
+            # Six at most, as above.
             margin = margin.fmax(inner - fall - (inner.abs() + fall) * 8 * UNIT)
         return torch.where(margin.isnan(), -torch.inf, margin)
 
@@ -160,7 +162,8 @@ class Quadratic:
         delta = self._displacement(multiplier)
         linear = (self.direction * delta).sum(1)
         square = (multiplier - self.curvature) / 2 * delta.square().sum(1)
-        # The minimiser is rounded too: h is its value there less what a shift of it can gain.
+        # n + 5 roundings of each term of the two sums, and as many of the norms in their size. The
+        # minimiser is rounded twice too: h is at least its value there less 2(2u)^2 of the size.
         size = self.value.abs() + self.direction.norm(dim=1) * delta.norm(dim=1) + square
         return self.value - linear + square - gamma(4 * delta.shape[1] + 32) * size - TINY
 
