@@ -484,10 +484,16 @@ def test_local_curvature_helps_and_no_attack_beats_it(case, boxed):
     assert not (verdicts[1].robust & reached.success).any()
 
 
-def test_box_and_local_curvature_together_are_never_below_either(digits):
+@pytest.fixture(scope="module")
+def tanh_model(digits):
+    """A network of three layers, trained as usual."""
     model = crc.mlp([64, 24, 24, 10], "tanh", seed=0)
     crc.train(model, digits.train, crc.Recipe("standard", epochs=15, batch_size=64))
-    x, y = digits.test.x[:15], digits.test.y[:15]
+    return model
+
+
+def test_box_and_local_curvature_together_are_never_below_either(digits, tanh_model):
+    model, x, y = tanh_model, digits.test.x[:8], digits.test.y[:8]
     both = crc.certify(model, x, y, box=(0.0, 1.0), curvature="local").radius
     assert (both >= crc.certify(model, x, y, box=(0.0, 1.0)).radius).all()
     local = crc.certify(model, x, y, curvature="local").radius
@@ -497,9 +503,8 @@ def test_box_and_local_curvature_together_are_never_below_either(digits):
     assert (crc.attack(model, x, y, box=(0.0, 1.0), restarts=3).distance >= both).all()
 
 
-def test_verdicts_given_up_with_many_inputs_are_few(digits):
-    model = crc.mlp([64, 24, 24, 10], "tanh", seed=0)
-    crc.train(model, digits.train, crc.Recipe("standard", epochs=15, batch_size=64))
+def test_verdicts_given_up_with_many_inputs_are_few(digits, tanh_model):
+    model = tanh_model
     # More inputs, which no layer looks at: only what is worth trying changes.
     wide = crc.mlp([200, 24, 24, 10], "tanh", seed=0)
     with torch.no_grad():

@@ -72,17 +72,17 @@ def test_a_large_gap_says_what_may_help():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6)
-    x = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
     loose = crc.certify(model, x)
     wide = int((loose.radius < 0.8 * loose.distance).sum())
-    assert wide > 5 and loose.hint.startswith(f"{wide} of 20 are far from what an attack finds: ")
+    assert wide > 2 and loose.hint.startswith(f"{wide} of 8 are far from what an attack finds: ")
     assert 'curvature="local" or box=' in loose.hint and repr(loose).endswith(loose.hint)
     assert 'method="best"' in crc.certify(model, x, method="closed-form").hint
     tight = crc.certify(model, x, box=(0.0, 1.0), curvature="local")
     assert not tight.hint or "crcbook.train" in tight.hint
     verdict = crc.verify(model, x, radius=1.01 * loose.radius)
     undecided = ~verdict.robust & verdict.nearest.isnan().any(1)
-    assert undecided.any() and f"{int(undecided.sum())} of 20 are far" in verdict.hint
+    assert undecided.any() and f"{int(undecided.sum())} of 8 are far" in verdict.hint
 
 
 def test_an_exact_certificate_has_no_advice():
