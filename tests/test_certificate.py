@@ -672,7 +672,9 @@ def test_inference_mode_leaves_the_model_usable():
     assert (crc.certify(model, x, y).radius <= inside).all()
 
 
-METHODS = ("dual", "closed-form", "lipschitz", "crown")
+# What a search for the largest radius may leave of it, where it ends sooner than the others'.
+LEFT = {"dual": 0.0, "closed-form": 0.0, "lipschitz": 0.0, "crown": 0.0, "parabolas": 2e-2}
+METHODS = tuple(LEFT)
 
 
 @given(random_networks(max_width=8))
@@ -683,8 +685,10 @@ def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
     attacked = crc.attack(model, x, y, restarts=3)
     radii = {name: crc.certify(model, x, y, method=name).radius for name in METHODS}
     best = crc.certify(model, x, y, method="best")
-    for radius in radii.values():
+    for name, radius in radii.items():
         assert (attacked.distance >= radius).all()
+        if name == "parabolas":  # which the best leaves out
+            continue
         # The rivals are not asked where an adversary is near.
         near = best.radius >= 0.8 * best.distance
         assert ((best.radius >= radius) | near).all()
@@ -735,7 +739,8 @@ def test_methods_say_who_they_are_and_agree_on_linear_networks():
     for name in METHODS[1:]:
         certificate = crc.certify(model, x, y, method=name)
         assert certificate.method == (name,) * 5
-        torch.testing.assert_close(certificate.radius, exact.radius, rtol=1e-3, atol=0)
+        left = max(1e-3, LEFT[name])
+        torch.testing.assert_close(certificate.radius, exact.radius, rtol=left, atol=0)
 
 
 def test_impossible_methods_are_refused():

@@ -39,11 +39,18 @@ from crcbook.stages.dual import Dual, Sharp, curvature_in_reach
 from crcbook.stages.lines import Crown
 from crcbook.stages.lipschitz import Lipschitz
 from crcbook.stages.local import Local
+from crcbook.stages.parabolas import Parabolas
 from crcbook.stages.paths import Paths
 from crcbook.stages.single import Single
 from crcbook.stages.slabs import Slabs
 
-ANYWHERE = {"closed form": ClosedForm, "dual": Dual, "lines": Crown, "lipschitz": Lipschitz}
+ANYWHERE = {
+    "closed form": ClosedForm,
+    "dual": Dual,
+    "lines": Crown,
+    "lipschitz": Lipschitz,
+    "parabolas": Parabolas,
+}
 IN_BALLS = {"paths": Paths, "sharp": Sharp, "slabs": Slabs, "dual in balls": Dual}
 
 
@@ -189,6 +196,7 @@ def test_on_a_line_a_grid_sees_all_of_a_ball(box):
                 Dual(prover),
                 ClosedForm(prover),
                 Crown(prover),
+                Parabolas(prover),
             ):
                 question = Margin(torch.tensor([radius]).double())
                 bound, _ = stage(question, entries)

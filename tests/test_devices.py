@@ -148,7 +148,7 @@ def test_certificates_are_made_on_the_networks_device(elsewhere, digits, box, cu
         assert bound.device == GPU
 
 
-@pytest.mark.parametrize("method", ["closed-form", "lipschitz", "crown"])
+@pytest.mark.parametrize("method", ["closed-form", "lipschitz", "crown", "parabolas"])
 def test_other_bounds_too(elsewhere, digits, method):
     x, y = digits.test.x[:4], digits.test.y[:4]
     assert crc.certify(elsewhere, x, y, method=method).radius.device == GPU

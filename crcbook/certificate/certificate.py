@@ -28,6 +28,7 @@ from crcbook.stages.dual import Dual
 from crcbook.stages.lines import Crown
 from crcbook.stages.lipschitz import Lipschitz
 from crcbook.stages.local import Local
+from crcbook.stages.parabolas import Parabolas
 from crcbook.stages.single import Single
 
 _REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
@@ -71,9 +72,10 @@ def certify(
         method: ``"dual"``, the best quadratic found and, with local curvature, slabs and paths;
             ``"closed-form"``, the quadratic at the input (Entesari et al. 2024);
             ``"lipschitz"``, the margin over a global Lipschitz constant;
-            ``"crown"``, linear relaxations (Zhang et al. 2018), slow; or ``"best"`` of them: the
-            dual where it can win, and the last two where the radius is below 0.8 of the distance
-            of the nearest adversarial point found.
+            ``"crown"``, linear relaxations (Zhang et al. 2018), slow; ``"parabolas"``, quadratic
+            ones of the first layer (:mod:`crcbook.proof.parabolas`), at 20 to 70 times the price
+            of lines; or ``"best"`` of the others: the dual where it can win, Lipschitz and CROWN
+            where the radius is below 0.8 of the distance of the nearest adversarial point found.
         deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
             runs, whatever the order of its sums: no float32 input closer than the radius is
             classified differently by it (:mod:`crcbook.deployed`). For a Sequential of Flatten,
@@ -245,6 +247,7 @@ class _Problem:
         prover, boxed = self.prover, self.box is not None
         alone: dict[str, Callable[[Prover], Stage]]
         alone = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Crown}
+        alone["parabolas"] = Parabolas
         if self.asked.method in alone:
             return [alone[self.asked.method](prover)], []
         single = Single.of(prover, self.glance.sketch)

@@ -46,7 +46,7 @@ class Stage(Protocol):
 
 # What bounds are told apart by: families. That of the dual is all that goes by curvature: the best
 # quadratic and, in balls, slabs and paths too.
-METHODS = ("dual", "closed-form", "lipschitz", "crown")
+METHODS = ("dual", "closed-form", "lipschitz", "crown", "parabolas")
 # Float64 values looked at together on a processor, 8 MB, so that they stay in its cache.
 _CACHED_VALUES = 2**20
 

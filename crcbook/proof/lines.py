@@ -48,7 +48,8 @@ activations (of the inputs) that W meets in the ball. All of it is subtracted. F
 every ball is wider by ``TINY_NORM`` in each coordinate, and every bound lower by ``TINY``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -79,10 +80,18 @@ _STEPS = 60
 # largest radius proved. Where margins fall steeply a short first one is right, and elsewhere what
 # it costs is one trial.
 _FIRST_SHARE, _SHRINK, _SHORTEST, _LONGEST = 0.05, 0.3, 1.5, 8.0
+# Where a radius is known already, the first trial as a multiple of it, and what the margin may be
+# there as a share of the clean one; both are guesses.
+_BEYOND, _LEFT = 1.3, 0.3
 
 
 def crown_margin(
-    prover: Prover, x: Tensor, label: Tensor, target: Tensor, radius: float | Tensor
+    prover: Prover,
+    x: Tensor,
+    label: Tensor,
+    target: Tensor,
+    radius: float | Tensor,
+    kind: "type[Balls] | None" = None,
 ) -> Tensor:
     """Proved lower bounds of margins over l2 balls.
 
@@ -94,10 +103,12 @@ def crown_margin(
         label: ``(pairs,)`` classes.
         target: ``(pairs,)`` classes.
         radius: the balls' l2 radius, at least 0, or ``(pairs,)`` radii.
+        kind: what proves in the balls; None for :class:`Balls`, by lines alone.
 
     Returns:
         ``(pairs,)`` float64; minus infinity where something overflowed.
     """
+    kind = kind or Balls
     radius = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
     balls, item = torch.unique_consecutive(
         torch.cat([x, radius[:, None]], dim=1), dim=0, return_inverse=True
@@ -107,8 +118,9 @@ def crown_margin(
     for start in range(0, len(balls), size):
         pairs = ((item >= start) & (item < start + size)).nonzero().squeeze(1)
         part = balls[start : start + size]
+        balls_of_part = kind.of(prover, part[:, :-1], part[:, -1])
         margin[pairs] = _margins(
-            prover, part[:, :-1], part[:, -1], label[pairs], target[pairs], item[pairs] - start
+            prover, balls_of_part, label[pairs], target[pairs], item[pairs] - start
         )
     return margin
 
@@ -119,13 +131,13 @@ def crown_radius(
     label: Tensor,
     target: Tensor,
     limit: Tensor | None = None,
-    smallest: bool = False,
+    search: "Search | None" = None,
 ) -> Tensor:
     """The largest radii at which :func:`crown_margin` was found to be positive.
 
-    A bracket is narrowed by interpolation, until what it seems to leave is 1e-4 of the radius,
-    which is its lower end: the largest one proved. All pairs of an input that follow each other
-    are tried at once, at the smallest radius that any of them asks for.
+    A bracket is narrowed by interpolation, until what it seems to leave is a small share of the
+    radius, which is its lower end: the largest one proved. All pairs of an input that follow each
+    other are tried at once, at the smallest radius that any of them asks for.
 
     Args:
         prover: the float64 network with its error bounds.
@@ -134,7 +146,7 @@ def crown_radius(
         target: ``(pairs,)`` classes.
         limit: ``(pairs,)`` radii that are good enough, tried first: a pair is left alone once its
             radius passes its limit. None for no limit.
-        smallest: whether only the smallest radius of an input counts: one search an input then.
+        search: how to look for them; None for the defaults.
 
     Returns:
         ``(pairs,)`` float64 l2 radii; 0 where the margin is not proved positive at the input,
@@ -142,12 +154,15 @@ def crown_radius(
     """
     limit = torch.full_like(x[:, 0], torch.inf) if limit is None else limit
     inputs, item = torch.unique_consecutive(x, dim=0, return_inverse=True)
+    search = search or Search()
+    known = torch.zeros_like(limit) if search.known is None else search.known.clamp(min=0)
     size = _chunk_size(prover)
     radius = torch.empty_like(limit)
     for start in range(0, len(inputs), size):
         pairs = ((item >= start) & (item < start + size)).nonzero().squeeze(1)
         of = label[pairs], target[pairs], item[pairs] - start
-        radius[pairs] = _radii(prover, inputs[start : start + size], of, limit[pairs], smallest)
+        between = known[pairs], limit[pairs]
+        radius[pairs] = _radii(prover, inputs[start : start + size], of, between, search)
     return radius
 
 
@@ -183,16 +198,16 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     Returns:
         The lines, of that shape; NaN where an end is not finite.
     """
-    points = _grid(row, lower, upper)
-    curve = _Curve(points, row.value(points), row.slope(points), *_bends(row, points))
+    points = grid(row, lower, upper)
+    curve = Curve(points, row.value(points), row.slope(points), *bends(row, points))
     middle, ends = lower + (upper - lower) / 2, row.slope_interval(lower, upper)
     tangent, at_middle = row.slope(middle), row.value(middle)
     low_slope, high_slope = (
         slope.clamp(*ends) for slope in curve.hull_slopes(middle, at_middle, tangent)
     )
-    size = _size(row, lower, upper)
+    size = size_bound(row, lower, upper)
     below, above = (
-        _down(side.floor(slope), size)
+        down(side.floor(slope), size)
         for side, slope in ((curve, low_slope), (curve.mirrored(), -high_slope))
     )
     lowest, highest = row.value_interval(lower, upper)
@@ -201,15 +216,15 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     return Lines(low_slope, below, high_slope, -above, lowest, highest)
 
 
-def _down(offset: Tensor, size: Tensor) -> Tensor:
+def down(offset: Tensor, size: Tensor) -> Tensor:
     """An offset less the bound of its rounding error."""
     return offset - 64 * UNIT * (size + offset.abs())
 
 
-def _grid(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
+def grid(row: Activation, lower: Tensor, upper: Tensor, pieces: int = _PIECES) -> Tensor:
     """Points from end to end, denser near 0 where the interval is wide; any would do."""
     scale = row.max_slope / row.max_bend if row.max_bend else 1.0
-    share = torch.linspace(0, 1, _PIECES + 1, dtype=lower.dtype, device=lower.device)
+    share = torch.linspace(0, 1, pieces + 1, dtype=lower.dtype, device=lower.device)
     first, last = (lower / scale).asinh(), (upper / scale).asinh()
     warped = first + share.reshape(-1, *[1] * lower.dim()) * (last - first)
     points = (scale * warped.sinh()).clamp(lower, upper)
@@ -217,7 +232,7 @@ def _grid(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
     return points.cummax(dim=0).values
 
 
-def _bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
+def bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
     """The range of the bend between neighbours of a grid, as ``row.bend_interval`` has it.
 
     The grid's own bends are evaluated once, and not as an end of two intervals each.
@@ -236,14 +251,14 @@ def _bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
     return low - (OUTWARD - 1) * low.abs(), high + (OUTWARD - 1) * high.abs()
 
 
-def _size(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
+def size_bound(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
     """A bound of the activation's size over intervals."""
     at_zero = abs(float(row.value(lower.new_zeros(1))))
     return (row.max_slope * torch.maximum(lower.abs(), upper.abs()) + at_zero) * OUTWARD
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
     """A function on the points of a grid, ``(points, ...)``, and its bend's range between them."""
 
     points: Tensor
@@ -252,9 +267,9 @@ class _Curve:
     low_bend: Tensor
     high_bend: Tensor
 
-    def mirrored(self) -> "_Curve":
+    def mirrored(self) -> "Curve":
         """The negative of the function."""
-        return _Curve(self.points, -self.value, -self.slope, -self.high_bend, -self.low_bend)
+        return Curve(self.points, -self.value, -self.slope, -self.high_bend, -self.low_bend)
 
     def hull_slopes(self, middle: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes of the hulls at a point, given the function's value and slope there.
@@ -351,7 +366,7 @@ class _Centre:
     point: Tensor
     error: Tensor
     size: Tensor
-    factor: "_Factor | None"
+    factor: "Factor | None"
     radius: Tensor
 
     def lowest(self, rows: Tensor, offset: Tensor, balls: slice) -> Tensor:
@@ -367,7 +382,7 @@ class _Centre:
 
 
 @dataclass(frozen=True)
-class _Factor:
+class Factor:
     r"""A factor R of a weight :math:`W = RQ + E` whose rows are no longer than it has.
 
     :math:`\|\Lambda W\| \\le \\|\\Lambda R\\|\\|Q\\| + \\|\\Lambda\\|\\|E\\|`: products
@@ -379,7 +394,7 @@ class _Factor:
     error: float  # a bound of the norm of E and of what rounding adds to a product with R
 
     @classmethod
-    def of(cls, weight: Tensor) -> "_Factor":
+    def of(cls, weight: Tensor) -> "Factor":
         """Factor a weight, and measure afterwards how well that went."""
         height, width = weight.shape
         if width <= height:
@@ -402,12 +417,12 @@ class _Factor:
 
 
 @remembered
-def _first_factor(network: Network) -> _Factor:
-    return _Factor.of(network.layers[0].weight)
+def _first_factor(network: Network) -> Factor:
+    return Factor.of(network.layers[0].weight)
 
 
 @dataclass(frozen=True)
-class _Balls:
+class Balls:
     """Balls, and what is known of the hidden layers in them.
 
     Attributes:
@@ -416,6 +431,7 @@ class _Balls:
         low: ``(balls, width)`` lower bounds of the last layer's activations; at first the inputs'.
         high: ``(balls, width)`` upper bounds of them.
         stages: the hidden layers so far.
+        first: ``(balls, width)`` ends of the first layer's preactivations; None if there is none.
     """
 
     x: Tensor
@@ -423,10 +439,20 @@ class _Balls:
     low: Tensor
     high: Tensor
     stages: tuple[_Stage, ...] = ()
+    first: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, prover: Prover, x: Tensor, radius: Tensor) -> "_Balls":
-        """Look at all hidden layers in balls."""
+    def of(cls, prover: Prover, x: Tensor, radius: Tensor) -> Self:
+        """Look at all hidden layers in balls.
+
+        Args:
+            prover: the float64 network with its error bounds.
+            x: ``(balls, n)`` centres.
+            radius: ``(balls,)`` radii.
+
+        Returns:
+            The balls, with all the hidden layers.
+        """
         reach = radius[:, None] * OUTWARD + 2 * UNIT * x.abs() + TINY_NORM
         low, high = x - reach, x + reach
         first, *rest = prover.network.layers
@@ -439,27 +465,51 @@ class _Balls:
         centre = _Centre(z, error, size, _first_factor(prover.network), radius)
         norms = first.weight.norm(dim=1) * OUTWARD + TINY_NORM
         reach = radius[:, None] * norms + error[:, None] + 4 * UNIT * size + TINY
-        balls = cls(x, centre, low, high)._with(first, z - reach * OUTWARD, z + reach * OUTWARD)
+        ends = z - reach * OUTWARD, z + reach * OUTWARD
+        balls = cls(x, centre, low, high, first=ends)._with(first, *ends)
         for layer in rest[:-1]:
-            ends = torch.cat([layer.weight, -layer.weight]), torch.cat([layer.bias, -layer.bias])
-            lower, upper = balls.lowest(*(part[None] for part in ends)).chunk(2, dim=1)
-            balls = balls._with(layer, lower, -upper)
+            balls = balls._with(layer, *balls.ends(layer))
         return balls
+
+    def ends(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Where the preactivations of the next layer stay.
+
+        Args:
+            layer: that layer.
+
+        Returns:
+            ``(balls, width)`` lower and upper ends.
+        """
+        ends = torch.cat([layer.weight, -layer.weight]), torch.cat([layer.bias, -layer.bias])
+        lower, upper = self.by_lines(*(part[None] for part in ends)).chunk(2, dim=1)
+        return lower, -upper
 
     @property
     def size(self) -> Tensor:
         """``(balls, width)`` bounds of the size of the last layer's activations."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def _with(self, layer: Layer, lower: Tensor, upper: Tensor) -> "_Balls":
+    def _with(self, layer: Layer, lower: Tensor, upper: Tensor) -> Self:
         """One hidden layer more, whose preactivations are in these intervals."""
         lines = enclosing_lines(layer.activation, lower, upper)
         size = (self.size @ layer.weight.abs().T + layer.bias.abs()) * OUTWARD
         stages = (*self.stages, _Stage.of(layer, lines, size))
-        return _Balls(self.x, self.centre, lines.lowest, lines.highest, stages)
+        return replace(self, low=lines.lowest, high=lines.highest, stages=stages)
 
     def lowest(self, rows: Tensor, offset: Tensor) -> Tensor:
         """Lower bounds of linear functions of the last layer's activations, in the balls.
+
+        Args:
+            rows: ``(balls, functions, width)``.
+            offset: ``(balls, functions)``.
+
+        Returns:
+            ``(balls, functions)``.
+        """
+        return self.by_lines(rows, offset)
+
+    def by_lines(self, rows: Tensor, offset: Tensor) -> Tensor:
+        """The same by lines through all layers.
 
         Args:
             rows: ``(1, functions, width)``, or ``(balls, functions, width)``.
@@ -481,13 +531,27 @@ class _Balls:
         return torch.fmax(found, self._lowest_apart(rows, offset))
 
     def _lowest(self, rows: Tensor, offset: Tensor, balls: slice) -> Tensor:
-        for place in range(len(self.stages) - 1, -1, -1):
-            stage = self.stages[place]
-            rows, offset = stage.pull(rows, offset, balls)
-            if place:
-                offset = offset + rows @ stage.layer.bias
-                rows = rows @ stage.layer.weight
+        rows, offset = self.to_first(rows, offset, balls)
+        if self.stages:
+            rows, offset = self.stages[0].pull(rows, offset, balls)
         return self.centre.lowest(rows, offset, balls)
+
+    def to_first(self, rows: Tensor, offset: Tensor, balls: slice) -> tuple[Tensor, Tensor]:
+        """From bounds by the last layer's activations to bounds by the first layer's.
+
+        Args:
+            rows: ``(1, functions, width)``, or ``(balls, functions, width)``.
+            offset: ``(1, functions)``, or ``(balls, functions)``.
+            balls: which ones the functions are asked about.
+
+        Returns:
+            The rows and offsets of linear functions that are nowhere larger in the balls.
+        """
+        for stage in reversed(self.stages[1:]):
+            rows, offset = stage.pull(rows, offset, balls)
+            offset = offset + rows @ stage.layer.bias
+            rows = rows @ stage.layer.weight
+        return rows, offset
 
     def _lowest_apart(self, rows: Tensor, offset: Tensor) -> Tensor:
         """The bound where each activation takes its worst value, whatever the others do."""
@@ -510,11 +574,9 @@ def _chunk_size(prover: Prover) -> int:
     return max(1, _CHUNK_VALUES // (widest * 4 * _PIECES))
 
 
-def _margins(
-    prover: Prover, x: Tensor, radius: Tensor, label: Tensor, target: Tensor, item: Tensor
-) -> Tensor:
+def _margins(prover: Prover, balls: Balls, label: Tensor, target: Tensor, item: Tensor) -> Tensor:
     """:func:`crown_margin` for a chunk: balls, and pairs that name their ball."""
-    balls = _Balls.of(prover, x, radius)
+    x, radius = balls.x, balls.centre.radius
     weights = prover.network.margin_weights(label, target)
     bias = prover.network.layers[-1].bias
     offset = bias[label] - bias[target]
@@ -538,7 +600,11 @@ def _margins(
 
 
 def _radii(
-    prover: Prover, x: Tensor, pairs: tuple[Tensor, Tensor, Tensor], limit: Tensor, smallest: bool
+    prover: Prover,
+    x: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    between: tuple[Tensor, Tensor],
+    search: "Search",
 ) -> Tensor:
     """:func:`crown_radius` for a chunk: inputs, and classes with the input each belongs to."""
     label, target, item = pairs
@@ -547,8 +613,8 @@ def _radii(
     clean = torch.where(margin.isfinite(), margin - error, -torch.inf)
     everywhere = (clean > 0) & (Glance.of(prover).lowest(label, target) > 0)
     asked = (clean > 0) & ~everywhere
-    group = item if smallest else torch.arange(len(item), device=x.device)
-    count = len(x) if smallest else len(item)
+    group = item if search.smallest else torch.arange(len(item), device=x.device)
+    count = len(x) if search.smallest else len(item)
 
     def least(values: Tensor, rows: Tensor) -> Tensor:
         found = values.new_full((count,), torch.inf)
@@ -557,7 +623,8 @@ def _radii(
     every = asked.nonzero().squeeze(1)
     margin = least(clean, every)
     slope = margin / least(clean / gradient.norm(dim=1), every)
-    bracket = _Bracket.start(margin, slope, least(limit, every))
+    known, limit = (least(ends, every) for ends in between)
+    bracket = _Bracket.start(margin, slope, limit, known, search.tolerance)
     found = torch.zeros_like(clean)
     while (searched := (bracket.unsettled[group] & asked)).any():
         few = searched.nonzero().squeeze(1)
@@ -565,11 +632,30 @@ def _radii(
         radius = torch.full_like(x[rows, 0], torch.inf)
         radius = radius.scatter_reduce(0, place, bracket.trial[group[few]], "amin")
         margin, tried = torch.full_like(clean, torch.inf), torch.zeros_like(clean)
-        margin[few] = _margins(prover, x[rows], radius, label[few], target[few], place)
+        balls = search.kind.of(prover, x[rows], radius)
+        margin[few] = _margins(prover, balls, label[few], target[few], place)
         tried[few] = radius[place]
         found = torch.where(margin.isfinite() & (margin > 0), found.maximum(tried), found)
         bracket.update(group[few].unique(), least(tried, few), least(margin, few))
     return torch.where(everywhere, torch.inf, found)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to look for the largest radii at which margins are proved.
+
+    Attributes:
+        kind: what proves in the balls.
+        smallest: whether only the smallest radius of an input counts: one search an input then.
+        tolerance: of a radius, what may be left.
+        known: ``(pairs,)`` radii that are proved otherwise: nothing smaller is tried before the
+            first failure. None for no such radii.
+    """
+
+    kind: type[Balls] = Balls
+    smallest: bool = False
+    tolerance: float = _TOLERANCE
+    known: Tensor | None = None
 
 
 @dataclass
@@ -591,17 +677,22 @@ class _Bracket:
     trial: Tensor
     steps: Tensor  # left
     settled: Tensor
+    tolerance: float
 
     @classmethod
-    def start(cls, clean: Tensor, slope: Tensor, limit: Tensor) -> "_Bracket":
-        """Searches of which nothing is known but the input."""
-        trial = torch.where(limit.isfinite(), limit * OUTWARD, _FIRST_SHARE * clean / slope)
+    def start(
+        cls, clean: Tensor, slope: Tensor, limit: Tensor, known: Tensor, tolerance: float
+    ) -> "_Bracket":
+        """Searches of which nothing is known but the input, and radii proved otherwise."""
+        first = torch.where(known > 0, known * _BEYOND, _FIRST_SHARE * clean / slope)
+        trial = torch.where(limit.isfinite(), limit * OUTWARD, first)
         trial = torch.where((trial > 0) & trial.isfinite(), trial, 1.0)
-        low, high = torch.zeros_like(clean), torch.full_like(clean, torch.inf)
+        low, high = known.clone(), torch.full_like(clean, torch.inf)
         old, steps = torch.full_like(clean, torch.nan), torch.full_like(clean, _STEPS)
         settled = ~clean.isfinite()
-        known = clean, slope, limit, low, clean.clone(), high, -high, old, old.clone()
-        return cls(*known, trial, steps, settled)
+        height = torch.where(known > 0, _LEFT * clean, clean)
+        columns = clean, slope, limit, low, height, high, -high, old, old.clone()
+        return cls(*columns, trial, steps, settled, tolerance)
 
     @property
     def unsettled(self) -> Tensor:
@@ -627,10 +718,10 @@ class _Bracket:
         ]:
             self.old[chosen], self.old_height[chosen] = end[chosen], value[chosen]
             end[chosen], value[chosen] = radius[chosen], height[chosen]
-        wide, root = self.high - self.low > _TOLERANCE * self.high, self._root()
-        near = self.high.isfinite() & (root - self.low <= _TOLERANCE * self.low)
+        wide, root = self.high - self.low > self.tolerance * self.high, self._root()
+        near = self.high.isfinite() & (root - self.low <= self.tolerance * self.low)
         self.settled |= self.high.isfinite() & (near | ~wide)
-        between = (root * (1 - _TOLERANCE / 2)).clamp(min=self.low, max=self.high)
+        between = (root * (1 - self.tolerance / 2)).clamp(min=self.low, max=self.high)
         stuck = (self.steps % 4 == 0) | ~((self.low < between) & (between < self.high))
         between = torch.where(stuck & (self.low > 0), (self.low + self.high) / 2, between)
         self.trial = torch.where(self.high.isinf(), self._further(), between)

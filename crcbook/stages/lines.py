@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from crcbook.certificate.question import Question
-from crcbook.proof.lines import crown_margin, crown_radius
+from crcbook.proof.lines import Search, crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
 
 
@@ -37,5 +37,5 @@ class Crown:
         """
         margins = self.prover, entries.x, entries.label, entries.target
         in_balls = partial(crown_margin, *margins)
-        up_to = partial(crown_radius, *margins, smallest=True)
+        up_to = partial(crown_radius, *margins, search=Search(smallest=True))
         return question.ask(entries, in_balls, up_to), None
