@@ -140,7 +140,7 @@ def _controls(headline: Experiment) -> dict[str, Experiment]:
     In short, 10 and 2 epochs with no choice among them and attacks in float32, so that several
     seeds can be afforded; and as long as the headline, without the curvature.
     """
-    seeds = {0.0: 3, 0.03: 3, 0.1: 3, 0.01: 1, 0.3: 1, 0.003: 1}
+    seeds = {0.0: 3, 0.03: 3, 0.1: 3, 0.01: 3, 0.3: 1, 0.003: 1}
     found = {
         f"{_CONTROL}-gamma-{gamma:g}{f'-seed-{seed}' if seed else ''}": _at_gamma(
             _shortened(headline, 10, 2), gamma, seed
