@@ -218,7 +218,10 @@ class _Asked:
     @property
     def left(self) -> list[str]:
         """What was not asked for, and may prove more."""
-        words = 'method="best"', 'curvature="local"', "box=(lowest, highest), if inputs have limits"
+        words = (
+            'method="best"', 'curvature="local"', "box=(lowest, highest), if inputs have limits,",
+            'method="parabolas", at a price,',
+        )  # fmt: skip
         return untried(self.method, self.curvature, self.box, words)
 
 
