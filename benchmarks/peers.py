@@ -36,7 +36,7 @@ from crcbook.networks import Network, read_network
 
 RECORD = Path(__file__).parents[1] / "book" / "results" / "benchmarks" / "peers.json"
 HALVINGS, FARTHEST, TURNS = 12, 2.0, 2
-NAMES = "default", "lines", "peer"
+NAMES = "default", "lines", "parabolas", "peer"
 MODULES = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus}
 MISSING = (
     "auto_LiRPA cannot be imported ({error}): clone "
@@ -116,6 +116,7 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, lirpa) -> dict:
     calls: dict[str, Callable] = {
         "default": lambda: crc.certify(model, x, y),
         "lines": lambda: crc.certify(model, x, y, method="crown"),
+        "parabolas": lambda: crc.certify(model, x, y, method="parabolas"),
     }
     try:
         peer_radii(network, flat[:1], y[:1], lirpa)
@@ -131,8 +132,7 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, lirpa) -> dict:
         "activation": network.layers[0].activation.name,
         "images": len(x),
         "attack": distance.mean().item(),
-        "default": default.radius.mean().item(),
-        "lines": found["lines"][0].radius.mean().item(),
+        **{name: found[name][0].radius.mean().item() for name in NAMES[:-1]},
         "peer": found["peer"][0].mean().item() if "peer" in found else None,
         **{f"{name}, s": found[name][1] if name in found else None for name in NAMES},
     }
