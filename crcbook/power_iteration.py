@@ -1,7 +1,6 @@
-r"""Estimates of largest eigenvalues, by power iteration: for training and for guesses.
+r"""Estimates of eigenvalues: by power iteration, for training, and others, for guesses.
 
-They approach an eigenvalue from below, so none of them is a bound;
-:mod:`crcbook.proof.eigenvalues` has those.
+None of them is a bound; :mod:`crcbook.proof.eigenvalues` has those.
 """
 
 from collections.abc import Sequence
@@ -36,6 +35,33 @@ def top_eigenvalue_estimate(
             length = image.norm(dim=1, keepdim=True)
             start = torch.where(length > 0, image / length, start)
     return (diagonal * _image(matrices, start) ** 2).sum(1), start
+
+
+def eigenpairs_estimate(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """About the eigenvalues and eigenvectors of symmetric matrices, in float32, for guesses.
+
+    LAPACK does not always converge, in float32 less often than in float64. Where neither does, the
+    diagonal is taken for the eigenvalues.
+
+    Args:
+        matrix: ``(..., n, n)`` float64, symmetric.
+
+    Returns:
+        ``(..., n)`` ascending values and ``(..., n, n)`` vectors, the columns, float64; not finite
+        where a matrix is not.
+    """
+    size = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+    scaled = (matrix / size).nan_to_num(0.0, 0.0, 0.0)
+    for dtype in (torch.float32, torch.float64):
+        try:
+            values, vectors = torch.linalg.eigh(scaled.to(dtype))
+            break
+        except torch.linalg.LinAlgError:
+            continue
+    else:
+        values, order = scaled.diagonal(dim1=-2, dim2=-1).sort()
+        vectors = torch.eye(matrix.shape[-1], device=matrix.device)[order].mT
+    return values.double() * size[..., 0], vectors.double()
 
 
 def _image(matrices: Sequence[Tensor], x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crcbook.power_iteration import top_eigenvalue_estimate
+from crcbook.power_iteration import eigenpairs_estimate, top_eigenvalue_estimate
 from crcbook.proof.eigenvalues import spectral_norm_bound, top_eigenvalue_bound
 
 
@@ -123,3 +123,28 @@ def test_bound_stays_tight_where_scales_switch_units_off():
     for bound, scale in zip(top_eigenvalue_bound(weight, scales), scales, strict=True):
         norm = svd_norm(scale.sqrt()[:, None] * weight)
         assert bound.item() == pytest.approx(norm**2, rel=1e-7)
+
+
+@pytest.mark.parametrize("fails", [(), (torch.float32,), (torch.float32, torch.float64)])
+def test_guessed_eigenpairs_need_no_convergence(fails, monkeypatch):
+    eigh = torch.linalg.eigh
+
+    def stubborn(matrix):
+        if matrix.dtype in fails:
+            raise torch.linalg.LinAlgError("The algorithm failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", stubborn)
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64)
+    scales = torch.tensor([1e-40, 1.0, 1e40], dtype=torch.float64)[:, None, None]
+    matrix = (matrix + matrix.mT) * scales
+    if len(fails) == 2:
+        matrix = torch.diag_embed(matrix.diagonal(dim1=1, dim2=2))
+    values, vectors = eigenpairs_estimate(matrix)
+    assert (values.diff() >= 0).all()
+    again = (vectors * values[:, None]) @ vectors.mT
+    size = matrix.abs().amax((1, 2), keepdim=True)
+    torch.testing.assert_close(again / size, matrix / size, rtol=0, atol=1e-5)
+    broken = matrix.index_fill(0, torch.tensor([1]), torch.nan)
+    assert eigenpairs_estimate(broken)[0].isnan().all(1).tolist() == [False, True, False]

@@ -53,6 +53,7 @@ from torch.nn.functional import normalize
 
 from crcbook.activations import Activation
 from crcbook.networks import Layer
+from crcbook.power_iteration import eigenpairs_estimate
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.proof.lines import Balls, Curve, Factor, bends, down, grid, size_bound
 
@@ -284,10 +285,7 @@ class _Units:
     def _trust_region(self, bend: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """About the least value of a quadratic in the ball, its multiplier, and where it is."""
         matrix, radius = (self.factor.mT * bend[:, None]) @ self.factor, self.radius
-        size = matrix.abs().amax((1, 2)).clamp(min=TINY)
-        matrix = (matrix / size[:, None, None]).nan_to_num(0.0, 0.0, 0.0)  # it may be any guess
-        values, vectors = torch.linalg.eigh(matrix.float())
-        values, vectors = values.double() * size[:, None], vectors.double()
+        values, vectors = eigenpairs_estimate(matrix)
         parts = (gradient[:, None] @ vectors)[:, 0]
         low = (values[:, -1] + _SLACKS[0] * values.abs().amax(1)).clamp(min=0)
         high = low + gradient.norm(dim=1) / radius

@@ -46,7 +46,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crcbook.power_iteration import top_eigenvalue_estimate
+from crcbook.power_iteration import eigenpairs_estimate, top_eigenvalue_estimate
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.proof.box import Allowed
 from crcbook.proof.curvature import bend_depths
@@ -259,9 +259,8 @@ def _multipliers(
     matrix: Tensor, gradient: Tensor, radius: float, least: Tensor
 ) -> Iterator[Tensor]:
     """Guesses of the best multiplier, each safer than the one before."""
-    size = matrix.abs().amax().clamp(min=torch.finfo(matrix.dtype).tiny)
-    values, vectors = torch.linalg.eigh((matrix / size).float())
-    values, parts = values.double() * size, (vectors.T.double() @ gradient).square()
+    values, vectors = eigenpairs_estimate(matrix)
+    parts = (vectors.T @ gradient).square()
     size = values.abs().amax()
     for slack in _SLACKS:
         low = torch.maximum(values[-1] + slack * size, least)
