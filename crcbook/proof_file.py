@@ -350,11 +350,14 @@ def _encode(prover: Prover, entries: Entries, aim: Tensor, limits: Tensor) -> di
     few, d = entries.take(todo), torch.zeros_like(entries.x)
     shift = find_points(prover, few, enough[todo])
     for count in range(1, _MOST_DIGITS + 1):
-        scale[todo], rows = to_digits(shift, count)
-        d[todo] = from_digits(rows, scale[todo])
-        bound[todo] = _radius(prover, few, d[todo])
-        for i, row in zip(todo.tolist(), rows, strict=True):
-            digits[i] = list(row)
+        scales, rows = to_digits(shift, count)
+        moved = from_digits(rows, scales)
+        found = _radius(prover, few, moved)
+        # Rounded, a point may leave the ball; fewer digits, or none, then prove more.
+        for place in (found > bound[todo]).nonzero().squeeze(1).tolist():
+            i = int(todo[place])
+            scale[i], d[i], bound[i] = scales[place], moved[place], found[place]
+            digits[i] = list(rows[place])
         left = (bound[todo] < goal[todo]).nonzero().squeeze(1)
         todo, few, shift = todo[left], few.take(left), shift[left]
     flat = [row for rows in digits for row in rows]

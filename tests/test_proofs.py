@@ -263,6 +263,21 @@ def test_balls_prove_more_where_the_network_is_deep(tmp_path):
     assert sum(any("curvature" in flaw for flaw in wrong) for wrong in found.values()) == balls
 
 
+def test_points_that_leave_their_balls_cost_no_claim(tmp_path, monkeypatch):
+    """Rounded to few digits a point may lie outside: the input itself still proves something."""
+    model = crc.mlp([6, 12, 10, 3], "tanh", seed=2).double()
+    x, y = inputs_of(model, 10, torch.Generator().manual_seed(0))
+
+    def far(prover, entries, limit):
+        return 3 * entries.valid.clamp(max=1e3)[:, None] * torch.ones_like(entries.x)
+
+    monkeypatch.setattr(importlib.import_module("crcbook.proof_file"), "find_points", far)
+    written = prove(model, x, y, tmp_path / "far.safetensors", curvature="local")
+    assert ((written.radius > 0) == (written.certified > 0)).all() and written.radius.max() > 0
+    found = checked(tmp_path / "far.safetensors", checker_network(model), x, y)
+    assert found == dict.fromkeys(range(10), [])
+
+
 @given(random_networks(max_width=8), st.sampled_from(["global", "local"]))
 @settings(max_examples=8)
 def test_in_a_box_the_claims_are_about_its_points(tmp_path_factory, case, curvature):
