@@ -20,7 +20,7 @@ from crcbook.certificate import verify_by_kind
 from crcbook.checkpoints import write_json
 from crcbook.datasets import Split
 from crcbook.experiments import environment, paired
-from crcbook.networks import deepen, read_network
+from crcbook.networks import deepen, mlp_of, read_network
 from crcbook.proof.intervals import activation_ranges, preactivation_intervals
 from crcbook.proof.rounding import RoundingModel
 
@@ -46,11 +46,8 @@ def linearised(model: nn.Sequential, x: Tensor) -> nn.Sequential:
         value, slope = layer.activation.value(at), layer.activation.slope(at)
         bias = bias + weight @ (value + slope * (layer.bias - at))
         weight = weight @ (slope[:, None] * layer.weight)
-    sizes = [network.inputs, len(first.bias), network.classes]
-    shallow = crc.mlp(sizes, first.activation.name).double()
-    values = [first.weight, first.bias, weight, bias]
-    shallow.load_state_dict(dict(zip(shallow.state_dict(), values, strict=True)))
-    return shallow.to(next(model.parameters()).dtype)
+    weights = [(first.weight, first.bias), (weight, bias)]
+    return mlp_of(weights, first.activation.name, next(model.parameters()))
 
 
 def bends(model: nn.Module, x: Tensor, radius: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import crcbook as crc
 from crcbook.networks import Network, read_network
+from crcbook.proof.quadratic import Parabola
 
 
 def published_bound(network: Network, label: Tensor, target: Tensor) -> Tensor:
@@ -80,15 +81,14 @@ def composed_radius(network: Network, x: Tensor, y: Tensor) -> Tensor:
         y: ``(batch,)`` labels.
 
     Returns:
-        ``(batch,)`` radii, in floating point without its roundings; 0 where misclassified.
+        ``(batch,)`` radii, 0 where misclassified; margins and k have their roundings.
     """
     found = torch.full((len(x),), torch.inf, dtype=torch.float64)
     for other in range(1, network.classes):
         target = (y + other) % network.classes
         margin, gradient = network.margin_and_gradient(x, y, target)
         k, slope = composed_bound(network, y, target), gradient.norm(dim=1)
-        margin = margin.clamp(min=0)
-        found = found.fmin(2 * margin / (slope + (slope**2 + 2 * k * margin).sqrt()))
+        found = found.fmin(Parabola(margin, slope, k).radius())
     return found
 
 

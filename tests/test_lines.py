@@ -14,7 +14,8 @@ import crcbook as crc
 from crcbook.activations import IDENTITY
 from crcbook.networks import read_network
 from crcbook.proof import lines as module
-from crcbook.proof.lines import crown_margin, crown_radius, enclosing_lines
+from crcbook.proof.lines import Balls, crown_margin, crown_radius, enclosing_lines
+from crcbook.proof.parabolas import BentBalls
 from crcbook.proof.prover import Prover
 
 CENTRES = st.one_of(st.floats(-6, 6), st.floats(-1e3, 1e3), st.sampled_from([-1e6, 0.0, 1e6]))
@@ -195,7 +196,8 @@ def test_a_ball_of_no_width_holds_the_clean_margin(case):
 
 @pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_margins_hold_in_high_precision(activation, scale):
+@pytest.mark.parametrize("kind", [Balls, BentBalls])
+def test_margins_hold_in_high_precision(kind, activation, scale):
     model = crc.mlp([4, 6, 5, 2], activation, seed=4)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -204,7 +206,8 @@ def test_margins_hold_in_high_precision(activation, scale):
     x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pair = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64)
     for radius in (0.0, 1e-13, 1e-10):
-        margin = crown_margin(Prover.of(network), x, *pair, radius)
+        margin = crown_margin(Prover.of(network), x, *pair, radius, kind)
+        assert margin.isfinite().all()
         with mpmath.workdps(60):
             for point, bound in zip(x, margin.tolist(), strict=True):
                 assert bound <= evaluate_exactly(network, point, 0, 1)[0]

@@ -249,8 +249,7 @@ class _Problem:
         """What raises the bounds, the cheap before the dear; and then what works in balls."""
         prover, boxed = self.prover, self.box is not None
         alone: dict[str, Callable[[Prover], Stage]]
-        alone = {"closed-form": ClosedForm, "lipschitz": Lipschitz, "crown": Crown}
-        alone["parabolas"] = Parabolas
+        alone = {stage.method: stage for stage in (ClosedForm, Lipschitz, Crown, Parabolas)}
         if self.asked.method in alone:
             return [alone[self.asked.method](prover)], []
         single = Single.of(prover, self.glance.sketch)

@@ -1,6 +1,6 @@
 """Networks: what a certificate is about, how one is read out of a model, and how one is built."""
 
-from crcbook.networks.building import architecture, deepen, mean_of, mlp
+from crcbook.networks.building import architecture, deepen, mean_of, mlp, mlp_of
 from crcbook.networks.network import Layer, MarginAlong, Network, logit_margin, remembered
 from crcbook.networks.reading import read_network, submodules, unchanged_buffers
 
@@ -13,6 +13,7 @@ __all__ = [
     "logit_margin",
     "mean_of",
     "mlp",
+    "mlp_of",
     "read_network",
     "remembered",
     "submodules",

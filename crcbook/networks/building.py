@@ -44,6 +44,26 @@ def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn
     return nn.Sequential(*modules, linears[-1])
 
 
+def mlp_of(
+    weights: Sequence[tuple[Tensor, Tensor]], activation: str, like: Tensor
+) -> nn.Sequential:
+    """The :func:`mlp` that has given weights.
+
+    Args:
+        weights: of each layer the weight, ``(outputs, inputs)``, and the bias, ``(outputs,)``.
+        activation: a name from the table of activations.
+        like: a tensor of the dtype and on the device that the network is to have.
+
+    Returns:
+        The network.
+    """
+    sizes = [weights[0][0].shape[1], *(len(weight) for weight, _ in weights)]
+    model = mlp(sizes, activation).to(like)
+    values = [value for pair in weights for value in pair]
+    model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)))
+    return model
+
+
 def architecture(model: nn.Module) -> dict:
     """The widths and the activation of an :func:`crcbook.mlp`.
 
@@ -101,11 +121,7 @@ def deepen(model: nn.Sequential, layers: int) -> nn.Sequential:
         shrink = 1 / (scale * slope)
         shift = -value * shrink
     weights.append((shrink * last.weight, last.bias + shift * last.weight.sum(1)))
-    sizes = facts["sizes"][:-1] + [units] * (layers - len(hidden) - 1) + facts["sizes"][-1:]
-    deeper = mlp(sizes, facts["activation"]).to(next(model.parameters()))
-    values = [value for pair in weights for value in pair]
-    deeper.load_state_dict(dict(zip(deeper.state_dict(), values, strict=True)))
-    return deeper
+    return mlp_of(weights, facts["activation"], next(model.parameters()))
 
 
 def mean_of(models: Sequence[nn.Sequential]) -> nn.Sequential:
@@ -140,12 +156,7 @@ def mean_of(models: Sequence[nn.Sequential]) -> nn.Sequential:
         torch.cat([layer.weight for layer in last], dim=1) / len(models),
         torch.stack([layer.bias for layer in last]).mean(0),
     ))  # fmt: skip
-    hidden = [sum(widths) for widths in zip(*(f["sizes"][1:-1] for f in facts), strict=True)]
-    sizes = [facts[0]["sizes"][0], *hidden, facts[0]["sizes"][-1]]
-    wide = mlp(sizes, facts[0]["activation"]).to(next(models[0].parameters()))
-    values = [value for pair in weights for value in pair]
-    wide.load_state_dict(dict(zip(wide.state_dict(), values, strict=True)))
-    return wide
+    return mlp_of(weights, facts[0]["activation"], next(models[0].parameters()))
 
 
 def _joined(layers: Sequence[Layer]) -> Tensor:

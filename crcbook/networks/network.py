@@ -134,6 +134,28 @@ class LayerChain:
             x = layer.activation.value(torch.addmm(layer.bias, x, layer.weight.T))
         return x
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits.
+
+        Args:
+            x: ``(batch, n)``.
+
+        Returns:
+            ``(batch, classes)``.
+        """
+        return self.outputs(self.active(x))
+
+    def outputs(self, active: Tensor) -> Tensor:
+        """The logits, of the last hidden activation.
+
+        Args:
+            active: ``(batch, width)`` what :meth:`active` returned.
+
+        Returns:
+            ``(batch, classes)``.
+        """
+        return torch.addmm(self.layers[-1].bias, active, self.layers[-1].weight.T)
+
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What follows the first layer's preactivations.
 
@@ -204,28 +226,6 @@ class Network(LayerChain):
             for layer in self.layers
         )
         return Network(tuple(layers))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """The logits.
-
-        Args:
-            x: ``(batch, n)``.
-
-        Returns:
-            ``(batch, classes)``.
-        """
-        return self.outputs(self.active(x))
-
-    def outputs(self, active: Tensor) -> Tensor:
-        """The logits, of the last hidden activation.
-
-        Args:
-            active: ``(batch, width)`` what :meth:`active` returned.
-
-        Returns:
-            ``(batch, classes)``.
-        """
-        return torch.addmm(self.layers[-1].bias, active, self.layers[-1].weight.T)
 
     def margin(self, active: Tensor, label: Tensor, target: Tensor) -> Tensor:
         """The margin f of ``label`` over ``target``, of the last hidden activation.

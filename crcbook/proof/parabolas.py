@@ -69,15 +69,18 @@ _CHUNK_VALUES = 2**21
 
 @dataclass(frozen=True)
 class _Effort:
-    """How long to look for parabolas: rounds of secants, then steps of ascent up to a goal."""
+    """How long to look for parabolas: rounds of secants, then steps of ascent up to a goal.
+
+    The steps of one ascent decompose matrices of so many entries at most, all together.
+    """
 
     rounds: int
     steps: int
     goal: float
+    entries: float
 
 
-_INSIDE, _AT_THE_END = _Effort(2, 8, torch.inf), _Effort(5, 40, 0.0)
-_BUDGET = 2**20  # entries of matrices that the steps of one ascent may decompose, all together
+_INSIDE, _AT_THE_END = _Effort(2, 8, torch.inf, 2**20), _Effort(5, 40, 0.0, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -202,21 +205,28 @@ class _Units:
         constant = offset + rest - gamma(2 * rows.shape[1] + 16) * size * OUTWARD
         scale = own.abs() @ torch.maximum(lowest.abs(), highest.abs())[self.moving]
         enough = effort.goal - constant + 1e-6 * scale
-        found = constant + self._guess(own, enough, effort).lowest(self, own)
+        found = constant + _Guesses(self).parabolas(own, enough, effort).lowest(self, own)
         found = found - 8 * UNIT * (constant.abs() + found.abs())
         return torch.where(found.isnan(), -torch.inf, found)
 
-    def _guess(self, own: Tensor, enough: Tensor, effort: "_Effort") -> "_Parabolas":
+
+@dataclass(frozen=True)
+class _Guesses:
+    """Parabolas that are likely to prove much; nothing rests on them."""
+
+    units: _Units
+
+    def parabolas(self, own: Tensor, enough: Tensor, effort: "_Effort") -> "_Parabolas":
         """Parabolas that are likely to prove much, or enough; they may be any."""
-        row, matrix, middle = self.row, self.factor, self.middle
+        row, matrix, middle = self.units.row, self.units.factor, self.units.middle
         u = own.new_zeros(len(own), matrix.shape[1])
         for _ in range(_DESCENT):
             gradient = (own * row.slope(middle + u @ matrix.T)) @ matrix
-            u = -self.radius * normalize(gradient, dim=1, eps=TINY)
+            u = -self.units.radius * normalize(gradient, dim=1, eps=TINY)
         best = torch.full_like(own[:, 0], -torch.inf)
         found = _Parabolas(torch.zeros_like(own), torch.zeros_like(own), torch.zeros_like(best))
         for number in range(effort.rounds):
-            z = (middle + u @ matrix.T).clamp(self.low, self.high)
+            z = (middle + u @ matrix.T).clamp(self.units.low, self.units.high)
             bend, away, tilt = self._secants(own, z), z - middle, own * row.slope(z)
             slope = tilt + bend * away
             constant = (own * row.value(z) - tilt * away - bend * away.square() / 2).sum(1)
@@ -227,10 +237,10 @@ class _Units:
             u = lowest if number % 2 == 0 else (u + lowest) / 2
         short = (best <= enough).nonzero().squeeze(1)
         entries = len(short) * matrix.shape[1] ** 2
-        steps = effort.steps if effort is _AT_THE_END else _BUDGET // max(1, entries)
+        steps = int(min(effort.steps, effort.entries // max(1, entries)))
         if steps and len(short):
             start = _Parabolas(found.bend[short], found.slope[short], found.multiplier[short])
-            rest = self._ascended(own[short], start, min(steps, effort.steps))
+            rest = self._ascended(own[short], start, steps)
             found.bend[short], found.slope[short] = rest.bend, rest.slope
             found.multiplier[short] = rest.multiplier
         return found
@@ -241,8 +251,9 @@ class _Units:
         What they prove is concave in both; its supergradient is that of the points where the
         minima are attained. Those of the units are smoothed, less and less, over the grid.
         """
-        height = own * self.row.value(self.points)[:, None]
-        away, half = (self.points - self.middle)[:, None], (self.high - self.low) / 2 + TINY_NORM
+        height = own * self.units.row.value(self.units.points)[:, None]
+        away = (self.units.points - self.units.middle)[:, None]
+        half = (self.units.high - self.units.low) / 2 + TINY_NORM
         size = own.abs() + TINY_NORM
         scale = torch.stack([size / half.square(), size / half])
         now, found = torch.stack([start.bend, start.slope]), start
@@ -252,12 +263,12 @@ class _Units:
             (bend, slope), left = now, 1 - step / steps
             over = height + bend / 2 * away.square() - slope * away
             least = over.amin(0)
-            value, multiplier, u = self._trust_region(bend, slope @ self.factor)
+            value, multiplier, u = self._trust_region(bend, slope @ self.units.factor)
             better = least.sum(1) + value > best
             best = torch.where(better, least.sum(1) + value, best)
             found = found.where(better, _Parabolas(bend, slope, multiplier))
             share = torch.softmax((least - over) / (_SMOOTH * left * size), dim=0)
-            w = u @ self.factor.mT
+            w = u @ self.units.factor.mT
             rise = (share * away.square()).sum(0) - w.square(), 2 * (w - (share * away).sum(0))
             rise = torch.stack(rise) / 2 * scale
             mean, square = (
@@ -273,10 +284,10 @@ class _Units:
 
     def _secants(self, own: Tensor, z: Tensor) -> Tensor:
         """Secant curvatures at ``(functions, moving)`` preactivations, as a grid sees them."""
-        row, (points, values) = self.row, (self.points, self.row.value(self.points))
-        value, slope, width = row.value(z), row.slope(z), self.high - self.low
+        row, points = self.units.row, self.units.points
+        value, slope, width = row.value(z), row.slope(z), self.units.high - self.units.low
         found = -own * row.bend(z)
-        for point, height in zip(points, values, strict=True):
+        for point, height in zip(points, row.value(points), strict=True):
             away = point - z
             secant = own * (value + slope * away - height) * 2 / away.square()
             found = torch.where(away.abs() > _NEAR * width, found.maximum(secant), found)
@@ -284,7 +295,8 @@ class _Units:
 
     def _trust_region(self, bend: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """About the least value of a quadratic in the ball, its multiplier, and where it is."""
-        matrix, radius = (self.factor.mT * bend[:, None]) @ self.factor, self.radius
+        radius, factor = self.units.radius, self.units.factor
+        matrix = (factor.mT * bend[:, None]) @ factor
         values, vectors = eigenpairs_estimate(matrix)
         parts = (gradient[:, None] @ vectors)[:, 0]
         low = (values[:, -1] + _SLACKS[0] * values.abs().amax(1)).clamp(min=0)

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from crcbook.certificate.question import Question
-from crcbook.proof.lines import Search, crown_margin, crown_radius
+from crcbook.proof.lines import Balls, Search, crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
 
 
@@ -36,6 +36,10 @@ class Crown:
             ``(entries,)`` bounds, and no displacements.
         """
         margins = self.prover, entries.x, entries.label, entries.target
-        in_balls = partial(crown_margin, *margins)
-        up_to = partial(crown_radius, *margins, search=Search(smallest=True))
-        return question.ask(entries, in_balls, up_to), None
+        search = self._how(entries)
+        in_balls = partial(crown_margin, *margins, kind=search.kind)
+        return question.ask(entries, in_balls, partial(crown_radius, *margins, search=search)), None
+
+    def _how(self, entries: Entries) -> Search:
+        """By what the balls are bounded, and how their radii are looked for."""
+        return Search(Balls, smallest=True)

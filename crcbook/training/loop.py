@@ -234,11 +234,8 @@ class _Trainer:
     def _follow_curvature(self, x: Tensor, y: Tensor, radius: float) -> None:
         """Evaluate the curvature and its gradients, which serve until the next time."""
         if self.recipe.method == "crt":
-            where: dict[str, dict[str, Any]] = {
-                "global": {},
-                "local": {"x": x[0], "radius": radius / 2},
-                "pointwise": {"x": x[0]},
-            }
+            item: dict[str, Any] = {"x": x[0]}
+            where = {"global": {}, "local": item | {"radius": radius / 2}, "pointwise": item}
             curvature = self.estimate(**where[self.recipe.curvature])
         else:
             table = self.estimate.table()
