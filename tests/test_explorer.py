@@ -163,12 +163,11 @@ def test_names_cannot_break_out_of_the_page(field):
     html = explorer(
         {"</script><b>": field},
         classes=("<i>", "b", "c"),
-        names=("<u>", "y"),
         choices=("<q>",),
         alt='"><s>',
     )
     assert payload(html)["fields"][0]["key"] == ["</script><b>"]
-    for tag in ("<b>", "<i>", "<u>", "<q>", "<s>"):
+    for tag in ("<b>", "<i>", "<q>", "<s>"):
         assert tag not in html.data.replace(payload_text(html), "")
     assert "<" not in payload_text(html)
 

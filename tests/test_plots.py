@@ -120,7 +120,9 @@ def sliding():
     """A figure whose slider moves its second trace."""
     figure = go.Figure([go.Scatter(y=[0, 0]), go.Scatter(y=[])])
     frames = [{"x": [[0, i]], "y": [[i, i]]} for i in range(3)]
-    plots.add_slider(figure, "i = ", "012", frames, [1], titles=["a", "b", "c"], start=1)
+    plots.add_slider(
+        figure, "i = ", dict(zip("012", frames, strict=True)), [1], titles=["a", "b", "c"], start=1
+    )
     return figure
 
 
@@ -147,12 +149,10 @@ def test_in_the_book_the_browsers_own_slider_moves_the_figure(sliding, displayed
     assert '"visible":false' in html and sliding.layout.sliders[0].visible is None
 
 
-@pytest.mark.parametrize(
-    "change", [{"labels": "01"}, {"titles": ["a"]}, {"traces": [0, 1]}], ids=str
-)
+@pytest.mark.parametrize("change", [{"titles": ["a"]}, {"traces": [0, 1]}], ids=str)
 def test_a_slider_with_missing_frames_is_refused(change):
-    frames = [{"y": [[i]]} for i in range(3)]
-    options = {"labels": "012", "frames": frames, "traces": [0], **change}
+    frames = {str(i): {"y": [[i]]} for i in range(3)}
+    options = {"frames": frames, "traces": [0], **change}
     with pytest.raises(ValueError, match="frame"):
         plots.add_slider(go.Figure(go.Scatter()), "i = ", **options)
 

@@ -103,7 +103,7 @@
 
     // The fields that are shown, unpacked when they are first needed: the chosen one, its rivals.
     choose() {
-      const kept = this.key.slice(0, this.data.rivals ? -1 : undefined);
+      const kept = this.key.slice(0, -1);
       const shown = this.data.fields.filter(({ key }) => kept.every((name, i) => name === key[i]));
       for (const field of shown)
         if (!this.unpacked.has(field)) this.unpacked.set(field, unpack(field, this.data.arrays));
@@ -200,7 +200,7 @@
     }
 
     drawAxes() {
-      const { xs, ys, names } = this.data;
+      const { xs, ys } = this.data;
       const { x, y, width, height } = this.scale;
       const bottom = MARGIN.top + height;
       for (const [value, text] of ticks(xs[0], xs.at(-1), width / 60))
@@ -210,9 +210,9 @@
         element(this.svg, "text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" })
           .textContent = text;
       element(this.svg, "text", { x: MARGIN.left + width / 2, y: bottom + 34,
-        "text-anchor": "middle" }).textContent = names[0];
+        "text-anchor": "middle" }).textContent = "x₁";
       element(this.svg, "text", { "text-anchor": "middle",
-        transform: `translate(11 ${MARGIN.top + height / 2}) rotate(-90)` }).textContent = names[1];
+        transform: `translate(11 ${MARGIN.top + height / 2}) rotate(-90)` }).textContent = "x₂";
     }
 
     drawPoint() {

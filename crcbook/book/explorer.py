@@ -141,9 +141,7 @@ def explorer(
     data: tuple[Tensor, Tensor] | None = None,
     start: tuple[float, float] | Mapping[str, tuple] = (0.0, 0.0),
     classes: Sequence[str] | None = None,
-    names: tuple[str, str] = ("x₁", "x₂"),
     choices: Sequence[str] = ("network",),
-    rivals: bool = False,
     alt: str = "Decision regions; the colour is stronger where the certified radius is larger.",
 ) -> HTML:
     """A figure in which sliders and pointer move a point, and its certified ball follows.
@@ -154,14 +152,13 @@ def explorer(
 
     Args:
         fields: one field, or several to choose among: a name each, or a tuple of names, one a
-            choice, in every combination; all on the same evenly spaced grid.
+            choice, in every combination; all on the same evenly spaced grid. Beside the one chosen
+            the balls of those are drawn that differ from it in the last choice only.
         data: points ``(items, 2)`` and their classes ``(items,)``, drawn into the figure.
         start: the point shown first; the nearest grid point is taken. Or several points, by what a
             button that leads there says, each with the names of a field: ``(x, y, *names)``.
         classes: what to call the classes; ``class 0``, ``class 1``, ... where missing.
-        names: what to call the axes.
         choices: what to call the choices among several fields.
-        rivals: draw the balls of the fields that differ in the last choice only.
         alt: what the picture shows, for readers who do not see it.
 
     Returns:
@@ -177,7 +174,7 @@ def explorer(
     _check_fields(named)
     _check_choices(named, choices)
     views = start if isinstance(start, Mapping) else {"": (*start, *next(iter(named)))}
-    payload = _payload(named, data, classes, names) | {"rivals": rivals}
+    payload = _payload(named, data, classes)
     payload["views"] = [_view(named, *view) for view in views.values()]
     buttons = (f'<button type="button">{html.escape(name)}</button>' for name in views if name)
     selects = (f"<label>{html.escape(name)} <select></select></label>" for name in choices)
@@ -187,8 +184,6 @@ def explorer(
             alt=html.escape(alt),
             choices="".join(selects),
             views="".join(buttons),
-            x_name=html.escape(names[0]),
-            y_name=html.escape(names[1]),
             # No text inside may close the script element.
             data=json.dumps(payload, separators=(",", ":"), allow_nan=False).replace(
                 "<", "\\u003c"
@@ -367,7 +362,6 @@ def _payload(
     fields: Mapping[tuple[str, ...], RadiusField],
     data: tuple[Tensor, Tensor] | None,
     classes: Sequence[str] | None,
-    names: tuple[str, str],
 ) -> dict:
     first = next(iter(fields.values()))
     classes = list(classes or (f"class {label}" for label in range(first.classes)))
@@ -380,7 +374,6 @@ def _payload(
     return {
         "xs": first.xs.tolist(),
         "ys": first.ys.tolist(),
-        "names": list(names),
         "classes": classes,
         "colours": [_rgb(colour) for colour in PALETTE[: first.classes]],
         "largest": largest,

@@ -212,8 +212,7 @@ def _slider_html(slider: go.layout.Slider) -> str:
 def add_slider(
     figure: go.Figure,
     prefix: str,
-    labels: Sequence[str],
-    frames: Sequence[Mapping[str, Sequence]],
+    frames: Mapping[str, Mapping[str, Sequence]],
     traces: Sequence[int],
     titles: Sequence[str] | None = None,
     start: int = 0,
@@ -223,30 +222,25 @@ def add_slider(
     Args:
         figure: the figure; it is changed, and shows the frame at ``start``.
         prefix: what stands before the current label, such as ``"c = "``.
-        labels: a label a frame.
-        frames: for each of them, the traces' properties: a name, such as ``"y"``, and a value a
-            trace.
+        frames: by its label, each frame's properties of the traces: a name, such as ``"y"``, and a
+            value a trace.
         traces: the positions in ``figure.data`` of the traces that change.
         titles: a title of the figure for each frame; None for none.
-        start: the frame shown first.
+        start: the position of the frame shown first.
 
     Raises:
-        ValueError: where the numbers of labels, frames and titles differ, or those of values and
-            traces.
+        ValueError: where the numbers of frames and titles differ, or those of values and traces.
     """
-    if not len(labels) == len(frames) == len(frames if titles is None else titles):
-        raise ValueError(
-            f"expected a label and a title for each of {len(frames)} frames; got {len(labels)} "
-            f"labels" + ("" if titles is None else f" and {len(titles)} titles")
-        )
-    for frame in frames:
+    if titles is not None and len(titles) != len(frames):
+        raise ValueError(f"expected a title for each of {len(frames)} frames; got {len(titles)}")
+    for frame in frames.values():
         if any(len(values) != len(traces) for values in frame.values()):
             raise ValueError(f"each property of a frame needs {len(traces)} values, one a trace")
     steps = []
-    for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
+    for i, (label, frame) in enumerate(frames.items()):
         layout = {} if titles is None else {"title.text": titles[i]}
         steps.append({"method": "update", "label": label, "args": [frame, layout, list(traces)]})
-    for name, values in frames[start].items():
+    for name, values in list(frames.values())[start].items():
         for trace, value in zip(traces, values, strict=True):
             figure.data[trace].update({name: value})
     slider = {"steps": steps, "active": start, "currentvalue": {"prefix": prefix}}

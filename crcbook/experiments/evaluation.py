@@ -23,7 +23,6 @@ def evaluate(
     box: bool = False,
     local: bool = False,
     rival: str | None = None,
-    progress: bool = False,
 ) -> dict[str, Tensor]:
     """Certify and attack each item of a test split.
 
@@ -36,7 +35,6 @@ def evaluate(
             R^n decides nothing.
         rival: a bound that is not curvature's, ``"crown"`` or ``"lipschitz"``, which certifies too:
             for networks that were trained for it.
-        progress: show progress bars.
 
     Returns:
         Columns of one entry an item: ``correct``, ``exact``, ``radius`` (by global curvature),
@@ -50,35 +48,35 @@ def evaluate(
     network, unit = read_network(model, test.x), (0.0, 1.0) if box else None
     x, y = as_inputs(test.x, network), as_classes("y", test.y, network, len(test))
     as_box(unit, x)
-    certificate = certify(model, x, y, method="dual", progress=progress)
+    certificate = certify(model, x, y, method="dual")
     correct = smallest_margin(network, x, y) > 0
     columns = {"correct": correct, "exact": certificate.exact, "radius": certificate.radius}
     certified = certificate.radius >= radius
-    attacked = partial(attack, model, radius=radius, progress=progress, **ATTACK)
+    attacked = partial(attack, model, radius=radius, **ATTACK)
     found = attacked(x=x, y=y)
     columns["survived"], points = ~found.success, found.point
     # What an attack broke needs no certificate.
     if rival:
-        proved = partial(verify, model, radius=radius, method=rival, progress=progress)
+        proved = partial(verify, model, radius=radius, method=rival)
         columns["certified_rival"] = _asked(columns["survived"], proved, x, y)
         certified = certified | columns["certified_rival"]
     if box:
         columns["survived_box"] = _survivors(~certified, partial(attacked, box=unit), x, y)
     if local:
         rows = ~certified & (columns["survived_box"] if box else columns["survived"])
-        proved = partial(verify_by_kind, model, radius=radius, box=unit, progress=progress)
+        proved = partial(verify_by_kind, model, radius=radius, box=unit)
         kinds = _kinds(rows, proved, x, y)
         certified = certified | kinds["local"]
         columns["certified_box"] = certified | kinds.get("local in box", certified)
     columns["certified"] = certified
     rows = ~certified & correct & ~_in_runner_up(network, x, y, points)
     proved = partial(
-        verify, model, radius=radius, targets="runner-up", progress=progress, method="dual",
+        verify, model, radius=radius, targets="runner-up", method="dual",
         curvature="local" if local else "global",
     )  # fmt: skip
     columns["certified_runner_up"] = certified | _asked(rows, proved, x, y)
     if box and not local:
-        proved = partial(verify, model, radius=radius, box=unit, progress=progress, method="dual")
+        proved = partial(verify, model, radius=radius, box=unit, method="dual")
         rows = ~certified & columns["survived_box"]
         columns["certified_box"] = certified | _asked(rows, proved, x, y)
     if not box:
@@ -118,12 +116,12 @@ def _in_runner_up(network: Network, x: Tensor, y: Tensor, points: Tensor) -> Ten
     return margin <= 0
 
 
-def crown_radii(model: nn.Module, test: Split, images: int, progress: bool) -> Tensor:
+def crown_radii(model: nn.Module, test: Split, images: int) -> Tensor:
     """The first images' radii by CROWN, NaN for the others."""
     radius = torch.full((len(test),), torch.nan, dtype=torch.float64)
     if images:
         x, y = test.x[:images], test.y[:images]
-        radius[:images] = certify(model, x, y, method="crown", progress=progress).radius.cpu()
+        radius[:images] = certify(model, x, y, method="crown").radius.cpu()
     return radius
 
 

@@ -72,7 +72,7 @@ def reproduce(
             parts = _Parts.of(experiment, runs / name, device)
             mine = range(parts.count)[team.rank :: team.size]
             for part in tqdm(mine, name, disable=not progress, unit="part"):
-                parts.ensure(part, progress)
+                parts.ensure(part)
             team.wait()
             if team.rank == 0:
                 where = environment(device) | {"processes": team.size}
@@ -232,7 +232,7 @@ class _Parts:
     def path(self, part: int) -> Path:
         return self.folder / f"evaluation-{part:03}.safetensors"
 
-    def ensure(self, part: int, progress: bool) -> None:
+    def ensure(self, part: int) -> None:
         """Evaluate a part, unless it is kept."""
         path = self.path(part)
         if path.exists() and load_tensors(path)[1]["about"] == self.about:
@@ -246,11 +246,10 @@ class _Parts:
             experiment.box,
             local=True,
             rival=self.rival,
-            progress=progress,
         )
         if experiment.crown_images:
             compared = len(range(part, experiment.crown_images, self.count))
-            columns["radius_crown"] = crown_radii(self.model, test, compared, progress)
+            columns["radius_crown"] = crown_radii(self.model, test, compared)
         facts = {"about": self.about, "seconds": time.time() - started}
         save_tensors(path, columns, facts)
 
