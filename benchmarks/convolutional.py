@@ -1,4 +1,4 @@
-"""How tight a convolutional network's default certificate is: ``python benchmarks/convolutional.py``.
+"""How tight a convolutional network's default is: ``python benchmarks/convolutional.py``.
 
 A network with two convolutions and softplus is trained on attacked MNIST images, with a penalty on
 its weights of several strengths, none at first. Each is then certified as anyone's network is, by

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from test_devices import Elsewhere
 from torch import nn
 
 import crcbook as crc
+from crcbook.datasets import Split
 from crcbook.experiments import encode_bits, encode_radii
 from crcbook.networks import deepen, read_network
 
@@ -444,3 +446,39 @@ def test_copies_are_recorded_beside_their_original(benchmark, tmp_path, monkeypa
         assert row["certified, local"] - rows["shallow"]["certified, local"] == pytest.approx(
             gained / 40
         )
+
+
+@pytest.fixture
+def bars():
+    """Small data in the shape of MNIST: bright rows or bright columns."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.2 * torch.rand(512, 28, 28, generator=generator)
+    y = torch.arange(512) % 2
+    x[y == 0, ::4] += 0.5
+    x[y == 1, :, ::4] += 0.5
+    return Split(x, y)
+
+
+def test_the_penalty_of_a_convolutional_network_makes_its_default_tight(
+    benchmark, bars, monkeypatch, tmp_path, capsys
+):
+    convolutional, path = benchmark("convolutional"), tmp_path / "record.json"
+    monkeypatch.setattr(crc, "load", lambda _: SimpleNamespace(train=bars, test=bars))
+    options = ["--strengths", "0", "0.3", "--seeds", "0", "--epochs", "20", "--images", "6"]
+    assert convolutional.main([*options, "--json", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    free, bound = json.loads(path.read_text())["rows"]
+    for row in free, bound:
+        assert row["images"] == 6 and row["clean accuracy"] > 0.9
+        assert 0 < row["default"] <= row["attack"] and sum(row["methods"].values()) == 6
+    assert bound["default over attack"] > free["default over attack"]
+
+
+def test_attacked_points_stay_in_their_balls_and_raise_the_loss(benchmark, bars):
+    convolutional = benchmark("convolutional")
+    torch.manual_seed(0)
+    model, x, y = convolutional.network(), bars.x[:8], bars.y[:8]
+    points = convolutional.attacked(model, x, y, 0.7)
+    assert ((points - x).flatten(1).norm(dim=1) <= 0.7 * (1 + 1e-5)).all()
+    loss = nn.functional.cross_entropy
+    assert (loss(model(points), y, reduction="none") > loss(model(x), y, reduction="none")).all()
