@@ -270,6 +270,16 @@ def test_an_experiment_goes_on_from_the_mean_of_others(tmp_path):
     assert drawn_anew(wide, 5).starts == (drawn_anew(TINY, 5),) * 2
 
 
+def test_a_random_start_may_be_nearly_linear(tmp_path):
+    still = replace(TINY.recipe, epochs=1, learning_rate=1e-9)
+    deep = replace(TINY, layers=3, recipe=still, initial="nearly linear")
+    model, _ = run_training(deep, tmp_path / "deep")
+    stretch = torch.linalg.svdvals(model[1].weight.detach())
+    torch.testing.assert_close(stretch, torch.full_like(stretch, 0.5), atol=1e-4, rtol=0)
+    plain, _ = run_training(replace(deep, initial="default"), tmp_path / "plain")
+    assert torch.linalg.svdvals(plain[1].weight.detach()).std() > 0.1
+
+
 def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
     epochs, epoch = [], loop._Trainer.epoch
 

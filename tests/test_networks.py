@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import crcbook as crc
-from crcbook.networks import Layer, Network, deepen, mean_of, read_network
+from crcbook.networks import Layer, Network, deepen, mean_of, nearly_linear, read_network
 from crcbook.proof.rounding import reading_bounds
 
 
@@ -191,6 +191,26 @@ def test_only_networks_that_go_together_have_a_mean():
     for models in ([], [crc.mlp([6, 4])]):
         with pytest.raises(ValueError, match="with a hidden layer"):
             mean_of(models)
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+@pytest.mark.parametrize("widths", [[9, 7], [9, 8, 5]])
+def test_a_nearly_linear_start_is_drawn_anew_and_its_early_layers_hardly_bend(activation, widths):
+    model = crc.mlp([6, *widths, 4], activation, seed=3)
+    start, other = nearly_linear(model), nearly_linear(model, seed=1)
+    assert repr(start) == repr(model)
+    *early, _, _ = read_network(start).layers
+    x = torch.rand(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for layer in early:  # norms are at most one half, and slopes vary by less than half
+        stretch = torch.linalg.svdvals(layer.weight)
+        torch.testing.assert_close(stretch, torch.full_like(stretch, 0.5))
+        z = x @ layer.weight.T + layer.bias
+        slope = layer.activation.slope(z)
+        assert slope.amin() > 0.5 * slope.amax()
+        x = layer.activation.value(z)
+    assert not torch.equal(next(start.parameters()), next(other.parameters()))
+    with pytest.raises(ValueError, match="two hidden layers"):
+        nearly_linear(crc.mlp([6, 5, 4]))
 
 
 def test_only_networks_with_a_hidden_layer_can_be_deepened():

@@ -28,6 +28,8 @@ class Experiment:
         start: the experiment with as many layers or fewer whose trained network, deepened by
             :func:`crcbook.networks.deepen`, this one goes on from; of several, the mean
             (:func:`crcbook.networks.mean_of`), as wide as all together; None for a random start.
+        initial: how a random start is drawn, ``"default"`` by torch or ``"nearly linear"`` by
+            :func:`crcbook.networks.nearly_linear`.
     """
 
     dataset: str
@@ -39,6 +41,7 @@ class Experiment:
     box: bool = True
     crown_images: int = 0
     start: "Experiment | tuple[Experiment, ...] | None" = None
+    initial: str = "default"
 
     @property
     def starts(self) -> "tuple[Experiment, ...]":

@@ -24,7 +24,7 @@ from crcbook.datasets import Split, load, split_validation
 from crcbook.experiments.catalogue import BOUNDS, Experiment, full, quick
 from crcbook.experiments.evaluation import ATTACK, crown_radii, evaluate, summary
 from crcbook.experiments.records import PACKAGE, digest, encode_bits, encode_radii, environment
-from crcbook.networks import deepen, mean_of, mlp
+from crcbook.networks import deepen, mean_of, mlp, nearly_linear
 from crcbook.outputs import check_writable, locked
 from crcbook.training import best_epoch, train
 
@@ -109,7 +109,10 @@ def _record(
 
 
 def _facts(experiment: Experiment) -> dict:
-    facts = asdict(experiment)
+    # Older records and folders do not say how a start was drawn: there was one way.
+    facts = asdict(experiment, dict_factory=lambda items: {
+        key: value for key, value in items if (key, value) != ("initial", "default")
+    })  # fmt: skip
     return facts | {"method": experiment.recipe.method, "radius": experiment.recipe.radius}
 
 
@@ -173,6 +176,8 @@ def run_training(
         sizes = [data.inputs, *hidden, data.classes]
         if not starts:
             model = mlp(sizes, experiment.activation, experiment.seed).to(device)
+            if experiment.initial == "nearly linear":
+                model = nearly_linear(model, experiment.seed)
         else:
             model = deepen(mean_of(starts), experiment.layers)
         path = folder / "run.json"
