@@ -78,6 +78,11 @@ def preactivation_intervals(
 def widened(low: Tensor, high: Tensor, error: Tensor | float = 0.0) -> Interval:
     """An interval whose ends are sums of a few terms, wider by what their rounding takes.
 
+    An end is at most two sums away from its terms, such as ``(z + down) - error``, and each is
+    rounded by a unit of the end and of the error; what a reach is multiplied by
+    (:data:`crcbook.proof.arithmetic.OUTWARD`) is more than its own sum loses. The widening is a
+    third sum: three units of the eight.
+
     Args:
         low: lower ends.
         high: upper ends.
