@@ -134,7 +134,25 @@ def full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
-    return found | _controls(two)
+    return found | _random_starts(broad) | _controls(two)
+
+
+def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
+    """Networks of three and four layers that go on from no other, and what the curvature adds.
+
+    Only a ball's curvature is worth following there: that of all space counts slopes that no layer
+    has at once. The early layers start nearly linear, and small steps keep their norms small.
+    """
+    recipe = replace(shallow, epochs=24, validate_every=24, learning_rate=1.5e-3, gamma=0.06,
+                     curvature="local", curvature_every=2, attack_dtype="float32")  # fmt: skip
+    found = {}
+    for layers, gammas in ((3, (0.06, 0.0, 0.02)), (4, (0.06,))):
+        for gamma in gammas:
+            name = f"mnist-{layers}-softplus-crt-random-start-gamma-{gamma:g}"
+            found[name] = Experiment(
+                "mnist", layers, "softplus", replace(recipe, gamma=gamma), initial="nearly linear"
+            )
+    return found
 
 
 def _controls(headline: Experiment) -> dict[str, Experiment]:
