@@ -112,6 +112,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         RuntimeError: where the file is missing or is not one of crcbook's.
     """
+    if not path.exists():
+        raise RuntimeError(f"cannot read {path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -217,7 +219,7 @@ def load_model(path: Path | str, module: nn.Module | None = None) -> nn.Module:
         except (RuntimeError, AttributeError, TypeError) as error:
             raise RuntimeError(f"cannot load {path} into the module: {error}") from error
         return module.eval()
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and path.exists():
         return load_onnx(path)
     path = path / "model.safetensors" if path.is_dir() else path
     if path.suffix in _OTHERS and path.exists():

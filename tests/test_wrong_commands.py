@@ -99,11 +99,14 @@ WRONG = [
     # Which network?
     ("certify --data x.npz", "name one network"),
     ("certify run --model net.onnx --data x.npz", "name one network"),
-    ("certify --model missing.onnx --data x.npz", "missing.onnx"),
+    ("certify --model missing.onnx --data x.npz", "missing.onnx: there is no such file"),
     ("certify --model broken.onnx --data x.npz", "cannot read broken.onnx as an ONNX file"),
     ("certify --model text.onnx --data x.npz", "cannot read text.onnx as an ONNX file"),
     ("certify --model empty.onnx --data x.npz", "empty.onnx"),
-    ("certify --model missing.safetensors --data x.npz", "missing.safetensors"),
+    (
+        "certify --model missing.safetensors --data x.npz",
+        "missing.safetensors: there is no such file",
+    ),
     ("certify --model cut.safetensors --data x.npz", "cannot read cut.safetensors"),
     ("certify --model state.safetensors --data x.npz", "give the module as well"),
     ("certify --model state.pt --data x.npz", "give the module as well"),
