@@ -158,7 +158,7 @@ def test_what_is_not_read_is_named(tmp_path):
     path.write_bytes(b"no network")
     with pytest.raises(RuntimeError, match="as an ONNX file"):
         crc.load_model(path)
-    with pytest.raises(RuntimeError, match="as an ONNX file"):
+    with pytest.raises(RuntimeError, match="no such file"):
         crc.load_model(tmp_path / "missing.onnx")
 
 
