@@ -199,9 +199,11 @@ def network_digest(network: Network) -> str:
         ValueError: for a network with several activations, or one in another setting than the
             table's.
     """
-    rows = {(row.name, row.max_bend) for row in (layer.activation for layer in network.layers[:-1])}
-    if len(rows) > 1 or not rows <= {(row.name, row.max_bend) for row in ACTIVATIONS.values()}:
-        kinds = ", ".join(f"{name} with a second derivative up to {bend:g}" for name, bend in rows)
+    rows = {(row.name, row.settings) for row in (layer.activation for layer in network.layers[:-1])}
+    if len(rows) > 1 or not rows <= {(row.name, row.settings) for row in ACTIVATIONS.values()}:
+        kinds = " and ".join(
+            f"{name} with {dict(settings)}" if settings else name for name, settings in sorted(rows)
+        )
         raise ValueError(
             f"a proof file names one activation of {', '.join(ACTIVATIONS)} in its default setting "
             f"for all layers; got {kinds}"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from setuptools import find_namespace_packages
+from torch import nn
 
 import crcbook as crc
 from crcbook.commands import main
@@ -380,7 +381,8 @@ def test_a_network_the_file_cannot_name_is_refused(tmp_path):
         linear[0], torch.nn.Tanh(), linear[1], torch.nn.Sigmoid(), linear[2]
     )
     sharp = torch.nn.Sequential(linear[0], torch.nn.Softplus(beta=4), linear[1])
-    for model in (mixed, sharp):
+    early = torch.nn.Sequential(linear[0], torch.nn.Softplus(threshold=10), linear[1])
+    for model in (mixed, sharp, early):
         with pytest.raises(ValueError, match="one activation"):
             prove(model, x, y, tmp_path / "proofs.safetensors")
 
@@ -611,6 +613,19 @@ def test_prove_and_check_take_items_of_ones_own(tmp_path, capsys, labelled):
     )
     assert "in a box" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "box"), str(run), *words]) == 0
+
+
+@pytest.mark.parametrize("activation", [nn.Softplus, nn.Sigmoid])
+def test_a_network_of_any_layers_is_checked_as_it_is_saved(tmp_path, capsys, activation):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 2, 2), activation(), nn.Flatten(), nn.Linear(18, 5), activation()
+    model, x = nn.Sequential(*layers, nn.Linear(5, 3)).eval(), torch.randn(6, 1, 4, 4)
+    path, data, out = (str(tmp_path / name) for name in ("net.safetensors", "x.npz", "proofs"))
+    crc.save_model(path, model, x)
+    np.savez(data, x=x.numpy(), y=model(x).argmax(1).numpy())
+    assert main(["prove", "--model", path, "--data", data, "--out", out]) == 0
+    assert main(["check", out, path, "--data", data]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "6 of 6 images proved"
 
 
 @pytest.mark.parametrize(
