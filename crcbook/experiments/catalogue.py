@@ -143,10 +143,10 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
     Only a ball's curvature is worth following there: that of all space counts slopes that no layer
     has at once. The early layers start nearly linear, and small steps keep their norms small.
     """
-    recipe = replace(shallow, epochs=24, validate_every=24, learning_rate=1.5e-3, gamma=0.06,
+    recipe = replace(shallow, epochs=10, validate_every=10, learning_rate=1.5e-3,
                      curvature="local", curvature_every=2, attack_dtype="float32")  # fmt: skip
     found = {}
-    for layers, gammas in ((3, (0.06, 0.0, 0.02)), (4, (0.06,))):
+    for layers, gammas in ((3, (0.1, 0.0, 0.2)), (4, (0.1,))):
         for gamma in gammas:
             name = f"mnist-{layers}-softplus-crt-random-start-gamma-{gamma:g}"
             found[name] = Experiment(
