@@ -174,13 +174,26 @@ def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> 
     save_tensors(Path(path), tensors, facts)
 
 
+def default_activation(network: Network) -> str | None:
+    """The one activation between all layers, if the table has it in that setting.
+
+    Args:
+        network: the network.
+
+    Returns:
+        Its name; None without a hidden layer, for several, or in another setting.
+    """
+    rows = {(row.name, row.settings) for row in (layer.activation for layer in network.layers[:-1])}
+    known = rows <= {(row.name, row.settings) for row in ACTIVATIONS.values()}
+    return next(iter(rows))[0] if len(rows) == 1 and known else None
+
+
 def _dense(network: Network) -> tuple[dict[str, Tensor], dict]:
     """The layers of a network, and what stands between them."""
     rows = [layer.activation for layer in network.layers]
     facts: dict = {"activations": [[row.name, dict(row.settings)] for row in rows]}
-    kinds = {(row.name, row.settings) for row in rows[:-1]}
-    if len(kinds) == 1 and kinds <= {(row.name, row.settings) for row in ACTIVATIONS.values()}:
-        facts["activation"] = rows[0].name  # by which whoever checks a proof reads the file
+    if name := default_activation(network):
+        facts["activation"] = name  # by which whoever checks a proof reads the file
     tensors = {}
     for place, layer in enumerate(network.layers):
         tensors[f"{place}.weight"], tensors[f"{place}.bias"] = layer.weight, layer.bias

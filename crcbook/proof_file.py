@@ -27,7 +27,7 @@ from crcbook.acceleration import Acceleration
 from crcbook.activations import ACTIVATIONS
 from crcbook.certificate import certify
 from crcbook.certificate.question import Radius
-from crcbook.checkpoints import write_atomically
+from crcbook.checkpoints import default_activation, write_atomically
 from crcbook.checks import as_box, as_labels, read_items
 from crcbook.deployed import deployed_prover
 from crcbook.networks import Network
@@ -199,16 +199,20 @@ def network_digest(network: Network) -> str:
         ValueError: for a network with several activations, or one in another setting than the
             table's.
     """
-    rows = {(row.name, row.settings) for row in (layer.activation for layer in network.layers[:-1])}
-    if len(rows) > 1 or not rows <= {(row.name, row.settings) for row in ACTIVATIONS.values()}:
+    name = default_activation(network)
+    if name is None and len(network.layers) > 1:
+        rows = {
+            (row.name, row.settings)
+            for row in (hidden.activation for hidden in network.layers[:-1])
+        }
         kinds = " and ".join(
-            f"{name} with {dict(settings)}" if settings else name for name, settings in sorted(rows)
+            f"{kind} with {dict(settings)}" if settings else kind for kind, settings in sorted(rows)
         )
         raise ValueError(
             f"a proof file names one activation of {', '.join(ACTIVATIONS)} in its default setting "
             f"for all layers; got {kinds}"
         )
-    names = [name for name, _ in rows] or ["softplus"]
+    names = [name or "softplus"]
     weights, biases = ([getattr(layer, part).cpu().numpy() for layer in network.layers]
                        for part in ("weight", "bias"))  # fmt: skip
     return sha256(names, [*weights, *biases])
