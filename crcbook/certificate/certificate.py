@@ -5,7 +5,7 @@ the stages that were asked for, and read.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -247,7 +247,7 @@ class _Problem:
     @cached_property
     def stages(self) -> tuple[list[Stage], list[Stage]]:
         """What raises the bounds, the cheap before the dear; and then what works in balls."""
-        prover, boxed = self.prover, self.box is not None
+        prover = self.prover
         alone: dict[str, Callable[[Prover], Stage]]
         alone = {stage.method: stage for stage in (ClosedForm, Lipschitz, Crown, Parabolas)}
         if self.asked.method in alone:
@@ -256,9 +256,14 @@ class _Problem:
         stages: list[Stage] = [Dual(prover)]
         if single is not None:
             stages = [single, Dual(prover, steps=_REFINE_STEPS)]
-        stages += [Dual(prover, box=True)] if boxed else []
-        local: list[Stage] = [Local(prover)] if self.asked.local else []
-        return stages, local + ([Local(prover, boxed)] if self.asked.local and boxed else [])
+        return stages, [Local(prover)] if self.asked.local else []
+
+    @cached_property
+    def boxed(self) -> tuple[list[Stage], list[Stage]]:
+        """The same for an adversary who is confined to the box."""
+        if self.box is None:
+            return [], []
+        return [Dual(self.prover, box=True)], [Local(self.prover, True)] if self.asked.local else []
 
     @cached_property
     def rivals(self) -> list[Stage]:
@@ -293,20 +298,16 @@ class _Problem:
         question, runner_up = Radius(), self.asked.targets == "runner-up"
         # All classes decide whether rivals are asked: a runner-up's radius is of their table.
         table = self.table(chunk, question, runner_up and not self.rivals)
-        everywhere, in_balls = self.stages
-        # Where no quadratic can be much better than the one at the input, the rivals come first.
-        promising = self._promising(question, table, _WORTH_A_SEARCH)
-        run(question, table, everywhere, only=promising)
-        limits = Limits.of(table)
-        if self.rivals:
-            limits = self._challenge(question, table, limits)
-        left = self._promising(question, table, 0.0)
-        if left is not None and promising is not None:
-            run(question, table, everywhere, only=left & ~promising)
-        run(question, table, in_balls, question.together)
+        # A box is looked at after everything else, so that it can only raise what holds without.
+        limits = self._raise(question, replace(table, box=None))
+        boxed, in_boxed_balls = self.boxed
+        run(question, table, boxed)
+        run(question, table, in_boxed_balls, question.together)
         if runner_up and self.rivals:
             limits = Limits.of(table := table.of_runner_up())
-        elif self.rivals or in_balls:
+        elif self.box is not None:
+            limits = Limits.of(table)
+        elif self.rivals or self.asked.local:
             limits = Limits.of(table, limits)
         row = torch.arange(len(table.bound), device=table.bound.device)
         target = table.images.order[row, limits.column]
@@ -317,9 +318,25 @@ class _Problem:
         wide = limits.far(table, CLOSE)
         return [limits.radius, target, limits.exact(), point, away, wide], names
 
+    def _raise(self, question: Question, table: Table) -> Limits:
+        """Ask everything that knows no box."""
+        everywhere, in_balls = self.stages
+        # Where no quadratic can be much better than the one at the input, the rivals come first.
+        promising = self._promising(question, table, _WORTH_A_SEARCH)
+        # Lines through the hidden layers serve all classes.
+        run(question, table, everywhere, self.asked.method in ("crown", "parabolas"), promising)
+        limits = Limits.of(table)
+        if self.rivals:
+            limits = self._challenge(question, table, limits)
+        left = self._promising(question, table, 0.0)
+        if left is not None and promising is not None:
+            run(question, table, everywhere, only=left & ~promising)
+        run(question, table, in_balls, question.together)
+        return limits
+
     def _promising(self, question: Question, table: Table, least: float) -> Tensor | None:
         """Where a search for the best quadratic is worth its price, among other methods."""
-        if not self.rivals or self.box is not None:  # quadratics in a box can prove more
+        if not self.rivals:
             return None
         images = table.images
         pairs = torch.broadcast_tensors(images.y[:, None], images.order)
@@ -337,22 +354,24 @@ class _Problem:
         index = rows * table.bound.shape[1] + limits.column[rows]
         entries = table.entries(index, torch.zeros_like(limits.radius))
         wide[rows] = torch.stack([rival(ball, entries)[0] > 0 for rival in self.rivals]).any(0)
-        run(question, table, self.rivals, only=wide[:, None])
+        run(question, table, self.rivals, together=True, only=wide[:, None])
         return limits
 
     def verify(self, chunk: slice, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The columns of a verdict."""
         question = Margin(radius, self.asked.local)
         table = self.table(chunk, question, self.asked.targets == "runner-up")
-        everywhere, in_balls = self.stages
+        (everywhere, in_balls), (boxed, in_boxed_balls) = self.stages, self.boxed
         # What works in balls goes on from the dual's bounds, even those that decide nothing.
         promising = None if self.asked.local else self._promising(question, table, 0.0)
         run(question, table, everywhere, only=promising)
+        run(question, table, boxed)
         attacked = Attacked.of(table, radius)
         undecided = ~attacked.found
         if self.rivals:
             far = undecided & attacked.far_from(table, CLOSE)
             run(question, table, self.rivals, question.together, far[:, None])
+        in_balls = in_balls + in_boxed_balls
         run(question, table, in_balls, question.together, undecided[:, None])
         bound, correct = table.bound, table.images.correct
         doubt = bound <= 0
@@ -366,12 +385,11 @@ class _Problem:
         """What each kind of certificate proves."""
         question = Margin(radius, patient=True)
         table, found = self.table(chunk, question, False), {}
-        everywhere, in_balls = self.stages
-        for boxed in (False, True)[: 1 + (self.box is not None)]:
+        in_turn = [("", self.stages)] + ([(" in box", self.boxed)] if self.box is not None else [])
+        for where, (everywhere, in_balls) in in_turn:
             for name, stages, together in (
                 ("global", everywhere, False), ("local", in_balls, question.together),
             ):  # fmt: skip
-                run(question, table, [s for s in stages if s.box is boxed], together)
-                proved = table.images.correct & (table.bound > 0).all(1)
-                found[f"{name} in box" if boxed else name] = proved
+                run(question, table, stages, together)
+                found[name + where] = table.images.correct & (table.bound > 0).all(1)
         return found

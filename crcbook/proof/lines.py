@@ -61,17 +61,8 @@ from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
 
 _PIECES = 16  # of an interval, between the points of its grid
-_CHORDS = tuple(
-    zip(
-        *(
-            (left, right)
-            for left in range(_PIECES)
-            for right in range(left + 1, _PIECES + 1)
-            if left == 0 or right == _PIECES or left % 2 == right % 2 == 0
-        ),
-        strict=True,
-    )
-)
+# Between every second point inside, for curves whose hull may rest on two of these.
+_CHORDS = tuple(torch.combinations(torch.arange(2, _PIECES, 2)).T.tolist())
 _CHUNK_VALUES = 2**21
 _CACHED_VALUES = 2**17  # float64 values carried back at a time, 1 MB
 _TOLERANCE = 1e-4  # of a radius
@@ -202,9 +193,9 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     curve = Curve(points, row.value(points), row.slope(points), *bends(row, points))
     middle, ends = lower + (upper - lower) / 2, row.slope_interval(lower, upper)
     tangent, at_middle = row.slope(middle), row.value(middle)
-    low_slope, high_slope = (
-        slope.clamp(*ends) for slope in curve.hull_slopes(middle, at_middle, tangent)
-    )
+    turns = len(row.bend_extrema) - 1  # at most: between two of them the bend changes sign once
+    hulls = curve.hull_slopes(middle, at_middle, tangent, inner=turns > 1)
+    low_slope, high_slope = (slope.clamp(*ends) for slope in hulls)
     size = size_bound(row, lower, upper)
     below, above = (
         down(side.floor(slope), size)
@@ -271,26 +262,54 @@ class Curve:
         """The negative of the function."""
         return Curve(self.points, -self.value, -self.slope, -self.high_bend, -self.low_bend)
 
-    def hull_slopes(self, middle: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def hull_slopes(
+        self, middle: Tensor, value: Tensor, slope: Tensor, inner: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Slopes of the hulls at a point, given the function's value and slope there.
 
         Of the chords between the grid's points across the middle, those from an end of the interval
         are looked at, and between every second of the others.
 
+        Args:
+            middle: the point.
+            value: of the function there.
+            slope: of the function there.
+            inner: whether to look at chords without an end; a function that turns from convex to
+                concave or back once at most has none in its hulls.
+
         Returns:
             That of the convex hull, below the function, and that of the concave one.
         """
-        left, right = (list(ends) for ends in _CHORDS)
-        begin, end = self.points[left], self.points[right]
-        chord = (self.value[right] - self.value[left]) / (end - begin)
-        height = self.value[left] + chord * (middle - begin)
-        across = (begin < middle) & (middle < end)
+        first, last = self.points[0], self.points[-1]
+        rise = (self.value - self.value[0]) / (self.points - first)
+        drop = (self.value[-1] - self.value) / (last - self.points)
+        left, right = self.points < middle, self.points > middle
         found = []
         for sign in (1, -1):
-            lowest, place = torch.where(across, sign * height, torch.inf).min(dim=0)
-            better = lowest < sign * value
-            found.append(torch.where(better, chord.gather(0, place[None])[0], slope))
+            # Of chords that share an end, the lowest at the middle is the one that rises least.
+            chords = [
+                (sign * torch.where(right, sign * rise, torch.inf).amin(dim=0), 0, first),
+                (sign * torch.where(left, sign * drop, -torch.inf).amax(dim=0), -1, last),
+            ]
+            best, height = slope, sign * value
+            for chord, end, point in chords:
+                lower = sign * (self.value[end] + chord * (middle - point))
+                better = lower < height
+                best, height = torch.where(better, chord, best), torch.where(better, lower, height)
+            if inner:
+                best = self._inner_chords(middle, sign, best, height)
+            found.append(best)
         return found[0], found[1]
+
+    def _inner_chords(self, middle: Tensor, sign: int, best: Tensor, height: Tensor) -> Tensor:
+        """The slope of an inner chord where it is lower, times the sign, than the best known."""
+        begin, end = (self.points[list(places)] for places in _CHORDS)
+        low, high = (self.value[list(places)] for places in _CHORDS)
+        chord = (high - low) / (end - begin)
+        across = (begin < middle) & (middle < end)
+        lower = torch.where(across, sign * (low + chord * (middle - begin)), torch.inf)
+        lowest, place = lower.min(dim=0)
+        return torch.where(lowest < height, chord.gather(0, place[None])[0], best)
 
     def floor(self, line: Tensor) -> Tensor:
         """The module's bound of the function less a line of that slope through 0."""
