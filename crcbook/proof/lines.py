@@ -64,6 +64,7 @@ _PIECES = 16  # of an interval, between the points of its grid
 # Between every second point inside, for curves whose hull may rest on two of these.
 _CHORDS = tuple(torch.combinations(torch.arange(2, _PIECES, 2)).T.tolist())
 _CHUNK_VALUES = 2**21
+_CACHED_INTERVALS = 1500  # of units, whose grids take 200 kB an operand
 _CACHED_VALUES = 2**17  # float64 values carried back at a time, 1 MB
 _TOLERANCE = 1e-4  # of a radius
 _STEPS = 60
@@ -189,6 +190,15 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     Returns:
         The lines, of that shape; NaN where an end is not finite.
     """
+    # On a processor so many at a time that all their grids stay in its cache.
+    size = _CACHED_INTERVALS if lower.device.type == "cpu" else max(1, lower.numel())
+    ends = zip(lower.flatten().split(size), upper.flatten().split(size), strict=True)
+    columns = zip(*(_enclosing(row, *part) for part in ends), strict=True)
+    return Lines(*(torch.cat(column).reshape(lower.shape) for column in columns))
+
+
+def _enclosing(row: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
+    """The fields of the lines over intervals."""
     points = grid(row, lower, upper)
     curve = Curve(points, row.value(points), row.slope(points), *bends(row, points))
     middle, ends = lower + (upper - lower) / 2, row.slope_interval(lower, upper)
@@ -204,7 +214,7 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     lowest, highest = row.value_interval(lower, upper)
     finite = below.isfinite() & above.isfinite()
     lowest, highest = (end.where(finite, torch.nan) for end in (lowest, highest))
-    return Lines(low_slope, below, high_slope, -above, lowest, highest)
+    return low_slope, below, high_slope, -above, lowest, highest
 
 
 def down(offset: Tensor, size: Tensor) -> Tensor:
@@ -324,9 +334,10 @@ class Curve:
 
 def _least(slope: Tensor, bend: Tensor, width: Tensor) -> Tensor:
     r"""The minimum of :math:`st + bt^2/2` over :math:`0 \le t \le` ``width``."""
-    vertex = torch.where(bend > 0, -slope / bend, 0.0).clamp(min=0).minimum(width)
-    inside, end = (t * (slope + bend * t / 2) for t in (vertex, width))
-    return torch.minimum(inside, end).clamp(max=0)
+    # Where it is convex at the vertex, or the end before it; elsewhere at one of the ends.
+    vertex = (slope / bend).neg_().clamp_(min=0)
+    place = torch.where(bend > 0, vertex, torch.inf).minimum(width)
+    return torch.addcmul(slope, bend, place, value=0.5).mul_(place).clamp_(max=0)
 
 
 @dataclass(frozen=True)
