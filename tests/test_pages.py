@@ -287,7 +287,7 @@ def test_choosing_a_network_changes_the_field(open_page):
     page = open_page("book/decision_boundaries")
     picture = page.locator(".crc-plot image").first
     before = radius(page), picture.get_attribute("href")
-    page.locator(".crc-explorer select").first.select_option(index=2)
+    page.locator(".crc-explorer select").first.select_option(index=1)
     assert radius(page) != before[0]
     assert picture.get_attribute("href") != before[1]
 
