@@ -12,6 +12,7 @@ from crcbook.checkpoints import save_tensors
 from crcbook.networks import read_network
 from crcbook.training import METHODS, best_epoch, knows_bfloat16
 from crcbook.training import loop as module
+from crcbook.training.augmentation import augmented
 from crcbook.training.losses import trained_layers
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
@@ -107,7 +108,7 @@ def test_training_is_reproducible(digits):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_training_resumes_to_the_same_weights(method, digits, tmp_path, monkeypatch):
     training, validation = crc.split_validation(digits.train, 200)
-    recipe = replace(RECIPE, method=method, average=0.9)
+    recipe = replace(RECIPE, method=method, average=0.9, augment=True, centred=True)
     whole = crc.mlp([64, 16, 12, 10], seed=0)
     history = crc.train(whole, training, recipe, validation)
 
@@ -195,6 +196,49 @@ def test_only_some_epochs_are_validated_and_the_last_one_is(digits):
     recipe = replace(RECIPE, validate_every=3)
     history = crc.train(crc.mlp([64, 8, 10]), training, recipe, validation)
     assert ["clean_accuracy" in record for record in history] == [False, False, True, True]
+
+
+def test_augmented_images_are_anew_in_each_epoch_and_close_to_the_images(digits):
+    x, shape = digits.train.x[:200].flatten(1), digits.train.x.shape[1:]
+    first, again, other = (augmented(x, shape, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == x.shape and first.min() >= 0 and first.max() <= x.max() + 1e-6
+    change = (first - x).norm(dim=1) / x.norm(dim=1)
+    assert 0.05 < change.median() < 0.7
+    # An image of one colour keeps it, but for the zeros that come in from outside.
+    grey = torch.ones(5, 3 * 8 * 8)
+    inner = augmented(grey, torch.Size((3, 8, 8)), 0).reshape(5, 3, 8, 8)[:, :, 2:-2, 2:-2]
+    assert torch.allclose(inner, torch.ones_like(inner))
+
+
+def test_augmentation_trains_on_other_images_and_needs_some(digits, monkeypatch):
+    recipe, seen = replace(RECIPE, epochs=2, augment=True, gamma=0.0), []
+    monkeypatch.setattr(module, "augmented", lambda x, *of: seen.append(of) or augmented(x, *of))
+    crc.train(crc.mlp([64, 8, 10]), digits.train, recipe)
+    assert [of[0] for of in seen] == [digits.train.x.shape[1:]] * 2 and seen[0][1] != seen[1][1]
+    flat = replace(digits.train, x=digits.train.x.flatten(1))
+    with pytest.raises(ValueError, match=r"augment needs images; got items of shape \(64,\)"):
+        crc.train(crc.mlp([64, 8, 10]), flat, recipe)
+
+
+def test_a_centred_step_is_that_of_a_network_whose_inputs_have_mean_0(digits):
+    recipe = replace(RECIPE, method="standard", epochs=1, batch_size=len(digits.train))
+    x, y = digits.train.x.flatten(1), digits.train.y
+    centred, plain = crc.mlp([64, 8, 10], seed=0), crc.mlp([64, 8, 10], seed=0)
+    mean = plain[2](plain[1](x[:1000])).mean(0).detach()
+    crc.train(centred, digits.train, replace(recipe, centred=True))
+
+    def logits():  # the same function, of weights that meet activations of mean 0
+        return plain[3](plain[2](plain[1](x)) - mean)
+
+    with torch.no_grad():
+        plain[3].bias += plain[3].weight @ mean
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.04 * recipe.learning_rate)
+    torch.nn.functional.cross_entropy(logits(), y).backward()
+    optimizer.step()
+    assert torch.allclose(centred[1].weight, plain[1].weight, atol=1e-7)
+    assert torch.allclose(centred[3].weight, plain[3].weight, atol=1e-7)
+    assert torch.allclose(centred[3].bias, plain[3].bias - plain[3].weight @ mean, atol=1e-6)
 
 
 def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
@@ -307,7 +351,8 @@ def test_a_gpu_that_imitates_bfloat16_does_not_know_it(capability, hip, known, m
 def test_a_step_does_what_its_recipe_says(digits, monkeypatch):
     recipe = crc.Recipe(
         radius=0.4, reach=1.5, epochs=1, batch_size=64, ramp_epochs=0, attack_steps=5,
-        attack_box=True, attack_dtype="bfloat16", curvature="local", curvature_every=2, loss_q=0.3,
+        attack_box=True, attack_dtype="bfloat16", curvature="local", ball=0.75, curvature_every=2,
+        loss_q=0.3,
     )  # fmt: skip
     model, few = crc.mlp([64, 8, 10], seed=0), digits.train.take(slice(0, 192))
     monkeypatch.setattr(module, "knows_bfloat16", lambda device: True)
@@ -331,7 +376,7 @@ def test_a_step_does_what_its_recipe_says(digits, monkeypatch):
     assert all(call[0][0].weight.dtype == torch.bfloat16 for call in seen["worst_points"])
     assert [call[2] for call in seen["generalised_cross_entropy"]] == [0.3] * 3
     # A call of no point draws the first directions; then every second of three steps.
-    assert [call[2:] for call in seen["__call__"]] == [(), *[(pytest.approx(0.3),)] * 2]
+    assert [call[2:] for call in seen["__call__"]] == [(), *[(pytest.approx(0.45),)] * 2]
     assert [call[3:] for call in seen["verify"]] == [(0.4, "local", "dual")]
 
 
@@ -376,6 +421,7 @@ def test_curvature_is_bounded_where_the_recipe_says(
         {"attack_dtype": "int8"},
         {"loss_q": 1.1},
         {"loss_q": -0.1},
+        {"ball": 0.0},
         {"attack_box": True, "method": "standard"},
     ],
 )

@@ -116,6 +116,7 @@ def full() -> dict[str, Experiment]:
         "mnist-2-softplus-crt": two,
         "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
         "mnist-2-softplus-crt-long": long,
+        "mnist-2-softplus-crt-augmented": _augmented(long),
         **{f"mnist-2-softplus-crt-long-seed-{seed}": drawn_anew(long, seed) for seed in (1, 2)},
         "mnist-2-softplus-crt-mean-of-three": replace(
             long, width=3 * long.width, start=tuple(drawn_anew(long, seed) for seed in range(3))
@@ -135,6 +136,12 @@ def full() -> dict[str, Experiment]:
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
     return found | _random_starts(broad) | _controls(two)
+
+
+def _augmented(experiment: Experiment) -> Experiment:
+    """A training whose stages all see images shifted, turned and scaled a little."""
+    found = replace(experiment, recipe=replace(experiment.recipe, augment=True))
+    return found.with_starts(_augmented)
 
 
 def _random_starts(shallow: Recipe) -> dict[str, Experiment]:

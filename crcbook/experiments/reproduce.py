@@ -108,10 +108,13 @@ def _record(
     }
 
 
+# Of these choices older records and folders say nothing: there was one way.
+_NEWER = {"initial": "default", "augment": False, "centred": False, "ball": 0.5}
+
+
 def _facts(experiment: Experiment) -> dict:
-    # Older records and folders do not say how a start was drawn: there was one way.
     facts = asdict(experiment, dict_factory=lambda items: {
-        key: value for key, value in items if (key, value) != ("initial", "default")
+        key: value for key, value in items if (key, value) not in _NEWER.items()
     })  # fmt: skip
     return facts | {"method": experiment.recipe.method, "radius": experiment.recipe.radius}
 

@@ -302,12 +302,12 @@ def local_curvature(
     if depth > 2:
         bound = torch.fmin(bound, _by_majorant(rounding, intervals, item, label, target))
     if sharp:
-        places = [_Place.of(rounding, x, radius, intervals, i) for i in range(len(x))]
-        weights = network.margin_weights(label, target)
-        for entry, i in enumerate(item.tolist()):
-            row = weights[entry : entry + 1]
-            found = curvature_sum(network.layers, row, proved, places[i].ranges)
-            bound[entry] = torch.fmin(bound[entry], found[0])
+        for i in item.unique().tolist():
+            rows = (item == i).nonzero().squeeze(1)
+            weights = network.margin_weights(label[rows], target[rows])
+            place = _Place.of(rounding, x, radius, intervals, i)
+            found = curvature_sum(network.layers, weights, proved, place.ranges)
+            bound[rows] = torch.fmin(bound[rows], found)
     return bound
 
 

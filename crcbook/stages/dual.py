@@ -119,9 +119,14 @@ def curvature_in_reach(prover: Prover, entries: Entries, sharp: bool = False) ->
     Returns:
         ``(entries,)`` proved bounds.
     """
-    items = torch.arange(len(entries), device=entries.x.device)
-    region = Region(entries.x, entries.valid, entries.allowed)
-    return local_curvature(prover.rounding, region, items, entries.label, entries.target, sharp)
+    # The margins of an image share what is found out about its ball.
+    balls = torch.stack([entries.image.to(entries.valid), entries.valid])
+    balls, item = balls.unique(dim=1, return_inverse=True)
+    every = torch.arange(len(entries), device=item.device)
+    first = item.new_zeros(balls.shape[1]).scatter(0, item.flip(0), every.flip(0))
+    allowed = None if entries.allowed is None else entries.allowed.take(first)
+    region = Region(entries.x[first], entries.valid[first], allowed)
+    return local_curvature(prover.rounding, region, item, entries.label, entries.target, sharp)
 
 
 def into_reach(entries: Entries, d: Tensor) -> Tensor:

@@ -74,8 +74,9 @@ class Local:
         if depth > 1 and not self.box:  # slabs know of none, and were tried without
             found.append(Attempt(Slabs(prover), 4.0))
         if depth > 2 or (depth > 1 and network.inputs <= _FEW_INPUTS):
-            dear = Paths(prover), Sharp(prover)
-            found += [Attempt(stage, 0.25, least=_FLAT) for stage in dear]
+            found.append(Attempt(Paths(prover), 0.25, least=_FLAT))
+            # Where nothing cheaper says how flat a ball is, no bound so far says what this one can.
+            found.append(Attempt(Sharp(prover), torch.inf, least=_FLAT))
         return found
 
     def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:

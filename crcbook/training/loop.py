@@ -37,7 +37,8 @@ from crcbook.certificate import verify
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
-from crcbook.networks import architecture, read_network
+from crcbook.networks import Network, architecture, read_network, submodules
+from crcbook.training.augmentation import augmented, is_image
 from crcbook.training.losses import (
     CurvatureEstimate,
     LipschitzEstimate,
@@ -51,6 +52,7 @@ from crcbook.training.losses import (
 )
 from crcbook.training.recipe import Recipe
 
+_CENTRED_ITEMS = 1000  # whose mean is taken
 _PEAK = 0.3  # of the training: when the learning rate is highest
 _WORST_MARGINS = {"ibp": ibp_margins, "crown-ibp": crown_ibp_margins}
 _ESTIMATES: dict[str, Callable[[nn.Sequential, int], Any]] = {
@@ -173,6 +175,8 @@ class _Trainer:
         self.model, self.recipe = model, recipe
         self.mean = copy.deepcopy(model) if recipe.average else model  # what is validated
         self.x, self.y = _checked(data, model, recipe)
+        self.shape = data.x.shape[1:]
+        self.centres = _mean_inputs(model, self.x) if recipe.centred else []
         self.validation = None if validation is None else _checked(validation, model, recipe)
         self.optimizer = torch.optim.Adam(model.parameters())
         estimate = _ESTIMATES.get(recipe.method)
@@ -188,11 +192,14 @@ class _Trainer:
         generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + epoch)
         order = torch.randperm(len(self.y), generator=generator, device="cpu").to(self.y.device)
         losses, curvature, started = [], 0.0, time.perf_counter()
+        x = self.x
+        if self.recipe.augment:
+            x = augmented(x, self.shape, 1_000_003 * self.recipe.seed + epoch)
         for step, index in enumerate(order.split(self.recipe.batch_size)):
             done = epoch + step / self.steps
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate * _one_cycle(done / self.recipe.epochs)
-            loss, curvature = self.step(step, self.x[index], self.y[index], done)
+            loss, curvature = self.step(step, x[index], self.y[index], done)
             losses.append(loss)
             bar.update()
             if step % 10 == 0:
@@ -223,7 +230,7 @@ class _Trainer:
             if gradient is not None:
                 known = parameter.grad
                 parameter.grad = gradient if known is None else known + gradient
-        self.optimizer.step()
+        self._move()
         if recipe.average:
             with torch.no_grad():
                 weights = zip(self.mean.parameters(), self.model.parameters(), strict=True)
@@ -231,11 +238,28 @@ class _Trainer:
                     mean.lerp_(value, 1 - recipe.average)
         return float(loss.detach()), curvature
 
+    def _move(self) -> None:
+        """Let the optimizer move the weights, for centred gradients as if inputs had mean 0."""
+        linears = [module for module in submodules(self.model) if isinstance(module, nn.Linear)]
+        centred = [
+            (linear.weight, linear.bias, centre, linear.weight.detach().clone())
+            for linear, centre in zip(linears[1:], self.centres, strict=False)
+            if linear.bias is not None and linear.bias.grad is not None
+            and linear.weight.grad is not None
+        ]  # fmt: skip
+        for weight, bias, centre, _ in centred:
+            weight.grad -= torch.outer(bias.grad, centre)
+        self.optimizer.step()
+        with torch.no_grad():  # what a layer answers to the mean moves as its bias was to
+            for weight, bias, centre, before in centred:
+                bias -= (weight - before) @ centre
+
     def _follow_curvature(self, x: Tensor, y: Tensor, radius: float) -> None:
         """Evaluate the curvature and its gradients, which serve until the next time."""
         if self.recipe.method == "crt":
             item: dict[str, Any] = {"x": x[0]}
-            where = {"global": {}, "local": item | {"radius": radius / 2}, "pointwise": item}
+            where = {"global": {}, "local": item | {"radius": self.recipe.ball * radius},
+                     "pointwise": item}  # fmt: skip
             curvature = self.estimate(**where[self.recipe.curvature])
         else:
             table = self.estimate.table()
@@ -275,6 +299,7 @@ class _Trainer:
         if self.mean is not self.model:
             tensors |= {f"mean.{name}": value for name, value in self.mean.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"centre.{place}": value for place, value in enumerate(self.centres)}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
         if self.estimate:
@@ -302,6 +327,8 @@ class _Trainer:
         self.model.load_state_dict(_under("model.", tensors))
         self.mean.load_state_dict(_under("mean.", tensors) or _under("model.", tensors))
         device = self.y.device
+        centres = _under("centre.", tensors)
+        self.centres = [centres[str(place)].to(device) for place in range(len(centres))]
         self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
         state: dict[int, dict] = {}
         for name, value in _under("adam.", tensors).items():
@@ -323,7 +350,19 @@ def _checked(split: Split, model: nn.Sequential, recipe: Recipe) -> tuple[Tensor
     x = as_inputs(split.x, network)
     if recipe.attack_box:
         as_box((0.0, 1.0), x)
+    if recipe.augment and not is_image(split.x.shape[1:]):
+        raise ValueError(f"augment needs images; got items of shape {tuple(split.x.shape[1:])}")
     return x.to(weight), as_classes("y", split.y, network, len(x)).to(weight.device)
+
+
+def _mean_inputs(model: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """The means of what each layer but the first one gets, ``(width,)`` each."""
+    layers = trained_layers(model, x.dtype)
+    few = x[:_CENTRED_ITEMS]
+    return [
+        layer.activation.value(z).mean(0)
+        for layer, z in zip(layers, Network(tuple(layers)).preactivations(few), strict=False)
+    ]
 
 
 def _one_cycle(progress: float) -> float:

@@ -39,11 +39,17 @@ class Recipe:
             ``"adversarial"`` only.
         attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster, and counts
             as float32 where :func:`knows_bfloat16` says no.
+        augment: shift, turn and scale the training images a little, anew in every epoch.
+        centred: take the gradients of a layer about the mean of its inputs at the start (Montavon
+            & Müller 2012), without which a layer that follows a nearly linear one learns slowly.
         curvature: where CRT bounds it, ``"global"`` (over all of R^n), ``"local"`` (over a ball
-            of half the radius around one item a step), which is what a local certificate meets on
-            its way, or ``"pointwise"`` (with the slopes that the layers have at one item a step and
-            bends as anywhere), about what a parabola has to bend that touches the margin there. The
-            validation certifies by global curvature for the first one, else by local curvature.
+            around one item a step), or ``"pointwise"`` (with the slopes that the layers have at
+            one item a step and bends as anywhere), about what a parabola has to bend that touches
+            the margin there. The validation certifies by global curvature for the first one, else
+            by local curvature.
+        ball: the radius of that ball, as a share of the attack's. Half of it is what a local
+            certificate meets on its way; with more layers the curvature of the whole ball can be
+            many times as large.
         curvature_every: steps between two gradients of the curvature, each of which serves until
             the next; more than a few can be unstable.
         loss_q: q of the generalised cross-entropy :math:`(1 - p_y^q)/q` (Zhang & Sabuncu 2018),
@@ -65,7 +71,10 @@ class Recipe:
     attack_steps: int = 8
     attack_box: bool = False
     attack_dtype: str = "float32"
+    augment: bool = False
+    centred: bool = False
     curvature: str = "global"
+    ball: float = 0.5
     curvature_every: int = 1
     loss_q: float = 0.0
     validate_every: int = 1
@@ -84,7 +93,7 @@ class Recipe:
                     f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
                 )
         for name in ("radius", "reach", "epochs", "batch_size", "learning_rate", "attack_steps",
-                     "curvature_every", "validate_every"):  # fmt: skip
+                     "ball", "curvature_every", "validate_every"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
         if not 0 <= self.average < 1:
