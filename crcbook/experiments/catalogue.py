@@ -148,17 +148,19 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
     """Networks of three and four layers that go on from no other, and what the curvature adds.
 
     Only a ball's curvature is worth following there: that of all space counts slopes that no layer
-    has at once. The early layers start nearly linear, and small steps keep their norms small.
+    has at once. The late layers start nearly linear, and the gradients are centred, because what
+    such a layer answers has a mean far from 0.
     """
-    recipe = replace(shallow, epochs=10, validate_every=10, learning_rate=1.5e-3,
-                     curvature="local", curvature_every=2, attack_dtype="float32")  # fmt: skip
+    recipe = replace(shallow, epochs=16, validate_every=16, curvature="local", curvature_every=2,
+                     ball=1.0, centred=True)  # fmt: skip
     found = {}
     for layers, gammas in ((3, (0.1, 0.0, 0.2)), (4, (0.1,))):
         for gamma in gammas:
             name = f"mnist-{layers}-softplus-crt-random-start-gamma-{gamma:g}"
             found[name] = Experiment(
-                "mnist", layers, "softplus", replace(recipe, gamma=gamma), initial="nearly linear"
-            )
+                "mnist", layers, "softplus", replace(recipe, gamma=gamma),
+                box=False, initial="nearly linear",
+            )  # fmt: skip
     return found
 
 

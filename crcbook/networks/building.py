@@ -12,7 +12,7 @@ from crcbook.networks.network import Layer
 from crcbook.networks.reading import read_network, submodules
 
 _FAR_RIGHT, _CLOSE_TO_ZERO = 12.0, 0.1  # where the activations are nearly lines
-_RIGHT, _SMALL = 2.0, 0.5  # where they bend a little: a bias, and what a layer's norms are
+_RIGHT, _SMALL = 5.0, 0.5  # where they bend a little: a bias, or what a layer's norms are
 
 
 def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn.Sequential:
@@ -46,13 +46,13 @@ def mlp(sizes: Sequence[int], activation: str = "softplus", seed: int = 0) -> nn
 
 
 def nearly_linear(model: nn.Sequential, seed: int = 0) -> nn.Sequential:
-    """A random network of the same widths whose first hidden layers hardly bend, to train from.
+    """A random network of the same widths in which one hidden layer bends, to train from.
 
     A bound of the curvature multiplies how far the slopes of one layer can vary by the norms of the
-    next. Hidden layers before the last one are orthogonal here (Saxe, McClelland & Ganguli 2014),
-    so that they stretch no direction more than another, and work where the activation is between
-    its bend and a line: to the right of the bend for those that grow, close to 0 for those that
-    saturate. The last hidden layer takes their mean away and is torch's default otherwise.
+    others. Hidden layers after the first one are orthogonal here (Saxe, McClelland & Ganguli 2014),
+    so that they stretch no direction more than another, and work where the activation is nearly a
+    line: to the right of the bend for those that grow, close to 0 for those that saturate. The
+    layer after takes their mean away; the first and the last are torch's default otherwise.
 
     Args:
         model: an :func:`mlp` with two hidden layers or more.
@@ -65,19 +65,18 @@ def nearly_linear(model: nn.Sequential, seed: int = 0) -> nn.Sequential:
         ValueError: for a model that ``mlp`` would not build, or with fewer hidden layers.
     """
     facts = architecture(model)
-    *early, late, last = read_network(mlp(facts["sizes"], facts["activation"], seed)).layers
-    if not early:
+    first, *late, last = read_network(mlp(facts["sizes"], facts["activation"], seed)).layers
+    if not late:
         raise ValueError(f"expected two hidden layers or more; got {facts['sizes']}")
-    row, generator = late.activation, torch.Generator().manual_seed(seed)
-    centre = _RIGHT if row.slope_limits[1] == 1 else 0.0
-    value, weights = row.value(late.bias.new_tensor(centre)), []
-    mean = late.bias.new_zeros(())
-    for layer in early:
-        weight = nn.init.orthogonal_(torch.empty_like(layer.weight), _SMALL, generator)
+    row, generator = first.activation, torch.Generator().manual_seed(seed)
+    centre, scale = (_RIGHT, 1.0) if row.slope_limits[1] == 1 else (0.0, _SMALL)
+    value, weights = row.value(first.bias.new_tensor(centre)), [(first.weight, first.bias)]
+    mean = last.bias.new_zeros(())
+    for layer in late:
+        weight = nn.init.orthogonal_(torch.empty_like(layer.weight), scale, generator)
         weights.append((weight, centre - mean * weight.sum(1)))
         mean = value
-    weights.append((late.weight, late.bias - mean * late.weight.sum(1)))
-    weights.append((last.weight, last.bias))
+    weights.append((last.weight, last.bias - mean * last.weight.sum(1)))
     return mlp_of(weights, facts["activation"], next(model.parameters()))
 
 

@@ -53,6 +53,7 @@ from crcbook.training.losses import (
 from crcbook.training.recipe import Recipe
 
 _CENTRED_ITEMS = 1000  # whose mean is taken
+_LOCAL_ITEMS = 500  # that a validation asks for local curvature, which takes eigenvalues of each
 _PEAK = 0.3  # of the training: when the learning rate is highest
 _WORST_MARGINS = {"ibp": ibp_margins, "crown-ibp": crown_ibp_margins}
 _ESTIMATES: dict[str, Callable[[nn.Sequential, int], Any]] = {
@@ -404,7 +405,9 @@ def _robust(model: nn.Sequential, x: Tensor, y: Tensor, recipe: Recipe) -> Tenso
         return torch.cat(margins).scatter(1, y[:, None], torch.inf).amin(1) > 0
     if method == "lipschitz":
         return verify(model, x, y, radius, method="lipschitz").robust
-    curvature = "local" if method == "crt" and recipe.curvature != "global" else "global"
+    curvature = "global"
+    if method == "crt" and recipe.curvature != "global":
+        curvature, x, y = "local", x[:_LOCAL_ITEMS], y[:_LOCAL_ITEMS]
     return verify(model, x, y, radius, curvature=curvature, method="dual").robust
 
 

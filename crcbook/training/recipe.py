@@ -46,7 +46,7 @@ class Recipe:
             around one item a step), or ``"pointwise"`` (with the slopes that the layers have at
             one item a step and bends as anywhere), about what a parabola has to bend that touches
             the margin there. The validation certifies by global curvature for the first one, else
-            by local curvature.
+            by local curvature the first 500 items.
         ball: the radius of that ball, as a share of the attack's. Half of it is what a local
             certificate meets on its way; with more layers the curvature of the whole ball can be
             many times as large.
