@@ -30,6 +30,17 @@ def test_the_page_says_how_long_the_core_is():
     assert re.search(r"^\| together \| \| (\d+) \|$", PAGE, re.M)[1] == str(sum(ROWS.values()))
 
 
+def test_the_page_begins_with_the_same_numbers():
+    [said] = re.findall(
+        r"nine\s+files prove \(([\d,]+) lines\), four more carry the numbers \((\d+)\), "
+        r"and local curvature adds (\d+)", PAGE,
+    )  # fmt: skip
+    lines = list(OTHERS.values())
+    local = [OTHERS[f"proof/{name}.py"] for name in ("slabs", "paths", "shells")]
+    found = [sum(ROWS.values()), sum(lines[:4]), sum(local)]
+    assert [int(number.replace(",", "")) for number in said] == found
+
+
 def test_every_file_that_proves_is_on_the_page():
     proofs = {f"proof/{path.name}" for path in (ROOT / "crcbook" / "proof").glob("*.py")}
     assert proofs - {"proof/__init__.py"} == {
