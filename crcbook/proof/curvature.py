@@ -264,6 +264,7 @@ def local_curvature(
     label: Tensor,
     target: Tensor,
     sharp: bool = False,
+    shared: bool = False,
 ) -> Tensor:
     r"""Proved bounds of :math:`|m|` over l2 balls around inputs, never above those over R^n.
 
@@ -278,7 +279,9 @@ def local_curvature(
     whose first term belongs to the network alone, and a layer above adds at most
     :math:`\tau(d)` of its own weight times the square of the Lipschitz constant below it. That is
     tight where the layers above are nearly linear in the balls. A ``sharp`` bound is the formula of
-    this module with the balls' own ranges: a few eigenvalue problems an entry.
+    this module with the balls' own ranges: a few eigenvalue problems an entry. ``shared``, there
+    are a few a ball: the first layer is bounded as above, and the others by the deepest bends of
+    all its entries.
 
     Args:
         rounding: the float64 network with its error bounds.
@@ -287,6 +290,7 @@ def local_curvature(
         label: ``(entries,)`` classes.
         target: ``(entries,)`` classes.
         sharp: also solve the eigenvalue problems of each entry.
+        shared: of those, only the ones of each ball.
 
     Returns:
         ``(entries,)`` float64, at least 0.
@@ -306,7 +310,10 @@ def local_curvature(
             rows = (item == i).nonzero().squeeze(1)
             weights = network.margin_weights(label[rows], target[rows])
             place = _Place.of(rounding, x, radius, intervals, i)
-            found = curvature_sum(network.layers, weights, proved, place.ranges)
+            if shared:
+                found = _shared_sums(rounding, place, label[rows], target[rows])
+            else:
+                found = curvature_sum(network.layers, weights, proved, place.ranges)
             bound[rows] = torch.fmin(bound[rows], found)
     return bound
 
@@ -328,6 +335,21 @@ def _by_majorant(
         total = top[part] + _most(rounding, 0, first - majorant[part])
         bound[part] = (total + upper_terms(rounding, inner, own)) * OUTWARD
     return bound
+
+
+def _shared_sums(rounding: RoundingModel, place: "_Place", label: Tensor, target: Tensor) -> Tensor:
+    """The bounds of a ball's entries by eigenvalue problems that all of them share."""
+    network = rounding.network
+    chains, ranges = jacobian_chains(network.layers[:-1], proved, place.ranges)
+    weights = network.margin_weights(label, target)
+    first, *inner = bend_depths(network.layers, weights, ranges)
+    *distinct, where = network.distinct_pairs(label, target)
+    majorant, top = (part[where] for part in _majorants(network, *distinct))
+    total = top + _most(rounding, 0, first - majorant)
+    for i, depths in enumerate(inner, start=1):
+        deepest = depths.clamp(min=0).amax(0, keepdim=True)
+        total = total + _chain_norm(chains[i], f"curve{i}", deepest, proved).square()
+    return total * OUTWARD
 
 
 def upper_terms(

@@ -74,10 +74,12 @@ class Sharp:
 
     Attributes:
         prover: the network, prepared for proofs.
+        shared: let all margins of an image share these problems, for looser curvatures.
         box: whether the adversary is confined to the table's box.
     """
 
     prover: Prover
+    shared: bool = False
     box: bool = False
     method: str = "dual"
 
@@ -91,7 +93,7 @@ class Sharp:
         Returns:
             ``(entries,)`` bounds and ``(entries, n)`` displacements.
         """
-        k = curvature_in_reach(self.prover, entries, sharp=True)
+        k = curvature_in_reach(self.prover, entries, sharp=True, shared=self.shared)
         return Dual(self.prover)(question, replace(entries, curvature=k))
 
 
@@ -108,13 +110,16 @@ def at_boundary(quadratic: Quadratic, evaluation: Evaluation) -> Tensor:
     return evaluation.margin.abs() <= _AT_BOUNDARY * quadratic.value
 
 
-def curvature_in_reach(prover: Prover, entries: Entries, sharp: bool = False) -> Tensor:
+def curvature_in_reach(
+    prover: Prover, entries: Entries, sharp: bool = False, shared: bool = False
+) -> Tensor:
     """The curvature in the balls that are the entries' reach.
 
     Args:
         prover: the network, prepared for proofs.
         entries: the margins, with finite radii to be valid in.
         sharp: as in :func:`crcbook.proof.curvature.local_curvature`.
+        shared: as there.
 
     Returns:
         ``(entries,)`` proved bounds.
@@ -126,7 +131,8 @@ def curvature_in_reach(prover: Prover, entries: Entries, sharp: bool = False) ->
     first = item.new_zeros(balls.shape[1]).scatter(0, item.flip(0), every.flip(0))
     allowed = None if entries.allowed is None else entries.allowed.take(first)
     region = Region(entries.x[first], entries.valid[first], allowed)
-    return local_curvature(prover.rounding, region, item, entries.label, entries.target, sharp)
+    pair = entries.label, entries.target
+    return local_curvature(prover.rounding, region, item, *pair, sharp, shared)
 
 
 def into_reach(entries: Entries, d: Tensor) -> Tensor:

@@ -69,14 +69,16 @@ class Local:
     def attempts(self) -> list[Attempt]:
         """What is tried in a ball, in the order of its price."""
         prover, network = self.prover, self.prover.network
-        depth = len(network.layers)
+        depth, many = len(network.layers), network.inputs > _FEW_INPUTS
         found = [Attempt(Dual(prover), torch.inf, most=1.0)] if depth > 2 else []
+        if depth > 2 and many:
+            # Where nothing cheaper says how flat a ball is, no bound so far says what this can do.
+            found.append(Attempt(Sharp(prover, shared=True), torch.inf, least=_FLAT))
         if depth > 1 and not self.box:  # slabs know of none, and were tried without
             found.append(Attempt(Slabs(prover), 4.0))
-        if depth > 2 or (depth > 1 and network.inputs <= _FEW_INPUTS):
-            found.append(Attempt(Paths(prover), 0.25, least=_FLAT))
-            # Where nothing cheaper says how flat a ball is, no bound so far says what this one can.
-            found.append(Attempt(Sharp(prover), torch.inf, least=_FLAT))
+        if depth > 2 or (depth > 1 and not many):
+            dear = Paths(prover), Sharp(prover)
+            found += [Attempt(stage, 0.25, least=_FLAT) for stage in dear]
         return found
 
     def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
