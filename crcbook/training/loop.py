@@ -242,18 +242,16 @@ class _Trainer:
     def _move(self) -> None:
         """Let the optimizer move the weights, for centred gradients as if inputs had mean 0."""
         linears = [module for module in submodules(self.model) if isinstance(module, nn.Linear)]
-        centred = [
-            (linear.weight, linear.bias, centre, linear.weight.detach().clone())
-            for linear, centre in zip(linears[1:], self.centres, strict=False)
-            if linear.bias is not None and linear.bias.grad is not None
-            and linear.weight.grad is not None
-        ]  # fmt: skip
-        for weight, bias, centre, _ in centred:
-            weight.grad -= torch.outer(bias.grad, centre)
+        centred = []
+        for linear, centre in zip(linears[1:], self.centres, strict=False):
+            weight, bias = linear.weight, linear.bias
+            if bias is not None and bias.grad is not None and weight.grad is not None:
+                weight.grad.sub_(torch.outer(bias.grad, centre))
+                centred.append((weight, bias, centre, weight.detach().clone()))
         self.optimizer.step()
         with torch.no_grad():  # what a layer answers to the mean moves as its bias was to
             for weight, bias, centre, before in centred:
-                bias -= (weight - before) @ centre
+                bias.sub_((weight - before) @ centre)
 
     def _follow_curvature(self, x: Tensor, y: Tensor, radius: float) -> None:
         """Evaluate the curvature and its gradients, which serve until the next time."""
