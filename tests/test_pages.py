@@ -26,7 +26,7 @@ CUT_OFF = """() => [...document.querySelectorAll("article mjx-container:not([dis
     }).map(formula => formula.textContent)"""
 
 # Full stops and commas that a line begins with, after a formula or as the end of one, and brackets
-# that it may end with, before a formula.
+# that it may end with, before a formula; what is folded away has no lines.
 STRAY = """() => [...document.querySelectorAll("article span.math")].filter(formula => {
     const next = formula.nextSibling, range = document.createRange();
     const end = formula.querySelector("mjx-math > mjx-mtext:last-child");
@@ -37,7 +37,7 @@ STRAY = """() => [...document.querySelectorAll("article span.math")].filter(form
     } else if (end) range.selectNode(end);
     else return false;
     const line = formula.closest("p, li, dd")?.getBoundingClientRect();
-    return line && range.getBoundingClientRect().left < line.left + 2;
+    return line?.width && range.getBoundingClientRect().left < line.left + 2;
 }).map(formula => formula.textContent)"""
 
 
