@@ -232,7 +232,7 @@ def test_the_curvature_of_balls_holds_every_hessian_in_them(activation, box, dea
         if dear:  # never above what needs no eigenvalue problems
             assert (bounds <= local_curvature(rounding, region, item, label, target)).all()
         for entry, i in enumerate(item.tolist()):
-            for _ in range(3):
+            for _ in range(6):
                 away = torch.randn(5, generator=generator, dtype=torch.float64)
                 point = x[i] + radius[i] * torch.nn.functional.normalize(away, dim=0)
                 point = point if box is None else point.clamp(*box)

@@ -324,8 +324,7 @@ def _by_majorant(
     """The bound of :func:`local_curvature` that needs no eigenvalue problem an entry."""
     network = rounding.network
     ranges = activation_ranges(network, intervals)
-    *distinct, place = network.distinct_pairs(label, target)
-    majorant, top = (part[place] for part in _majorants(network, *distinct))
+    majorant, top = _majorants(network, label, target)
     bound = torch.empty_like(top)
     for part in torch.arange(len(item), device=item.device).split(_CHUNK_ENTRIES):
         rows = item[part]
@@ -343,8 +342,7 @@ def _shared_sums(rounding: RoundingModel, place: "_Place", label: Tensor, target
     chains, ranges = jacobian_chains(network.layers[:-1], proved, place.ranges)
     weights = network.margin_weights(label, target)
     first, *inner = bend_depths(network.layers, weights, ranges)
-    *distinct, where = network.distinct_pairs(label, target)
-    majorant, top = (part[where] for part in _majorants(network, *distinct))
+    majorant, top = _majorants(network, label, target)
     total = top + _most(rounding, 0, first - majorant)
     for i, depths in enumerate(inner, start=1):
         deepest = depths.clamp(min=0).amax(0, keepdim=True)
@@ -386,8 +384,9 @@ def _most(rounding: RoundingModel, place: int, depth: Tensor) -> Tensor:
 def _majorants(network: Network, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The first layer's depths with the largest slopes above it, and the eigenvalue bounds.
 
-    ``(pairs, width)`` and ``(pairs,)``.
+    ``(entries, width)`` and ``(entries,)``.
     """
+    label, target, place = network.distinct_pairs(label, target)
     hidden = network.layers[:-1]
     ranges = [line_ranges(layer) for layer in hidden]
     ranges[1:] = [(most, most, low, high) for _, most, low, high in ranges[1:]]
@@ -401,7 +400,7 @@ def _majorants(network: Network, label: Tensor, target: Tensor) -> tuple[Tensor,
         for i, bound in zip(missing, bounds, strict=True):
             known[pairs[i]] = depths[i], bound
     depths, bounds = zip(*(known[pair] for pair in pairs), strict=True)
-    return torch.stack(depths), torch.stack(bounds)
+    return torch.stack(depths)[place], torch.stack(bounds)[place]
 
 
 @remembered

@@ -127,10 +127,10 @@ def curvature_in_reach(
     # The margins of an image share what is found out about its ball.
     balls = torch.stack([entries.image.to(entries.valid), entries.valid])
     balls, item = balls.unique(dim=1, return_inverse=True)
-    every = torch.arange(len(entries), device=item.device)
-    first = item.new_zeros(balls.shape[1]).scatter(0, item.flip(0), every.flip(0))
-    allowed = None if entries.allowed is None else entries.allowed.take(first)
-    region = Region(entries.x[first], entries.valid[first], allowed)
+    one = item.new_zeros(balls.shape[1])  # of its entries: they agree on what follows
+    one = one.scatter(0, item, torch.arange(len(entries), device=item.device))
+    allowed = None if entries.allowed is None else entries.allowed.take(one)
+    region = Region(entries.x[one], entries.valid[one], allowed)
     pair = entries.label, entries.target
     return local_curvature(prover.rounding, region, item, *pair, sharp, shared)
 

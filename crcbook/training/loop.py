@@ -37,8 +37,9 @@ from crcbook.certificate import verify
 from crcbook.checkpoints import load_tensors, save_model, save_tensors
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
-from crcbook.networks import Network, architecture, read_network, submodules
+from crcbook.networks import architecture, read_network
 from crcbook.training.augmentation import augmented, is_image
+from crcbook.training.centring import centred_step, mean_inputs
 from crcbook.training.losses import (
     CurvatureEstimate,
     LipschitzEstimate,
@@ -52,7 +53,6 @@ from crcbook.training.losses import (
 )
 from crcbook.training.recipe import Recipe
 
-_CENTRED_ITEMS = 1000  # whose mean is taken
 _LOCAL_ITEMS = 500  # that a validation asks for local curvature, which takes eigenvalues of each
 _PEAK = 0.3  # of the training: when the learning rate is highest
 _WORST_MARGINS = {"ibp": ibp_margins, "crown-ibp": crown_ibp_margins}
@@ -177,7 +177,7 @@ class _Trainer:
         self.mean = copy.deepcopy(model) if recipe.average else model  # what is validated
         self.x, self.y = _checked(data, model, recipe)
         self.shape = data.x.shape[1:]
-        self.centres = _mean_inputs(model, self.x) if recipe.centred else []
+        self.centres = mean_inputs(model, self.x) if recipe.centred else []
         self.validation = None if validation is None else _checked(validation, model, recipe)
         self.optimizer = torch.optim.Adam(model.parameters())
         estimate = _ESTIMATES.get(recipe.method)
@@ -190,12 +190,11 @@ class _Trainer:
         self.best: dict[str, Tensor] = {}
 
     def epoch(self, epoch: int, bar: tqdm) -> None:
-        generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + epoch)
+        seed = 1_000_003 * self.recipe.seed + epoch
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.y), generator=generator, device="cpu").to(self.y.device)
         losses, curvature, started = [], 0.0, time.perf_counter()
-        x = self.x
-        if self.recipe.augment:
-            x = augmented(x, self.shape, 1_000_003 * self.recipe.seed + epoch)
+        x = augmented(self.x, self.shape, seed) if self.recipe.augment else self.x
         for step, index in enumerate(order.split(self.recipe.batch_size)):
             done = epoch + step / self.steps
             for group in self.optimizer.param_groups:
@@ -231,27 +230,13 @@ class _Trainer:
             if gradient is not None:
                 known = parameter.grad
                 parameter.grad = gradient if known is None else known + gradient
-        self._move()
+        centred_step(self.optimizer, self.model, self.centres)
         if recipe.average:
             with torch.no_grad():
                 weights = zip(self.mean.parameters(), self.model.parameters(), strict=True)
                 for mean, value in weights:
                     mean.lerp_(value, 1 - recipe.average)
         return float(loss.detach()), curvature
-
-    def _move(self) -> None:
-        """Let the optimizer move the weights, for centred gradients as if inputs had mean 0."""
-        linears = [module for module in submodules(self.model) if isinstance(module, nn.Linear)]
-        centred = []
-        for linear, centre in zip(linears[1:], self.centres, strict=False):
-            weight, bias = linear.weight, linear.bias
-            if bias is not None and bias.grad is not None and weight.grad is not None:
-                weight.grad.sub_(torch.outer(bias.grad, centre))
-                centred.append((weight, bias, centre, weight.detach().clone()))
-        self.optimizer.step()
-        with torch.no_grad():  # what a layer answers to the mean moves as its bias was to
-            for weight, bias, centre, before in centred:
-                bias.sub_((weight - before) @ centre)
 
     def _follow_curvature(self, x: Tensor, y: Tensor, radius: float) -> None:
         """Evaluate the curvature and its gradients, which serve until the next time."""
@@ -352,16 +337,6 @@ def _checked(split: Split, model: nn.Sequential, recipe: Recipe) -> tuple[Tensor
     if recipe.augment and not is_image(split.x.shape[1:]):
         raise ValueError(f"augment needs images; got items of shape {tuple(split.x.shape[1:])}")
     return x.to(weight), as_classes("y", split.y, network, len(x)).to(weight.device)
-
-
-def _mean_inputs(model: nn.Sequential, x: Tensor) -> list[Tensor]:
-    """The means of what each layer but the first one gets, ``(width,)`` each."""
-    layers = trained_layers(model, x.dtype)
-    few = x[:_CENTRED_ITEMS]
-    return [
-        layer.activation.value(z).mean(0)
-        for layer, z in zip(layers, Network(tuple(layers)).preactivations(few), strict=False)
-    ]
 
 
 def _one_cycle(progress: float) -> float:
