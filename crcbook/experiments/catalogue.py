@@ -117,6 +117,7 @@ def full() -> dict[str, Experiment]:
         "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
         "mnist-2-softplus-crt-long": long,
         "mnist-2-softplus-crt-augmented": _augmented(long),
+        "mnist-2-softplus-crt-wide-augmented": _augmented(_wide(long)),
         **{f"mnist-2-softplus-crt-long-seed-{seed}": drawn_anew(long, seed) for seed in (1, 2)},
         "mnist-2-softplus-crt-mean-of-three": replace(
             long, width=3 * long.width, start=tuple(drawn_anew(long, seed) for seed in range(3))
@@ -142,6 +143,14 @@ def _augmented(experiment: Experiment) -> Experiment:
     """A training whose stages all see images shifted, turned and scaled a little."""
     found = replace(experiment, recipe=replace(experiment.recipe, augment=True))
     return found.with_starts(_augmented)
+
+
+def _wide(long: Experiment) -> Experiment:
+    """The longest training at three times the width, whose curvature wants a larger gamma."""
+    first = replace(long.starts[0], width=3 * long.width)
+    first = replace(first, recipe=replace(first.recipe, gamma=0.06))
+    recipe = replace(long.recipe, gamma=0.15, epochs=6, validate_every=6)
+    return replace(long, width=first.width, recipe=recipe, start=first)
 
 
 def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
