@@ -8,6 +8,7 @@ not, follows from those points and the two ends; the tests prove the rows from d
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -51,25 +52,30 @@ class Activation:
     deviates_from: float = math.inf
     settings: tuple[tuple[str, float | str], ...] = ()
 
-    @property
+    @cached_property
     def slope_range(self) -> tuple[float, float]:
         r"""Infimum and supremum of :math:`\sigma'` over the line, rounded outward."""
         return _line_range(self.slope, self.slope_extrema, self.slope_limits)
 
-    @property
+    @cached_property
     def bend_range(self) -> tuple[float, float]:
         r"""Infimum and supremum :math:`h_L, h_U` of :math:`\sigma''` over the line, outward."""
         return _line_range(self.bend, self.bend_extrema, (0.0, 0.0))
 
-    @property
+    @cached_property
     def max_slope(self) -> float:
         r""":math:`g = \sup|\sigma'|`, rounded upward."""
         return max(map(abs, self.slope_range))
 
-    @property
+    @cached_property
     def max_bend(self) -> float:
         r""":math:`h = \sup|\sigma''|`, rounded upward."""
         return max(map(abs, self.bend_range))
+
+    @cached_property
+    def at_zero(self) -> float:
+        r""":math:`|\sigma(0)|`, as evaluated."""
+        return abs(value_at(self.value, 0.0))
 
     def value_interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         r"""Bounds of :math:`\sigma` over the intervals ``[lower, upper]``, elementwise.
@@ -81,8 +87,7 @@ class Activation:
         Returns:
             Tensors of that shape: proved lower and upper bounds.
         """
-        at_zero = self.value(lower.new_zeros(())).abs()
-        scale = self.max_slope * torch.maximum(lower.abs(), upper.abs()) + at_zero
+        scale = self.max_slope * torch.maximum(lower.abs(), upper.abs()) + self.at_zero
         return _interval_range(
             self.value, self.value_extrema, self.value_range, lower, upper, scale
         )
@@ -114,6 +119,12 @@ class Activation:
         return _interval_range(self.bend, self.bend_extrema, line, lower, upper, self.max_bend)
 
 
+@lru_cache(maxsize=256)
+def value_at(function: Callable[[Tensor], Tensor], point: float) -> float:
+    """What a function of a row is at one of its extrema or at 0, evaluated once in float64."""
+    return float(function(torch.tensor(point, dtype=torch.float64)))
+
+
 def _line_range(function, extrema, limits) -> tuple[float, float]:
     values = [*function(torch.tensor(extrema, dtype=torch.float64)).tolist(), *limits]
     lowest, highest = min(values), max(values)
@@ -125,9 +136,9 @@ def _interval_range(function, extrema, line_range, lower, upper, scale) -> tuple
     lowest, highest = ends.amin(0), ends.amax(0)
     for point in extrema:
         inside = (lower <= point) & (point <= upper)
-        value = function(torch.full_like(lower, point))
-        lowest = torch.where(inside, torch.minimum(lowest, value), lowest)
-        highest = torch.where(inside, torch.maximum(highest, value), highest)
+        value = value_at(function, point)
+        lowest = torch.where(inside, lowest.clamp(max=value), lowest)
+        highest = torch.where(inside, highest.clamp(min=value), highest)
     margin = ROUNDING * scale
     return (lowest - margin).clamp(min=line_range[0]), (highest + margin).clamp(max=line_range[1])
 

@@ -266,8 +266,7 @@ class _Evaluation:
         """After an activation, given the network's preactivations and bounds of their errors."""
         eps = torch.finfo(self.like.dtype).eps
         error = (self.error.flatten(1) if self.error.dim() else self.error) + dense
-        at_zero = row.value(z.new_zeros(())).abs()
-        scale = row.max_slope * (z.abs() + 2 * error) + at_zero
+        scale = row.max_slope * (z.abs() + 2 * error) + row.at_zero
         # A straight line in place of the curve, from where one evaluation may take it.
         jump = z + 2 * error + _ROUNDINGS * eps * z.abs() >= row.deviates_from
         error = row.max_slope * error + _ROUNDINGS * eps * scale + row.deviation * jump

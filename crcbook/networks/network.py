@@ -42,8 +42,7 @@ class Layer:
     @property
     def at_zero(self) -> float:
         """The l2 norm of the activations of units whose preactivations are all 0."""
-        value = self.activation.value(self.bias.new_zeros(1))
-        return abs(float(value)) * len(self.bias) ** 0.5
+        return self.activation.at_zero * len(self.bias) ** 0.5
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from crcbook.activations import ROUNDING, Activation
+from crcbook.activations import ROUNDING, Activation, value_at
 from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.proof.prover import Prover
@@ -241,7 +241,7 @@ def bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
     bend, (least, most) = row.bend(points), row.bend_range
     low, high = torch.minimum(bend[:-1], bend[1:]), torch.maximum(bend[:-1], bend[1:])
     for point in row.bend_extrema:
-        value = float(row.bend(points.new_tensor(point)))
+        value = value_at(row.bend, point)
         inside = (points[:-1] <= point) & (point <= points[1:])
         low, high = (
             torch.where(inside, low.clamp(max=value), low),
@@ -254,8 +254,7 @@ def bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
 
 def size_bound(row: Activation, lower: Tensor, upper: Tensor) -> Tensor:
     """A bound of the activation's size over intervals."""
-    at_zero = abs(float(row.value(lower.new_zeros(1))))
-    return (row.max_slope * torch.maximum(lower.abs(), upper.abs()) + at_zero) * OUTWARD
+    return (row.max_slope * torch.maximum(lower.abs(), upper.abs()) + row.at_zero) * OUTWARD
 
 
 @dataclass(frozen=True)
