@@ -136,7 +136,7 @@ def full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
-    return found | _random_starts(broad) | _controls(two)
+    return found | _random_starts(broad) | _controls(two) | _long_control(long)
 
 
 def _augmented(experiment: Experiment) -> Experiment:
@@ -190,14 +190,33 @@ def _controls(headline: Experiment) -> dict[str, Experiment]:
     return found | {f"{_CONTROL}-whole-gamma-0": _at_gamma(headline, 0.0, 0)}
 
 
-def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
-    """A training in stages with other numbers of epochs, the last of which alone is validated.
+def _long_control(long: Experiment) -> dict[str, Experiment]:
+    """The longest training without the curvature, kept as it ends.
 
-    Its attacks are in float32: bfloat16 takes longer where a processor has to imitate it.
+    The choice of an epoch by what the curvature of all space certifies would stop it after ten.
     """
+    before, own = long.starts[0].recipe.epochs, long.recipe.epochs
+    found = _at_gamma(_with_epochs(long, before, own), 0.0, 0)
+    return {f"{_CONTROL}-long-gamma-0": found}
+
+
+def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
+    """A training in stages with other numbers of epochs, and attacks in float32.
+
+    Bfloat16 takes longer where a processor has to imitate it.
+    """
+    found = _with_epochs(experiment, *epochs)
+    found = replace(found, recipe=replace(found.recipe, attack_dtype="float32"))
+    return found.with_starts(lambda start: _shortened(start, *epochs[:-1]))
+
+
+def _with_epochs(experiment: Experiment, *epochs: int) -> Experiment:
+    """A training in stages of so many epochs, the last of which alone is validated, and kept."""
     *before, own = epochs
-    recipe = replace(experiment.recipe, epochs=own, validate_every=own, attack_dtype="float32")
-    return replace(experiment, recipe=recipe).with_starts(lambda start: _shortened(start, *before))
+    recipe = replace(experiment.recipe, epochs=own, validate_every=own)
+    return replace(experiment, recipe=recipe).with_starts(
+        lambda start: _with_epochs(start, *before)
+    )
 
 
 def _at_gamma(experiment: Experiment, gamma: float, seed: int) -> Experiment:

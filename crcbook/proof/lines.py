@@ -57,6 +57,7 @@ from torch import Tensor
 from crcbook.activations import ROUNDING, Activation, value_at
 from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
+from crcbook.proof.lipschitz import lipschitz_bound
 from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
 
@@ -72,6 +73,9 @@ _STEPS = 60
 # largest radius proved. Where margins fall steeply a short first one is right, and elsewhere what
 # it costs is one trial.
 _FIRST_SHARE, _SHRINK, _SHORTEST, _LONGEST = 0.05, 0.3, 1.5, 8.0
+# Where the slope is next to nothing that is far too long: at most so many times the radius of a
+# Lipschitz constant, in networks of so few layers that this one is not next to nothing itself.
+_FIRST_CONES, _SHALLOW = 10.0, 3
 # Where a radius is known already, the first trial as a multiple of it, and what the margin may be
 # there as a share of the clean one; both are guesses.
 _BEYOND, _LEFT = 1.3, 0.3
@@ -653,7 +657,12 @@ def _radii(
     margin = least(clean, every)
     slope = margin / least(clean / gradient.norm(dim=1), every)
     known, limit = (least(ends, every) for ends in between)
-    bracket = _Bracket.start(margin, slope, limit, known, search.tolerance)
+    first = _FIRST_SHARE * margin / slope
+    if len(prover.network.layers) <= _SHALLOW:
+        first = first.fmin(
+            _FIRST_CONES * least(clean / lipschitz_bound(prover, label, target), every)
+        )
+    bracket = _Bracket.start(margin, slope, limit, known, first, search.tolerance)
     found = torch.zeros_like(clean)
     while (searched := (bracket.unsettled[group] & asked)).any():
         few = searched.nonzero().squeeze(1)
@@ -710,10 +719,16 @@ class _Bracket:
 
     @classmethod
     def start(
-        cls, clean: Tensor, slope: Tensor, limit: Tensor, known: Tensor, tolerance: float
+        cls,
+        clean: Tensor,
+        slope: Tensor,
+        limit: Tensor,
+        known: Tensor,
+        first: Tensor,
+        tolerance: float,
     ) -> "_Bracket":
         """Searches of which nothing is known but the input, and radii proved otherwise."""
-        first = torch.where(known > 0, known * _BEYOND, _FIRST_SHARE * clean / slope)
+        first = torch.where(known > 0, known * _BEYOND, first)
         trial = torch.where(limit.isfinite(), limit * OUTWARD, first)
         trial = torch.where((trial > 0) & trial.isfinite(), trial, 1.0)
         low, high = known.clone(), torch.full_like(clean, torch.inf)
