@@ -27,6 +27,8 @@ _CLOSE = 1e-9  # of the distance
 # steps from which it is left where that does not decide the sign are between the other two.
 _GAIN, _SHORTEST, _LONGEST = 100.0, 1e-4, 0.1
 _FULL_EACH = 8  # of so many steps, one is not accelerated
+# Balls, in the smallest distance found, in which an attack looks once more.
+_SMALLER = (0.5, 0.8, 0.95)
 _REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
 # How much further, or less far, than a point to look for one in the precision of the inputs.
 _ASIDE = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)
@@ -155,7 +157,8 @@ def attack(
     With a radius, a margin is minimised over the ball: each step goes to where its linearisation
     is smallest in the ball, damped where that stops helping. Without one, steps towards the
     nearest point of the linearised boundary, and bisections back to it, look for the smallest
-    distance.
+    distance; then margins are minimised over smaller balls, for behind units that saturate a
+    linearised boundary is far too far away.
 
     Margins are those of the network that is read from the model, in float64. A model that cannot
     be read, and any other differentiable function, is evaluated as it is: a module in the precision
@@ -452,16 +455,33 @@ def _attack(aim: Aim, radius: Tensor | None, steps: int, starts: list[Tensor]) -
         begin = clip(every.box, every.x + reach[image])
         if radius is None:
             point = boundary_points(every, begin, steps)
-            value = (point - every.x).norm(dim=1).nan_to_num(nan=torch.inf)
+            value = _distances(every, point)
         else:
             point, value = descend(every, radius[image], begin, steps)
-        value, column = value.reshape(len(x), -1).min(dim=1)
-        rows = torch.arange(len(x), device=x.device)
-        chosen = point.reshape(len(x), -1, x.shape[1])[rows, column]
-        better = value < score
-        best = torch.where(better[:, None], chosen, best)
-        score = torch.where(better, value, score)
+        best, score = _better(best, score, point, value)
+    for share in _SMALLER if radius is None else ():
+        inside = torch.full_like(every.x, torch.nan)
+        known = (score.isfinite() & (clean > 0))[image].nonzero().squeeze(1)
+        few = every.take(known)
+        point, margin = descend(few, share * score[image[known]], few.x, steps)
+        hit = (margin <= 0).nonzero().squeeze(1)
+        inside[known[hit]] = boundary_points(few.take(hit), point[hit], steps)
+        best, score = _better(best, score, inside, _distances(every, inside))
     return torch.where((clean <= 0)[:, None], x, best)
+
+
+def _distances(aim: Aim, point: Tensor) -> Tensor:
+    """How far points are; infinity for NaN."""
+    return (point - aim.x).norm(dim=1).nan_to_num(nan=torch.inf)
+
+
+def _better(best: Tensor, score: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The best points of some items, and their scores, with those of every class beside them."""
+    value, column = value.reshape(len(best), -1).min(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    chosen = point.reshape(len(best), -1, best.shape[1])[rows, column]
+    better = value < score
+    return torch.where(better[:, None], chosen, best), torch.where(better, value, score)
 
 
 def descend(
