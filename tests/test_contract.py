@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 import crcbook as crc
 from crcbook.attacks import Aim, boundary_points
 from crcbook.certificate import certificate as module
+from crcbook.certificate.plan import Plan
 from crcbook.certificate.question import Margin, Radius
 from crcbook.checks import as_box
 from crcbook.networks import read_network
@@ -223,8 +224,8 @@ def all_radii(model, part, **options):
 def test_any_stage_can_be_deleted(digits, bent_model, monkeypatch, options):
     part = digits.test.take(slice(0, 12))
     whole = all_radii(bent_model, part, **options)
-    stages = module._Problem.stages.func
-    everywhere, in_balls = stages(problem_of(bent_model, part, options))
+    stages = Plan.stages.func
+    everywhere, in_balls = stages(problem_of(bent_model, part, options).plan)
     for number in range(len(everywhere) + len(in_balls)):
 
         def fewer(self, number=number):
@@ -234,9 +235,9 @@ def test_any_stage_can_be_deleted(digits, bent_model, monkeypatch, options):
             return kept[:cut], kept[cut:]
 
         patched = functools.cached_property(fewer)
-        patched.__set_name__(module._Problem, "stages")
+        patched.__set_name__(Plan, "stages")
         with monkeypatch.context() as patch:
-            patch.setattr(module._Problem, "stages", patched)
+            patch.setattr(Plan, "stages", patched)
             # Searches end where a ten-thousandth is left to gain, some from one side.
             assert (all_radii(bent_model, part, **options) <= whole * (1 + 1e-4)).all()
 

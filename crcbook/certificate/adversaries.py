@@ -159,7 +159,7 @@ class Attacked:
         start, ball = entries.x + entries.start.double(), radius[rows] * (1 - _SPARE)
         found, margin[rows] = descend(aim, ball, start, _DESCENT_STEPS, decide=True)
         found = torch.where(correct[rows, None], found, entries.x)
-        proved = table.prover.is_adversarial(entries, found)
+        proved = _is_adversarial(table.prover, entries, found)
         point[rows] = found.masked_fill(~proved[:, None], torch.nan)
         return cls(point, margin, column)
 
@@ -261,7 +261,7 @@ def _nearest(table: Table, entries: Entries, correct: Tensor, radius: Tensor) ->
     close = (point - entries.x).norm(dim=1) <= radius * (1 + EXACT)
     hit = ~correct | (close & at_boundary(quadratic, evaluation))
     likely = hit.nonzero().squeeze(1)
-    hit[likely] = prover.is_adversarial(entries.take(likely), point[likely])
+    hit[likely] = _is_adversarial(prover, entries.take(likely), point[likely])
     for steps in _CROSSING_STEPS:
         missed = (correct & ~hit & radius.isfinite()).nonzero().squeeze(1)
         if not len(missed):
@@ -281,9 +281,15 @@ def _crossing(table: Table, entries: Entries, start: Tensor, steps: int) -> Tens
     for share in _ACROSS:
         few = aim.take(left)
         found = clip(few.box, crossing[left] + share * (crossing[left] - few.x))
-        proved = table.prover.is_adversarial(entries.take(left), found)
+        proved = _is_adversarial(table.prover, entries.take(left), found)
         point[left[proved]] = found[proved]
         left = left[~proved & crossing[left].isfinite().all(1)]
         if not len(left):
             break
     return point
+
+
+def _is_adversarial(prover: Prover, entries: Entries, point: Tensor) -> Tensor:
+    """Whether margins are proved not to be positive at points."""
+    margin, error = prover.margin_at(entries, point)
+    return margin + error <= 0

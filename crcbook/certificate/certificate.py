@@ -4,7 +4,7 @@ The mathematics is in :mod:`crcbook.proof`; here inputs are checked, a table of 
 the stages that were asked for, and read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,26 +14,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crcbook.certificate.adversaries import Attacked, Limits, Rounding, distance_bound
+from crcbook.certificate.plan import Plan
 from crcbook.certificate.question import Margin, Question, Radius
 from crcbook.certificate.results import CLOSE, Certificate, Verdict, hint, untried
-from crcbook.certificate.table import METHODS, Images, Stage, Table, run
+from crcbook.certificate.table import METHODS, Images, Table, run
 from crcbook.checks import Items, as_box, as_labels, as_radii, read_items
 from crcbook.deployed import FARTHEST, deployed_prover, farthest
 from crcbook.proof.box import Box
-from crcbook.proof.curvature import downward_curvature
 from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
-from crcbook.stages.closed_form import ClosedForm
-from crcbook.stages.dual import Dual
-from crcbook.stages.lines import Crown
-from crcbook.stages.lipschitz import Lipschitz
-from crcbook.stages.local import Local
-from crcbook.stages.parabolas import Parabolas
-from crcbook.stages.single import Single
 
-_REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
-_WORTH_A_SEARCH = 0.1  # of a radius: what a search must promise to go before the rivals
-_RAISED = 1e-3  # of a radius: what a rival must raise it by to be asked for more
 _CHUNK_VALUES = 2**23  # of an input's way through a network, for all classes: 64 MB in float64
 
 
@@ -245,31 +235,10 @@ class _Problem:
         return cls(prover, Glance.of(prover), items, y, box, asked)
 
     @cached_property
-    def stages(self) -> tuple[list[Stage], list[Stage]]:
-        """What raises the bounds, the cheap before the dear; and then what works in balls."""
-        prover = self.prover
-        alone: dict[str, Callable[[Prover], Stage]]
-        alone = {stage.method: stage for stage in (ClosedForm, Lipschitz, Crown, Parabolas)}
-        if self.asked.method in alone:
-            return [alone[self.asked.method](prover)], []
-        single = Single.of(prover, self.glance.sketch)
-        stages: list[Stage] = [Dual(prover)]
-        if single is not None:
-            stages = [single, Dual(prover, steps=_REFINE_STEPS)]
-        return stages, [Local(prover)] if self.asked.local else []
-
-    @cached_property
-    def boxed(self) -> tuple[list[Stage], list[Stage]]:
-        """The same for an adversary who is confined to the box."""
-        if self.box is None:
-            return [], []
-        return [Dual(self.prover, box=True)], [Local(self.prover, True)] if self.asked.local else []
-
-    @cached_property
-    def rivals(self) -> list[Stage]:
-        """What is tried where curvature leaves much open."""
-        best = self.asked.method == "best"
-        return [Lipschitz(self.prover), Crown(self.prover)] if best else []
+    def plan(self) -> Plan:
+        """Which stages are asked."""
+        asked = self.asked
+        return Plan(self.prover, self.glance, asked.method, asked.local, self.box is not None)
 
     def chunks(self, progress: bool, description: str) -> Iterator[slice]:
         """Slices of a fixed size, so that memory is bounded."""
@@ -297,17 +266,17 @@ class _Problem:
         """The columns of a certificate."""
         question, runner_up = Radius(), self.asked.targets == "runner-up"
         # All classes decide whether rivals are asked: a runner-up's radius is of their table.
-        table = self.table(chunk, question, runner_up and not self.rivals)
+        table = self.table(chunk, question, runner_up and not self.plan.rivals)
         # A box is looked at after everything else, so that it can only raise what holds without.
-        limits = self._raise(question, replace(table, box=None))
-        boxed, in_boxed_balls = self.boxed
+        limits = self.plan.without_box(question, replace(table, box=None))
+        boxed, in_boxed_balls = self.plan.boxed
         run(question, table, boxed)
         run(question, table, in_boxed_balls, question.together)
-        if runner_up and self.rivals:
+        if runner_up and self.plan.rivals:
             limits = Limits.of(table := table.of_runner_up())
         elif self.box is not None:
             limits = Limits.of(table)
-        elif self.rivals or self.asked.local:
+        elif self.plan.rivals or self.asked.local:
             limits = Limits.of(table, limits)
         row = torch.arange(len(table.bound), device=table.bound.device)
         target = table.images.order[row, limits.column]
@@ -318,59 +287,21 @@ class _Problem:
         wide = limits.far(table, CLOSE)
         return [limits.radius, target, limits.exact(), point, away, wide], names
 
-    def _raise(self, question: Question, table: Table) -> Limits:
-        """Ask everything that knows no box."""
-        everywhere, in_balls = self.stages
-        # Where no quadratic can be much better than the one at the input, the rivals come first.
-        promising = self._promising(question, table, _WORTH_A_SEARCH)
-        # Lines through the hidden layers serve all classes.
-        run(question, table, everywhere, self.asked.method in ("crown", "parabolas"), promising)
-        limits = Limits.of(table)
-        if self.rivals:
-            limits = self._challenge(question, table, limits)
-        left = self._promising(question, table, 0.0)
-        if left is not None and promising is not None:
-            run(question, table, everywhere, only=left & ~promising)
-        run(question, table, in_balls, question.together)
-        return limits
-
-    def _promising(self, question: Question, table: Table, least: float) -> Tensor | None:
-        """Where a search for the best quadratic is worth its price, among other methods."""
-        if not self.rivals:
-            return None
-        images = table.images
-        pairs = torch.broadcast_tensors(images.y[:, None], images.order)
-        curvature = downward_curvature(self.prover.network, *pairs)
-        return question.promises(images.value, curvature, table.bound, least)
-
-    def _challenge(self, question: Question, table: Table, limits: Limits) -> Limits:
-        """Try the rivals where no adversary is near, and the limiting class can be raised."""
-        limits = limits.nearer(table, limits.far(table, CLOSE))
-        wide = limits.far(table, CLOSE)
-        rows = wide.nonzero().squeeze(1)
-        if not len(rows):
-            return limits
-        ball = Margin(limits.radius * (1 + _RAISED))
-        index = rows * table.bound.shape[1] + limits.column[rows]
-        entries = table.entries(index, torch.zeros_like(limits.radius))
-        wide[rows] = torch.stack([rival(ball, entries)[0] > 0 for rival in self.rivals]).any(0)
-        run(question, table, self.rivals, together=True, only=wide[:, None])
-        return limits
-
     def verify(self, chunk: slice, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The columns of a verdict."""
         question = Margin(radius, self.asked.local)
         table = self.table(chunk, question, self.asked.targets == "runner-up")
-        (everywhere, in_balls), (boxed, in_boxed_balls) = self.stages, self.boxed
+        plan = self.plan
+        (everywhere, in_balls), (boxed, in_boxed_balls) = plan.stages, plan.boxed
         # What works in balls goes on from the dual's bounds, even those that decide nothing.
-        promising = None if self.asked.local else self._promising(question, table, 0.0)
+        promising = None if self.asked.local else plan.promising(question, table)
         run(question, table, everywhere, only=promising)
         run(question, table, boxed)
         attacked = Attacked.of(table, radius)
         undecided = ~attacked.found
-        if self.rivals:
+        if plan.rivals:
             far = undecided & attacked.far_from(table, CLOSE)
-            run(question, table, self.rivals, question.together, far[:, None])
+            run(question, table, plan.rivals, question.together, far[:, None])
         in_balls = in_balls + in_boxed_balls
         run(question, table, in_balls, question.together, undecided[:, None])
         bound, correct = table.bound, table.images.correct
@@ -385,7 +316,8 @@ class _Problem:
         """What each kind of certificate proves."""
         question = Margin(radius, patient=True)
         table, found = self.table(chunk, question, False), {}
-        in_turn = [("", self.stages)] + ([(" in box", self.boxed)] if self.box is not None else [])
+        plan = self.plan
+        in_turn = [("", plan.stages)] + ([(" in box", plan.boxed)] if self.box is not None else [])
         for where, (everywhere, in_balls) in in_turn:
             for name, stages, together in (
                 ("global", everywhere, False), ("local", in_balls, question.together),

@@ -329,16 +329,3 @@ class Prover:
         # The offset, its sum with the product, and the sum that is compared with 0: three each.
         sums = 8 * DOUBLE.unit * (facts.norm * active + facts.offset.abs())
         return (error + sums) * OUTWARD
-
-    def is_adversarial(self, entries: Entries, point: Tensor) -> Tensor:
-        """Whether a margin is proved not to be positive at a point.
-
-        Args:
-            entries: the margins.
-            point: ``(entries, n)`` float64.
-
-        Returns:
-            ``(entries,)`` bool.
-        """
-        margin, error = self.margin_at(entries, point)
-        return margin + error <= 0

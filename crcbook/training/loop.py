@@ -292,21 +292,7 @@ class _Trainer:
 
     def load(self, path: Path, identity: dict[str, dict]) -> None:
         tensors, facts = load_tensors(path)
-        if "about" not in facts:
-            raise RuntimeError(
-                f"{path} does not say what it belongs to, as older ones do not: train in another "
-                "folder"
-            )
-        differing = [
-            f"{part} {name}"
-            for part, mine in identity.items()
-            for name in mine | facts[part]
-            if mine.get(name) != facts[part].get(name)
-        ]
-        if differing:
-            raise RuntimeError(
-                f"{path} belongs to another training: its {', '.join(differing)} differs"
-            )
+        _check_identity(path, identity, facts)
         self.history = facts["history"]
         self.model.load_state_dict(_under("model.", tensors))
         self.mean.load_state_dict(_under("mean.", tensors) or _under("model.", tensors))
@@ -323,6 +309,24 @@ class _Trainer:
         if self.estimate:
             vectors = _under("vectors.", tensors)
             self.estimate.power.vectors = {key: v.to(device) for key, v in vectors.items()}
+
+
+def _check_identity(path: Path, identity: dict[str, dict], facts: dict) -> None:
+    """Raise RuntimeError where a checkpoint belongs to another training."""
+    if "about" not in facts:
+        raise RuntimeError(
+            f"{path} does not say what it belongs to, as older ones do not: train in another folder"
+        )
+    differing = [
+        f"{part} {name}"
+        for part, mine in identity.items()
+        for name in mine | facts[part]
+        if mine.get(name) != facts[part].get(name)
+    ]
+    if differing:
+        raise RuntimeError(
+            f"{path} belongs to another training: its {', '.join(differing)} differs"
+        )
 
 
 def _checked(split: Split, model: nn.Sequential, recipe: Recipe) -> tuple[Tensor, Tensor]:
