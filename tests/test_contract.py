@@ -55,7 +55,7 @@ ANYWHERE = {
 IN_BALLS = {
     "paths": Paths,
     "sharp": Sharp,
-    "sharp, shared": functools.partial(Sharp, shared=True),
+    "sharp, shared": functools.partial(Sharp, solve="balls"),
     "slabs": Slabs,
     "dual in balls": Dual,
 }
@@ -198,7 +198,7 @@ def test_on_a_line_a_grid_sees_all_of_a_ball(box):
             worst, bend = worst_on_a_line(model, x, radius)
             ball = in_ball(prover, entries, torch.tensor([radius]).double())
             assert bend <= ball.curvature * (1 + 1e-9)
-            assert bend <= curvature_in_reach(prover, ball, sharp=True) * (1 + 1e-9)
+            assert bend <= curvature_in_reach(prover, ball, "entries") * (1 + 1e-9)
             for stage in (
                 Local(prover, where is not None),
                 Dual(prover),

@@ -66,7 +66,7 @@ def curvature_bounds(
     radii, item = torch.full_like(x0[:, 0], radius), torch.arange(pairs, device=x0.device)
     rounding = RoundingModel.of(network)
     down, up = (
-        local_curvature(rounding, Region(x0, radii, allowed), item, *pair, sharp=True)
+        local_curvature(rounding, Region(x0, radii, allowed), item, *pair, solve="entries")
         for pair in ((label, target), (target, label))
     )
     return -down, up

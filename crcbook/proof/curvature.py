@@ -263,8 +263,7 @@ def local_curvature(
     item: Tensor,
     label: Tensor,
     target: Tensor,
-    sharp: bool = False,
-    shared: bool = False,
+    solve: str = "nothing",
 ) -> Tensor:
     r"""Proved bounds of :math:`|m|` over l2 balls around inputs, never above those over R^n.
 
@@ -278,10 +277,10 @@ def local_curvature(
 
     whose first term belongs to the network alone, and a layer above adds at most
     :math:`\tau(d)` of its own weight times the square of the Lipschitz constant below it. That is
-    tight where the layers above are nearly linear in the balls. A ``sharp`` bound is the formula of
-    this module with the balls' own ranges: a few eigenvalue problems an entry. ``shared``, there
-    are a few a ball: the first layer is bounded as above, and the others by the deepest bends of
-    all its entries.
+    tight where the layers above are nearly linear in the balls. The bound that solves ``"entries"``
+    is the formula of this module with the balls' own ranges: a few eigenvalue problems for each
+    entry. The one that solves ``"balls"`` has a few for each ball: the first layer is bounded as
+    above, and the others by the deepest bends of all its entries.
 
     Args:
         rounding: the float64 network with its error bounds.
@@ -289,8 +288,8 @@ def local_curvature(
         item: ``(entries,)`` positions among them.
         label: ``(entries,)`` classes.
         target: ``(entries,)`` classes.
-        sharp: also solve the eigenvalue problems of each entry.
-        shared: of those, only the ones of each ball.
+        solve: whose eigenvalue problems to solve as well: those of ``"nothing"``, of the
+            ``"balls"`` or of the ``"entries"``.
 
     Returns:
         ``(entries,)`` float64, at least 0.
@@ -299,18 +298,18 @@ def local_curvature(
     bound = downward_curvature(network, label, target)
     depth = len(network.layers)
     # With one hidden layer, what needs no eigenvalue problem is what holds over R^n.
-    if depth < 2 or not len(bound) or (depth == 2 and not sharp):
+    if depth < 2 or not len(bound) or (depth == 2 and solve == "nothing"):
         return bound
     x, radius = region.x, region.radius
     intervals = preactivation_intervals(rounding, x, radius, region.allowed)
     if depth > 2:
         bound = torch.fmin(bound, _by_majorant(rounding, intervals, item, label, target))
-    if sharp:
+    if solve != "nothing":
         for i in item.unique().tolist():
             rows = (item == i).nonzero().squeeze(1)
             weights = network.margin_weights(label[rows], target[rows])
             place = _Place.of(rounding, x, radius, intervals, i)
-            if shared:
+            if solve == "balls":
                 found = _shared_sums(rounding, place, label[rows], target[rows])
             else:
                 found = curvature_sum(network.layers, weights, proved, place.ranges)

@@ -74,12 +74,13 @@ class Sharp:
 
     Attributes:
         prover: the network, prepared for proofs.
-        shared: let all margins of an image share these problems, for looser curvatures.
+        solve: whose eigenvalue problems to solve: ``"entries"``, or ``"balls"``, which all margins
+            of an image share, for looser curvatures.
         box: whether the adversary is confined to the table's box.
     """
 
     prover: Prover
-    shared: bool = False
+    solve: str = "entries"
     box: bool = False
     method: str = "dual"
 
@@ -93,7 +94,7 @@ class Sharp:
         Returns:
             ``(entries,)`` bounds and ``(entries, n)`` displacements.
         """
-        k = curvature_in_reach(self.prover, entries, sharp=True, shared=self.shared)
+        k = curvature_in_reach(self.prover, entries, self.solve)
         return Dual(self.prover)(question, replace(entries, curvature=k))
 
 
@@ -110,16 +111,13 @@ def at_boundary(quadratic: Quadratic, evaluation: Evaluation) -> Tensor:
     return evaluation.margin.abs() <= _AT_BOUNDARY * quadratic.value
 
 
-def curvature_in_reach(
-    prover: Prover, entries: Entries, sharp: bool = False, shared: bool = False
-) -> Tensor:
+def curvature_in_reach(prover: Prover, entries: Entries, solve: str = "nothing") -> Tensor:
     """The curvature in the balls that are the entries' reach.
 
     Args:
         prover: the network, prepared for proofs.
         entries: the margins, with finite radii to be valid in.
-        sharp: as in :func:`crcbook.proof.curvature.local_curvature`.
-        shared: as there.
+        solve: as in :func:`crcbook.proof.curvature.local_curvature`.
 
     Returns:
         ``(entries,)`` proved bounds.
@@ -132,7 +130,7 @@ def curvature_in_reach(
     allowed = None if entries.allowed is None else entries.allowed.take(one)
     region = Region(entries.x[one], entries.valid[one], allowed)
     pair = entries.label, entries.target
-    return local_curvature(prover.rounding, region, item, *pair, sharp, shared)
+    return local_curvature(prover.rounding, region, item, *pair, solve)
 
 
 def into_reach(entries: Entries, d: Tensor) -> Tensor:

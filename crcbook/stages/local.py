@@ -73,7 +73,7 @@ class Local:
         found = [Attempt(Dual(prover), torch.inf, most=1.0)] if depth > 2 else []
         if depth > 2 and many:
             # Where nothing cheaper says how flat a ball is, no bound so far says what this can do.
-            found.append(Attempt(Sharp(prover, shared=True), torch.inf, least=_FLAT))
+            found.append(Attempt(Sharp(prover, "balls"), torch.inf, least=_FLAT))
         if depth > 1 and not self.box:  # slabs know of none, and were tried without
             found.append(Attempt(Slabs(prover), 4.0))
         if depth > 2 or (depth > 1 and not many):
