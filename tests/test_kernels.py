@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-CHAPTER = "mnist_in_full.ipynb"  # it reads the records, and draws them
+CHAPTER = "the_record_in_full.ipynb"  # it reads the records, and draws them
 
 
 @pytest.mark.parametrize("folder", ["", "book"])
