@@ -109,7 +109,7 @@ def _record(
 
 
 # Of these choices older records and folders say nothing: there was one way.
-_NEWER = {"initial": "default", "augment": False, "centred": False, "ball": 0.5}
+_NEWER = {"initial": "default", "images": None, "augment": False, "centred": False, "ball": 0.5}
 
 
 def _facts(experiment: Experiment) -> dict:
@@ -226,7 +226,8 @@ class _Parts:
             "torch": torch.__version__,
             "device": torch.device(device).type,
         }
-        model, test = load_model(folder).to(device), load(experiment.dataset).test
+        model = load_model(folder).to(device)
+        test = load(experiment.dataset).test.take(slice(0, experiment.images))
         return cls(experiment, folder, model, test, json.loads(json.dumps(about)))
 
     @property
