@@ -280,6 +280,20 @@ def test_a_random_start_may_be_nearly_linear(tmp_path):
     assert torch.linalg.svdvals(plain[3].weight.detach()).std() > 0.1
 
 
+def test_the_first_test_images_alone_are_evaluated_where_an_experiment_says_so(tmp_path):
+    few, all_of_them = replace(TINY, test_images=40), tmp_path / "runs"
+    [path] = reproduce({"few": few}, tmp_path, all_of_them)
+    record = json.loads(path.read_text())
+    model = crc.load_model(all_of_them / "few")
+    first = crc.load("digits").test.take(slice(0, 40))
+    radius = crc.certify(model, first.x, first.y, method="dual").radius
+    assert record["images"] == 40
+    assert record["certified_accuracy_global"] == (radius >= 0.4).double().mean().item()
+    assert not reproduce({"few": few}, tmp_path, all_of_them)
+    with pytest.raises(RuntimeError, match="test_images"):
+        reproduce({"few": TINY}, tmp_path, all_of_them)
+
+
 def test_experiments_with_one_start_train_it_once(tmp_path, monkeypatch):
     epochs, epoch = [], loop._Trainer.epoch
 
@@ -328,7 +342,7 @@ def test_the_books_records_are_whole_and_belong_to_its_experiments(path):
     assert record["name"] == path.stem
     wanted = experiments("full")[path.stem]
     assert reproducing._is_recorded(path, wanted)
-    assert record["images"] == 10_000
+    assert record["images"] == (wanted.test_images or 10_000)
 
 
 def test_the_readme_prints_the_records():

@@ -24,7 +24,7 @@ class Experiment:
         width: units of a hidden layer.
         seed: the seed of the initialisation; the recipe has its own.
         box: also confine an adversary to pixels in [0, 1].
-        images: how many test images, from the first, are evaluated; None for all. Where a network
+        test_images: how many, from the first, are evaluated; None for all. Where a network
             bends strongly, its local certificates take seconds an image.
         crown_images: how many of them, from the first, also get a radius by CROWN.
         start: the experiment with as many layers or fewer whose trained network, deepened by
@@ -41,7 +41,7 @@ class Experiment:
     width: int = 1024
     seed: int = 0
     box: bool = True
-    images: int | None = None
+    test_images: int | None = None
     crown_images: int = 0
     start: "Experiment | tuple[Experiment, ...] | None" = None
     initial: str = "default"
@@ -211,7 +211,7 @@ def _long_control(long: Experiment) -> dict[str, Experiment]:
     """
     before, own = long.starts[0].recipe.epochs, long.recipe.epochs
     found = _at_gamma(_with_epochs(long, before, own), 0.0, 0)
-    return {f"{_CONTROL}-long-gamma-0": replace(found, images=500)}
+    return {f"{_CONTROL}-long-gamma-0": replace(found, test_images=500)}
 
 
 def _shortened(experiment: Experiment, *epochs: int) -> Experiment:

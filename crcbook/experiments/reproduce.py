@@ -109,7 +109,13 @@ def _record(
 
 
 # Of these choices older records and folders say nothing: there was one way.
-_NEWER = {"initial": "default", "images": None, "augment": False, "centred": False, "ball": 0.5}
+_NEWER = {
+    "initial": "default",
+    "test_images": None,
+    "augment": False,
+    "centred": False,
+    "ball": 0.5,
+}
 
 
 def _facts(experiment: Experiment) -> dict:
@@ -124,7 +130,8 @@ def _is_recorded(path: Path, experiment: Experiment) -> bool:
         return False
     record = read_json(path)
     facts = json.loads(json.dumps(_facts(experiment)))
-    differing = [key for key, value in facts.items() if record.get(key) != value]
+    unsaid = [key for key in _NEWER if key in record and key not in facts]
+    differing = unsaid + [key for key, value in facts.items() if record.get(key) != value]
     if differing:
         raise RuntimeError(
             f"{path} records another experiment of this name (its {', '.join(differing)} differs); "
@@ -227,7 +234,7 @@ class _Parts:
             "device": torch.device(device).type,
         }
         model = load_model(folder).to(device)
-        test = load(experiment.dataset).test.take(slice(0, experiment.images))
+        test = load(experiment.dataset).test.take(slice(0, experiment.test_images))
         return cls(experiment, folder, model, test, json.loads(json.dumps(about)))
 
     @property
