@@ -6,6 +6,7 @@ a failed attack proves nothing. Steps are made in float32 where that will do, an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -196,16 +197,15 @@ def attack(
     steps, restarts = as_count("steps", steps), as_count("restarts", restarts)
     generator = torch.Generator().manual_seed(as_count("seed", seed, least=0))
     size = max(1, _CHUNK_VALUES // (network.classes * _width(network)))
-    everywhere = torch.full_like(y, torch.nan, dtype=items.x.dtype)  # no radius
-    radii = everywhere if radius is None else as_radii(radius, items)
+    radii = None if radius is None else as_radii(radius, items)
     points = []
     starts = range(0, len(items), size)
     for start in tqdm(starts, desc="attack", disable=not progress, unit="chunk"):
         part = slice(start, start + size)
         aim = Aim(network, items.x[part], y[part], y[part], box and box.take(part), network.rough)
-        ball = None if radius is None else radii[part]
-        found = _attack(aim, ball, steps, _starts(aim.x, restarts, generator))
-        points.append(_in_precision(aim, found, ball, items.dtype))
+        search = _Nearest(aim, steps) if radii is None else _Worst(aim, steps, radii[part])
+        found = search.run(_starts(aim.x, restarts, generator))
+        points.append(search.rounded(found, items.dtype))
     point = torch.cat(points)
     margin = smallest_margin(network, point, y)
     distance = (point - items.x).norm(dim=1).nan_to_num(nan=torch.inf)
@@ -281,21 +281,6 @@ def first_in_precision(
         rounded[rows[fine]] = candidate[fine]
         rows = rows[~fine]
     return rounded
-
-
-def _in_precision(aim: Aim, found: Tensor, radius: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The points in the inputs' precision: still in their balls, or still adversarial."""
-
-    def good(rows: Tensor, point: Tensor) -> Tensor:
-        if radius is None:
-            return smallest_margin(aim.network, point, aim.label[rows]) <= 0
-        return (point - aim.x[rows]).norm(dim=1) <= radius[rows]
-
-    rounded = first_in_precision(aim.x, found, aim.box, radius is not None, good, dtype)
-    if radius is None or dtype == found.dtype:
-        return rounded
-    # In a ball smaller than the roundings of its points there is the input alone.
-    return torch.where(rounded.isnan().any(1, keepdim=True), aim.x, rounded)
 
 
 def boundary_points(aim: Aim, start: Tensor | None = None, steps: int = 30) -> Tensor:
@@ -440,34 +425,99 @@ def _margin(network: Network | Unread, x: Tensor, label: Tensor, target: Tensor)
     return logit_margin(network.logits(x), label, target)
 
 
-def _attack(aim: Aim, radius: Tensor | None, steps: int, starts: list[Tensor]) -> Tensor:
-    """The worst point of each input over all classes and starts, whatever its aim's target."""
-    x, y, count = aim.x, aim.label, aim.network.classes - 1
-    image = torch.arange(len(x), device=x.device).repeat_interleave(count)
-    classes = torch.arange(count + 1, device=x.device).expand(len(x), -1)
-    every = replace(aim.take(image), target=classes[classes != y[:, None]])
-    clean = smallest_margin(aim.network, x, y)
-    best, score = x, clean
-    if radius is None:
-        best, score = torch.full_like(x, torch.nan), torch.full_like(clean, torch.inf)
-    for start in starts:
-        reach = start if radius is None else radius[:, None] * start
-        begin = clip(every.box, every.x + reach[image])
-        if radius is None:
-            point = boundary_points(every, begin, steps)
-            value = _distances(every, point)
-        else:
-            point, value = descend(every, radius[image], begin, steps)
-        best, score = _better(best, score, point, value)
-    for share in _SMALLER if radius is None else ():
-        inside = torch.full_like(every.x, torch.nan)
-        known = (score.isfinite() & (clean > 0))[image].nonzero().squeeze(1)
-        few = every.take(known)
-        point, margin = descend(few, share * score[image[known]], few.x, steps)
+@dataclass(frozen=True)
+class _Search:
+    """An attack on some inputs towards every other class, whatever its aim's target."""
+
+    aim: Aim
+    steps: int
+
+    @cached_property
+    def image(self) -> Tensor:
+        """``(pairs,)`` the inputs' positions, one for each other class."""
+        x = self.aim.x
+        return torch.arange(len(x), device=x.device).repeat_interleave(self.aim.network.classes - 1)
+
+    @cached_property
+    def every(self) -> Aim:
+        """The aim at every other class of every input."""
+        y, count = self.aim.label, self.aim.network.classes
+        classes = torch.arange(count, device=y.device).expand(len(y), -1)
+        return replace(self.aim.take(self.image), target=classes[classes != y[:, None]])
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """``(batch,)`` the smallest margins at the inputs."""
+        return smallest_margin(self.aim.network, self.aim.x, self.aim.label)
+
+    def unless_wrong(self, point: Tensor) -> Tensor:
+        """The points found; the input itself where it is misclassified."""
+        return torch.where((self.clean <= 0)[:, None], self.aim.x, point)
+
+
+@dataclass(frozen=True)
+class _Worst(_Search):
+    """The smallest margins in balls of given radii."""
+
+    radius: Tensor
+
+    def run(self, starts: list[Tensor]) -> Tensor:
+        """The worst point of each input over all classes and starts."""
+        every, image = self.every, self.image
+        best, score = self.aim.x, self.clean
+        for start in starts:
+            begin = clip(every.box, every.x + (self.radius[:, None] * start)[image])
+            found = descend(every, self.radius[image], begin, self.steps)
+            best, score = _better(best, score, *found)
+        return self.unless_wrong(best)
+
+    def rounded(self, point: Tensor, dtype: torch.dtype) -> Tensor:
+        """The points in the inputs' precision, still in their balls."""
+        if dtype == point.dtype:
+            return point
+        x = self.aim.x
+
+        def good(rows: Tensor, candidate: Tensor) -> Tensor:
+            return (candidate - x[rows]).norm(dim=1) <= self.radius[rows]
+
+        inside = first_in_precision(x, point, self.aim.box, True, good, dtype)
+        # In a ball smaller than the roundings of its points there is the input alone.
+        return torch.where(inside.isnan().any(1, keepdim=True), x, inside)
+
+
+@dataclass(frozen=True)
+class _Nearest(_Search):
+    """The smallest distances of adversarial points."""
+
+    def run(self, starts: list[Tensor]) -> Tensor:
+        """The nearest adversarial point of each input over all classes and starts; NaN without."""
+        every, image = self.every, self.image
+        best, score = torch.full_like(self.aim.x, torch.nan), torch.full_like(self.clean, torch.inf)
+        for start in starts:
+            point = boundary_points(every, clip(every.box, every.x + start[image]), self.steps)
+            best, score = _better(best, score, point, _distances(every, point))
+        for share in _SMALLER:
+            point = self._in_balls(share * score)
+            best, score = _better(best, score, point, _distances(every, point))
+        return self.unless_wrong(best)
+
+    def _in_balls(self, radius: Tensor) -> Tensor:
+        """From worst points in balls to the boundary; NaN where these are not adversarial."""
+        known = (radius.isfinite() & (self.clean > 0))[self.image].nonzero().squeeze(1)
+        few, found = self.every.take(known), torch.full_like(self.every.x, torch.nan)
+        point, margin = descend(few, radius[self.image[known]], few.x, self.steps)
         hit = (margin <= 0).nonzero().squeeze(1)
-        inside[known[hit]] = boundary_points(few.take(hit), point[hit], steps)
-        best, score = _better(best, score, inside, _distances(every, inside))
-    return torch.where((clean <= 0)[:, None], x, best)
+        found[known[hit]] = boundary_points(few.take(hit), point[hit], self.steps)
+        return found
+
+    def rounded(self, point: Tensor, dtype: torch.dtype) -> Tensor:
+        """The points in the inputs' precision, still adversarial."""
+        network, y = self.aim.network, self.aim.label
+
+        def good(rows: Tensor, candidate: Tensor) -> Tensor:
+            return smallest_margin(network, candidate, y[rows]) <= 0
+
+        return first_in_precision(self.aim.x, point, self.aim.box, False, good, dtype)
 
 
 def _distances(aim: Aim, point: Tensor) -> Tensor:
