@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from crcbook.training import Recipe
 
@@ -119,8 +120,8 @@ def full() -> dict[str, Experiment]:
         "mnist-2-softplus-crt": two,
         "mnist-2-softplus-crt-box": replace(two, recipe=boxed),
         "mnist-2-softplus-crt-long": long,
-        "mnist-2-softplus-crt-augmented": _augmented(long),
-        "mnist-2-softplus-crt-wide-augmented": _augmented(_wide(long)),
+        "mnist-2-softplus-crt-augmented": _in_all_stages(long, augment=True),
+        "mnist-2-softplus-crt-wide-augmented": _in_all_stages(_wide(long), augment=True),
         **{f"mnist-2-softplus-crt-long-seed-{seed}": drawn_anew(long, seed) for seed in (1, 2)},
         "mnist-2-softplus-crt-mean-of-three": replace(
             long, width=3 * long.width, start=tuple(drawn_anew(long, seed) for seed in range(3))
@@ -140,7 +141,7 @@ def full() -> dict[str, Experiment]:
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
     found |= _colours(replace(brief, epochs=20))
-    return found | _random_starts(broad) | _controls(two) | _long_control(long)
+    return found | _random_starts(broad) | _controls(two, long)
 
 
 def _colours(shallow: Recipe) -> dict[str, Experiment]:
@@ -153,10 +154,10 @@ def _colours(shallow: Recipe) -> dict[str, Experiment]:
     return {f"{name}-2-softplus-crt": Experiment(name, 2, "softplus", recipe) for name in names}
 
 
-def _augmented(experiment: Experiment) -> Experiment:
-    """A training whose stages all see images shifted, turned and scaled a little."""
-    found = replace(experiment, recipe=replace(experiment.recipe, augment=True))
-    return found.with_starts(_augmented)
+def _in_all_stages(experiment: Experiment, **choices: Any) -> Experiment:
+    """A training with the same choices in the recipe of each of its stages."""
+    found = replace(experiment, recipe=replace(experiment.recipe, **choices))
+    return found.with_starts(lambda start: _in_all_stages(start, **choices))
 
 
 def _wide(long: Experiment) -> Experiment:
@@ -187,41 +188,28 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
     return found
 
 
-def _controls(headline: Experiment) -> dict[str, Experiment]:
+def _controls(headline: Experiment, long: Experiment) -> dict[str, Experiment]:
     """The headline recipe with both of its stages at one gamma: what does the curvature add?
 
-    In short, 10 and 2 epochs with no choice among them and attacks in float32, so that several
-    seeds can be afforded; and as long as the headline, without the curvature.
+    In short, 10 and 2 epochs with no choice among them, so that several seeds can be afforded, and
+    with attacks in float32, for bfloat16 takes longer where a processor has to imitate it. As long
+    as the headline, without the curvature. And the longest training without it, kept as it ends:
+    the choice of an epoch by what the curvature of all space certifies would stop it after ten.
     """
     seeds = {0.0: 3, 0.03: 3, 0.1: 3, 0.01: 3, 0.3: 1, 0.003: 1}
+    short = _in_all_stages(_with_epochs(headline, 10, 2), attack_dtype="float32")
     found = {
         f"{_CONTROL}-gamma-{gamma:g}{f'-seed-{seed}' if seed else ''}": _at_gamma(
-            _shortened(headline, 10, 2), gamma, seed
+            short, gamma, seed
         )
         for gamma, count in seeds.items()
         for seed in range(count)
     }
-    return found | {f"{_CONTROL}-whole-gamma-0": _at_gamma(headline, 0.0, 0)}
-
-
-def _long_control(long: Experiment) -> dict[str, Experiment]:
-    """The longest training without the curvature, kept as it ends.
-
-    The choice of an epoch by what the curvature of all space certifies would stop it after ten.
-    """
-    before, own = long.starts[0].recipe.epochs, long.recipe.epochs
-    found = _at_gamma(_with_epochs(long, before, own), 0.0, 0)
-    return {f"{_CONTROL}-long-gamma-0": replace(found, test_images=500)}
-
-
-def _shortened(experiment: Experiment, *epochs: int) -> Experiment:
-    """A training in stages with other numbers of epochs, and attacks in float32.
-
-    Bfloat16 takes longer where a processor has to imitate it.
-    """
-    found = _with_epochs(experiment, *epochs)
-    found = replace(found, recipe=replace(found.recipe, attack_dtype="float32"))
-    return found.with_starts(lambda start: _shortened(start, *epochs[:-1]))
+    as_it_ends = _with_epochs(long, long.starts[0].recipe.epochs, long.recipe.epochs)
+    return found | {
+        f"{_CONTROL}-whole-gamma-0": _at_gamma(headline, 0.0, 0),
+        f"{_CONTROL}-long-gamma-0": replace(_at_gamma(as_it_ends, 0.0, 0), test_images=500),
+    }
 
 
 def _with_epochs(experiment: Experiment, *epochs: int) -> Experiment:
