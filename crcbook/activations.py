@@ -62,17 +62,17 @@ class Activation:
         r"""Infimum and supremum :math:`h_L, h_U` of :math:`\sigma''` over the line, outward."""
         return _line_range(self.bend, self.bend_extrema, (0.0, 0.0))
 
-    @cached_property
+    @property
     def max_slope(self) -> float:
         r""":math:`g = \sup|\sigma'|`, rounded upward."""
         return max(map(abs, self.slope_range))
 
-    @cached_property
+    @property
     def max_bend(self) -> float:
         r""":math:`h = \sup|\sigma''|`, rounded upward."""
         return max(map(abs, self.bend_range))
 
-    @cached_property
+    @property
     def at_zero(self) -> float:
         r""":math:`|\sigma(0)|`, as evaluated."""
         return abs(value_at(self.value, 0.0))
@@ -121,7 +121,15 @@ class Activation:
 
 @lru_cache(maxsize=256)
 def value_at(function: Callable[[Tensor], Tensor], point: float) -> float:
-    """What a function of a row is at one of its extrema or at 0, evaluated once in float64."""
+    """What a function of a row is at one of its extrema or at 0, evaluated once.
+
+    Args:
+        function: elementwise.
+        point: where.
+
+    Returns:
+        Its value in float64.
+    """
     return float(function(torch.tensor(point, dtype=torch.float64)))
 
 
