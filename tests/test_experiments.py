@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +21,7 @@ import crcbook as crc
 from crcbook.experiments import (
     RADIUS_UNIT,
     Experiment,
+    certified_shares,
     decode_bits,
     decode_radii,
     drawn_anew,
@@ -61,6 +63,15 @@ def test_recorded_radii_are_rounded_down_by_less_than_a_unit(values):
 
 def test_an_infinite_radius_is_recorded_as_the_largest():
     assert decode_radii(encode_radii(torch.tensor([torch.inf]))) == 65535 * RADIUS_UNIT
+
+
+@given(st.lists(st.floats(0, 6.5), min_size=1, max_size=50), st.floats(0, 7))
+def test_certified_shares_count_the_recorded_radii_from_a_distance_on(values, distance):
+    radii = encode_radii(torch.tensor(values, dtype=torch.float64))
+    record = {"radii": radii, "clean_accuracy": 0.75}
+    far = sum(float(radius) >= distance for radius in decode_radii(radii)) / len(values)
+    expected = far if distance > 0 else 0.75
+    assert certified_shares(record, np.array([distance])) == pytest.approx([expected])
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))

@@ -8,6 +8,7 @@ from crcbook.experiments.evaluation import evaluate, summary
 from crcbook.experiments.paired import Paired, paired
 from crcbook.experiments.records import (
     RADIUS_UNIT,
+    certified_shares,
     decode_bits,
     decode_radii,
     encode_bits,
@@ -22,6 +23,7 @@ __all__ = [
     "RADIUS_UNIT",
     "Experiment",
     "Paired",
+    "certified_shares",
     "decode_bits",
     "decode_radii",
     "drawn_anew",

@@ -61,6 +61,21 @@ def decode_radii(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(units, "<u2").astype("f8")) * RADIUS_UNIT
 
 
+def certified_shares(record: dict, distances: np.ndarray) -> np.ndarray:
+    """The shares of a record's images that global curvature certifies so far.
+
+    Args:
+        record: what :func:`load_records` has of an experiment.
+        distances: l2 radii, at least 0.
+
+    Returns:
+        A share for each distance; at 0 the clean accuracy.
+    """
+    radii = np.sort(decode_radii(record["radii"]).numpy())
+    shares = 1 - np.searchsorted(radii, distances) / len(radii)
+    return np.where(distances > 0, shares, record["clean_accuracy"])
+
+
 def encode_bits(column: Tensor) -> str:
     """Yes or no for each item, in a bit each.
 
