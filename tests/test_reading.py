@@ -1,6 +1,7 @@
 """What is read is what the model computes, however it is written, or it is refused."""
 
 import copy
+from collections import OrderedDict
 from dataclasses import replace
 from fractions import Fraction
 
@@ -737,3 +738,139 @@ def test_no_attack_enters_a_certified_ball(model, seed):
         (slope,) = torch.autograd.grad((own - others).sum(), point)
         way = point - x - radius * functional.normalize(slope.flatten(1)).reshape(x.shape)
         point = x + radius * functional.normalize(way.flatten(1)).reshape(x.shape)
+
+
+class Guarded(nn.Module):
+    """A model that looks at numbers and catches what that raises while it is being read."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = crc.mlp([4, 8, 3])
+
+    def forward(self, x):
+        try:
+            far = x.abs().amax(1, keepdim=True) > 6e3
+            return torch.where(far, torch.tensor([0.0, 0.0, 1.0]), self.inner(x))
+        except (ValueError, RuntimeError):
+            return self.inner(x)
+
+
+def test_a_model_cannot_catch_its_refusal():
+    with pytest.raises(ValueError, match="catches an error"):
+        read_network(Guarded())
+
+
+class OverflowingHalf(nn.Module):
+    """A model of half precision that no float64 copy can follow, and that overflows in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6).half(), nn.Linear(6, 3).half()
+        with torch.no_grad():
+            self.first.bias.fill_(6e4)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.to(torch.float16))))
+
+
+def test_a_model_that_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="cannot be compared"):
+        read_network(OverflowingHalf())
+
+
+class WithMish(nn.Module):
+    """Mish written out, with a threshold of softplus."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.first, self.last, self.threshold = nn.Linear(4, 6), nn.Linear(6, 3), threshold
+
+    def forward(self, x):
+        z = self.first(x)
+        return self.last(z * torch.tanh(functional.softplus(z, threshold=self.threshold)))
+
+
+def test_mish_is_known_by_its_threshold_too():
+    assert read_network(WithMish(20.0)).layers[0].activation.name == "mish"
+    with pytest.raises(ValueError, match="joins two branches"):
+        read_network(WithMish(1.0))
+
+
+def test_a_constant_less_the_input_is_read_from_a_program_too():
+    model = nn.Sequential(Reversed(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for read in (read_network(model), read_network(program)):
+        torch.testing.assert_close(read.logits(x.double()).float(), model(x))
+
+
+class Reversed(nn.Module):
+    """The input, mirrored."""
+
+    def forward(self, x):
+        return torch.rsub(x, 2.0)
+
+
+def padded(left, right, linear, last):
+    return nn.Sequential(nn.ConstantPad1d((left, right), 0.0), linear, nn.Softplus(), last)
+
+
+def test_what_is_proved_of_a_network_is_not_taken_for_another(monkeypatch):
+    """Two models whose arguments, written one after another, are the same text."""
+    torch.manual_seed(0)
+    linear, last = nn.Linear(20, 16).double(), nn.Linear(16, 3).double()
+    with torch.no_grad():
+        linear.weight[:, :11] *= 1e-3
+    first, second = padded(1, 11, linear, last), padded(11, 1, linear, last)
+    x = torch.randn(50, 8, dtype=torch.float64)
+    alone = crc.certify(second, x).radius
+    crc.certify(first, x)
+    monkeypatch.setattr(module, "_memory", OrderedDict())  # the readings, not what is proved
+    torch.testing.assert_close(crc.certify(second, x).radius, alone, rtol=0, atol=0)
+    keys = {read_network(model, at=x).key for model in (first, second)}
+    assert len(keys) == 2
+
+
+def hashes():
+    """Facts, nested as steps have them."""
+    leaves = st.integers(-20, 20) | st.text("1,(): ", max_size=4) | st.none()
+    return st.recursive(leaves, lambda parts: st.lists(parts, max_size=3).map(tuple))
+
+
+@given(hashes(), hashes())
+def test_facts_that_differ_have_hashes_that_do(first, second):
+    assert (module._hash([first]) == module._hash([second])) == (first == second)
+
+
+class Averaged(nn.Module):
+    """Many equal units, averaged in one sum before they bend."""
+
+    def __init__(self, units, with_channels):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, units).double(), nn.Linear(1, 2).double()
+        self.pool, self.with_channels = nn.AvgPool2d((units, 1)), with_channels
+
+    def forward(self, x):
+        z = self.first(x)
+        z = z.reshape(len(x), 1, -1, 1) if self.with_channels else z.reshape(len(x), -1, 1)
+        return self.last(functional.softplus(self.pool(z).flatten(1), threshold=200.0))
+
+
+@pytest.mark.parametrize("with_channels", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_rounding_of_a_pool_is_in_the_radius(with_channels, sign):
+    """In real arithmetic: each weight of the mean of so many numbers is rounded a little."""
+    weight, model = 0.7, Averaged(2500, with_channels)
+    x = torch.full((1, 3), 1e4, dtype=torch.float64)
+    with torch.no_grad():
+        model.first.weight.fill_(weight)
+        model.first.bias.zero_()
+        model.last.weight.copy_(torch.tensor([[sign], [0.0]]))
+        model.last.bias.zero_()
+        model.last.bias[0] = -sign * (3e4 * weight - sign * 1e-3)
+    radius = crc.certify(model, x).radius.item()
+    # Softplus is the identity here, to all digits; the margin is linear in the three inputs.
+    exact = sum(Fraction(value) for value in x[0].tolist()) * Fraction(weight)
+    left = abs(exact - abs(Fraction(model.last.bias[0].item())))
+    slope_squared = 3 * Fraction(weight) ** 2
+    assert radius > 0 and Fraction(radius) ** 2 * slope_squared <= left**2

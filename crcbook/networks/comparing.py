@@ -140,9 +140,15 @@ def compare(reading: Reading, answers: Sequence[tuple[Tensor, Tensor]], points: 
         points: ``(points, *shape)`` float64 inputs at which they were evaluated, on the CPU.
 
     Raises:
-        ValueError: where one differs from the network by more than rounding.
+        ValueError: where one differs from the network by more than rounding, or nothing could be
+            compared.
     """
     expected, allowances = _expected(reading, points, [like for _, like in answers])
+    if not any(allowed.isfinite().all(1).any() for allowed in allowances):
+        raise ValueError(
+            "the model cannot be compared with what was read from it: its dtype overflows at every "
+            "point tried. A float32 or float64 copy, model.float(), can be read"
+        )
     for (logits, _), allowed in zip(answers, allowances, strict=True):
         logits = logits.to(expected).reshape(len(points), -1)
         if logits.shape != expected.shape:

@@ -206,7 +206,7 @@ def _added(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, 
 
 def _subtracted(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     value, first = _operand(func, x, args, kwargs)
-    if first or func in _REVERSED:
+    if first or getattr(func, "overloadpacket", func) in _REVERSED:
         return (*_negated(), *_spread(x, value), _shifted("sub", value))
     return (*_spread(x, value), _shifted("sub", -value))
 
@@ -304,7 +304,10 @@ def _averaged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Ste
     image = average(_zeros(x) + 1)
     if (image < 0).any() or image.dtype != torch.float64:
         raise Unreadable(f"{name_of(func)} divides by a negative number, or rounds")
-    pooled = "pool" in name_of(func) and x.dim() > 2  # each channel by itself
+    # A pool of a batch with channels adds up one channel's numbers; without channels it takes the
+    # batch for them.
+    place = name_of(func).find("pool")
+    pooled = place >= 0 and x.dim() == 2 + int(name_of(func)[place + 4])
     terms = 2 + math.prod(x.shape[2:] if pooled else x.shape[1:])
     facts = (args[1:], tuple(kwargs.items()))
     return (_same(average, name_of(func), terms=terms, stored=False, facts=facts),)
@@ -405,7 +408,7 @@ def _called(*names: str) -> Iterator:
                     yield found
 
 
-_REVERSED = {Tensor.__rsub__, torch.rsub}
+_REVERSED = {Tensor.__rsub__, torch.rsub, torch.ops.aten.rsub}
 _MAXIMA = set(_called(*(f"{kind}max_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_"))))
 _CORNERS = {
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh"),

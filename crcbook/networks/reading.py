@@ -5,6 +5,7 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -292,14 +293,18 @@ _lock = Lock()
 
 
 def _built(segments: Sequence[Segment], like: Tensor) -> Network:
-    """The network of dense layers, remembered under the hash of all that it is made of."""
+    """The network of dense layers, remembered under the hash of the steps it is made of.
+
+    What is proved of a network is remembered under the hash of its layers themselves.
+    """
     device = torch.device("cpu") if like.device.type == "mps" else like.device  # has no float64
-    key = _key(segments)
+    key = _hash((segment.activation, segment.shape, *segment.steps) for segment in segments)
     with _lock:
         found = _memory.get((key, device))
     if found is None:
-        found = Network(tuple(_layer(segment, device) for segment in segments), key)
-        _check_sizes(segments, found.layers)
+        layers = tuple(_layer(segment, device) for segment in segments)
+        _check_sizes(segments, layers)
+        found = Network(layers, _hash(layers))
     with _lock:
         _memory[key, device] = found
         _memory.move_to_end((key, device))
@@ -342,27 +347,30 @@ def _extent(numbers: Tensor) -> tuple[float, float]:
     return float(least), float(sizes.max()) if sizes.numel() else 0.0
 
 
-def _key(segments: Sequence[Segment]) -> str:
+def _hash(facts: Iterable) -> str:
     digest = hashlib.sha256()
-    for segment in segments:
-        row = segment.activation
-        facts = row.name, row.max_bend, row.deviation, segment.shape
-        digest.update(repr(facts).encode())
-        for step in segment.steps:
-            digest.update(step.name.encode())
-            _digest(digest, step.facts)
+    _digest(digest, list(facts))
     return digest.hexdigest()
 
 
-def _digest(digest: Any, facts: Iterable) -> None:
-    for fact in facts:
-        if isinstance(fact, Tensor):
-            digest.update(f"{fact.dtype} {tuple(fact.shape)}".encode())
-            digest.update(fact.contiguous().numpy())
-        elif isinstance(fact, tuple | list):
-            _digest(digest, fact)
-        else:
-            digest.update(repr(fact).encode())
+def _digest(digest: Any, fact: Any) -> None:
+    """Add a fact, with its kind and length before it: no two lists of facts read alike."""
+    if isinstance(fact, Activation):
+        fact = fact.name, fact.settings, fact.max_bend, fact.deviation
+    elif isinstance(fact, Affine):
+        fact = fact.name, fact.facts
+    elif isinstance(fact, Layer):
+        fact = [getattr(fact, field.name) for field in fields(fact)]
+    if isinstance(fact, tuple | list):
+        digest.update(f"({len(fact)}:".encode())
+        for part in fact:
+            _digest(digest, part)
+    elif isinstance(fact, Tensor):
+        digest.update(f"{fact.dtype} {tuple(fact.shape)}:".encode())
+        digest.update(fact.detach().cpu().contiguous().numpy())
+    else:
+        text = repr(fact).encode()
+        digest.update(b"%d:%b" % (len(text), text))
 
 
 def submodules(model: nn.Module) -> Iterable[nn.Module]:

@@ -33,22 +33,38 @@ class Recorded(Tensor):
 
     Attributes:
         steps: what was done to the input, in order.
+        refused: the errors of what could not be noted, of all tensors of a recording; a model may
+            catch them, and goes another way then than it does with numbers.
     """
 
     steps: tuple[Step, ...]
+    refused: list[Exception]
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], dtype: torch.dtype, device, steps: tuple = ()):
+    def __new__(
+        cls,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device,
+        steps: tuple = (),
+        refused: list[Exception] | None = None,
+    ):
         """A tensor that other code takes for an ordinary one."""
         made = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         made.steps = steps
+        made.refused = [] if refused is None else refused
         return made
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Note an operation, or answer what is asked about the shape."""
         with torch._C.DisableTorchFunctionSubclass():  # what is asked below is no operation
-            return cls._note(func, args, kwargs or {})
+            try:
+                return cls._note(func, args, kwargs or {})
+            except Exception as error:
+                for x in _recorded((args, (kwargs or {}).values())):
+                    x.refused.append(error)
+                raise
 
     @classmethod
     def _note(cls, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -99,6 +115,8 @@ def record(model: nn.Module, shape: Sequence[int], like: Tensor) -> Recorded:
     x = Recorded((_BATCH, *shape), like.dtype, like.device)
     with torch.no_grad():
         result = model(x)
+    if x.refused:
+        raise Unreadable(f"the model catches an error, and goes on: {x.refused[0]}")
     if not isinstance(result, Recorded):
         kind = type(result).__name__
         raise ValueError(f"the model must give one tensor of logits that depend on x; got {kind}")
@@ -125,8 +143,9 @@ def _product_row(func: Callable, inputs: list[Recorded]) -> Activation | None:
     names = [getattr(step, "name", "") for step in curved[len(plain) :]]
     same = all(first is second for first, second in zip(plain, curved, strict=False))
     row = {("sigmoid",): "silu", ("softplus", "tanh"): "mish"}.get(tuple(names)) if same else None
-    if row == "mish" and getattr(curved[-2], "max_bend", 0) != ACTIVATIONS["softplus"].max_bend:
-        return None
+    plain_settings = ACTIVATIONS["softplus"].settings
+    if row == "mish" and getattr(curved[-2], "settings", None) != plain_settings:
+        return None  # of another scale or threshold
     return None if row is None else {**ACTIVATIONS, **OTHER_ACTIVATIONS}[row]
 
 
@@ -149,7 +168,7 @@ def _extended(x: Recorded, *steps: Step) -> Recorded:
     for step in steps:
         if isinstance(step, Affine):
             shape = _checked(step, shape)
-    return Recorded((_BATCH, *shape), x.dtype, x.device, (*x.steps, *steps))
+    return Recorded((_BATCH, *shape), x.dtype, x.device, (*x.steps, *steps), x.refused)
 
 
 def _checked(step: Affine, shape: tuple[int, ...]) -> tuple[int, ...]:
