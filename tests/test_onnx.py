@@ -173,3 +173,82 @@ def test_a_file_that_is_read_wrongly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_files, "_OPERATIONS", wrong)
     with pytest.raises(ValueError, match="computes something else"):
         crc.load_model(path)
+
+
+def written_out(kind):
+    """Operations on ``a`` that torch's exporter writes in the place of an activation."""
+    if kind == "softsign":
+        return [
+            ("Abs", ("a",), ("size",), {}),
+            ("Add", ("size", "one"), ("more",), {}),
+            ("Div", ("a", "more"), ("h",), {}),
+        ]
+    if kind == "softplus":
+        return [
+            ("Softplus", ("a",), ("soft",), {}),
+            ("Greater", ("a", "threshold"), ("far",), {}),
+            ("Where", ("far", "a", "soft"), ("h",), {}),
+        ]
+    return [
+        ("Mul", ("a", "beta"), ("scaled",), {}),
+        ("Softplus", ("scaled",), ("soft",), {}),
+        ("Div", ("soft", "beta"), ("curved",), {}),
+        ("Greater", ("scaled", "threshold"), ("far",), {}),
+        ("Where", ("far", "a", "curved"), ("h",), {}),
+    ]
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 4])
+@pytest.mark.parametrize("kind", ["softsign", "softplus", "softplus of a scale"])
+def test_activations_that_are_written_out_are_read(tmp_path, kind, batch):
+    nodes = [
+        ("Reshape", ("x", "shape"), ("v",), {}),
+        ("Gemm", ("v", "w1", "b1"), ("a",), {}),
+        *written_out(kind),
+        ("Gemm", ("h", "w2"), ("logits",), {}),
+    ]
+    constants = {
+        "shape": np.array([batch if isinstance(batch, int) else -1, 6]),
+        "w1": 8 * numbers(6, 5),
+        "b1": numbers(5),
+        "w2": numbers(5, 3),
+        "one": np.float32(1),
+        "beta": np.float32(2),
+        "threshold": np.float32(20),
+    }
+    path = written(tmp_path / "net.onnx", nodes, constants, shape=(batch, 2, 3), opset=18)
+    model = crc.load_model(path)
+    name = read_network(model).layers[0].activation.name
+    assert name.startswith(kind.partition(" ")[0])
+    x = torch.from_numpy(numbers(4, 2, 3))
+    if batch == "batch":
+        check(path, x)
+    else:
+        from onnx.reference import ReferenceEvaluator
+
+        logits = torch.cat(
+            [
+                torch.from_numpy(ReferenceEvaluator(str(path)).run(None, {"x": part.numpy()})[0])
+                for part in x.split(batch)
+            ]
+        )
+        torch.testing.assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta": np.array([2.0, 1.0, 1.0, 1.0, 1.0], dtype=np.float32)},
+        {"threshold": np.zeros(5, dtype=np.float32)},
+    ],
+)
+def test_what_only_looks_like_an_activation_is_not_read_as_one(tmp_path, change):
+    nodes = [
+        ("Gemm", ("x", "w1"), ("a",), {}),
+        *written_out("softplus of a scale"),
+        ("Gemm", ("h", "w2"), ("logits",), {}),
+    ]
+    constants = {"w1": numbers(6, 5), "w2": numbers(5, 3)}
+    constants |= {"beta": np.float32(2), "threshold": np.float32(3)} | change
+    with pytest.raises(ValueError, match="Greater, Where are not read"):
+        crc.load_model(written(tmp_path / "net.onnx", nodes, constants))

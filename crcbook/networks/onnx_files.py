@@ -8,6 +8,7 @@ against the reference evaluation that ``onnx`` brings along.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -39,6 +40,7 @@ class OnnxNetwork(nn.Module):
 
     Attributes:
         input_shape: of one input.
+        batch: how many inputs the file takes at a time; 1 where it takes any number.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class OnnxNetwork(nn.Module):
         constants: dict[str, Tensor],
         ends: tuple[str, str],
         input_shape: tuple[int, ...],
+        batch: int = 1,
     ) -> None:
         """Keep the operations and their constants.
 
@@ -55,6 +58,7 @@ class OnnxNetwork(nn.Module):
             constants: the file's tensors by name.
             ends: the names of the input and the output.
             input_shape: of one input.
+            batch: how many inputs the file takes at a time.
 
         Raises:
             ValueError: for an operation that is not read.
@@ -62,11 +66,13 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         unknown = sorted({node.kind for node in nodes} - set(_OPERATIONS))
         if unknown:
+            newer = " GELU is one operation from opset 20 on." if "Erf" in unknown else ""
             raise ValueError(
-                f"the ONNX operations {', '.join(unknown)} are not read; those that are: "
+                f"the ONNX operations {', '.join(unknown)} are not read.{newer} Those that are: "
                 f"{', '.join(sorted(_OPERATIONS))}"
             )
-        self.nodes, self.ends, self.input_shape = tuple(nodes), ends, input_shape
+        self.nodes, self.ends = tuple(nodes), ends
+        self.input_shape, self.batch = input_shape, batch
         self.names = tuple(constants)
         for place, constant in enumerate(constants.values()):
             self.register_buffer(f"constant_{place}", constant)
@@ -83,7 +89,9 @@ class OnnxNetwork(nn.Module):
         values = {name: getattr(self, f"constant_{i}") for i, name in enumerate(self.names)}
         values[self.ends[0]] = x
         for node in self.nodes:
-            inputs = [values[name] if name else None for name in node.inputs]
+            inputs: list[Any] = [values[name] if name else None for name in node.inputs]
+            if node.kind == "Reshape":
+                inputs[1] = _free_batch(inputs[1], self.batch)
             values[node.outputs[0]] = _OPERATIONS[node.kind](*inputs, **node.attributes)
         return values[self.ends[1]]
 
@@ -134,8 +142,9 @@ def _network(file, onnx) -> OnnxNetwork:
     nodes = []
     for node in graph.node:
         settings = {attribute.name: setting(attribute) for attribute in node.attribute}
-        if node.op_type == "Constant" and isinstance(settings.get("value"), Tensor):
-            constants[node.output[0]] = settings["value"]
+        if node.op_type == "Constant" and len(settings) == 1:
+            (value,) = settings.values()
+            constants[node.output[0]] = torch.as_tensor(value)
         else:
             nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), settings))
     inputs = [value for value in graph.input if value.name not in constants]
@@ -144,10 +153,49 @@ def _network(file, onnx) -> OnnxNetwork:
             f"the network must have one input and one output; it has {len(inputs)} and "
             f"{len(graph.output)}"
         )
-    shape = tuple(size.dim_value for size in inputs[0].type.tensor_type.shape.dim)[1:]
+    sizes = [size.dim_value for size in inputs[0].type.tensor_type.shape.dim]
+    batch, shape = max(1, *sizes[:1]), tuple(sizes[1:])
     if not shape or 0 in shape:
         raise ValueError(f"the input must be (batch, *input_shape); its sizes are {shape}")
-    return OnnxNetwork(nodes, constants, (inputs[0].name, graph.output[0].name), shape)
+    ends = inputs[0].name, graph.output[0].name
+    return OnnxNetwork(_fused(nodes, constants, ends[1]), constants, ends, shape, batch)
+
+
+def _fused(nodes: Sequence[Node], constants: dict[str, Tensor], end: str) -> list[Node]:
+    """The operations that lead to the output, with activations that were written out made one."""
+    made = {node.outputs[0]: node for node in nodes}
+
+    def parts(name: str, kind: str) -> tuple:
+        return made[name].inputs if name in made and made[name].kind == kind else (None, None)
+
+    def number(name: str | None) -> float | None:
+        constant = constants.get(name or "")
+        return None if constant is None or constant.numel() != 1 else constant.item()
+
+    def activation(node: Node) -> Node:
+        kind, inputs, settings = node.kind, node.inputs, {}
+        if kind == "Div":  # x / (|x| + 1)
+            size, one = parts(inputs[1], "Add")
+            if number(one) == 1 and parts(size, "Abs")[0] == inputs[0]:
+                kind, inputs = "Softsign", inputs[:1]
+        elif kind == "Where":  # x where beta x is above a threshold, else softplus(beta x) / beta
+            test, x, curved = inputs
+            scaled, threshold = parts(test, "Greater")
+            beta = 1.0
+            if scaled != x:
+                (factor, beta), (curved, divisor) = parts(scaled, "Mul"), parts(curved, "Div")
+                beta = number(beta) if factor == x and number(beta) == number(divisor) else None
+            if beta and number(threshold) is not None and parts(curved, "Softplus")[0] == scaled:
+                kind, inputs = "Softplus", (x,)
+                settings = {"beta": beta, "threshold": number(threshold)}
+        return node if kind == node.kind else Node(kind, inputs, node.outputs, settings)
+
+    nodes, needed, kept = [activation(node) for node in nodes], {end}, []
+    for node in reversed(nodes):
+        if needed & set(node.outputs):
+            needed |= set(node.inputs)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _check(network: OnnxNetwork, file) -> None:
@@ -158,11 +206,10 @@ def _check(network: OnnxNetwork, file) -> None:
 
     evaluator = ReferenceEvaluator(file)
 
-    def reference(x: Tensor) -> Tensor:  # one at a time: a file may fix the batch
+    def reference(x: Tensor) -> Tensor:  # each by itself: a file may fix the batch
         with numpy.errstate(all="ignore"):  # its sigmoid evaluates both of its branches
-            one = [
-                next(iter(evaluator.run(None, {network.ends[0]: item[None].numpy()}))) for item in x
-            ]
+            batches = [item.expand(network.batch, *item.shape).numpy() for item in x]
+            one = [next(iter(evaluator.run(None, {network.ends[0]: b})))[:1] for b in batches]
         return torch.from_numpy(numpy.concatenate(one))
 
     compare_with(reference, network)
@@ -173,6 +220,12 @@ def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
     # A file that fixes a batch of one means one item after the other.
     fixed = sizes[:1] == [1] and len(x) != 1 and x.dim() > 1
     return x.reshape([len(x), *sizes[1:]] if fixed else sizes)
+
+
+def _free_batch(shape: Tensor, batch: int) -> Tensor:
+    """A shape that begins with the batch that the file was written for, with 1 in its place."""
+    fixed = batch > 1 and len(shape) > 1 and int(shape[0]) == batch
+    return torch.cat([torch.ones_like(shape[:1]), shape[1:]]) if fixed else shape
 
 
 def _gemm(a, b, c=None, **settings) -> Tensor:
@@ -280,7 +333,7 @@ _OPERATIONS: dict[str, Callable] = {
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,
     "Atan": torch.atan,
-    "Softplus": lambda x: functional.softplus(x, 1, _STRAIGHT),
+    "Softplus": lambda x, beta=1.0, threshold=_STRAIGHT: functional.softplus(x, beta, threshold),
     "Softsign": functional.softsign,
     "Elu": lambda x, alpha=1.0: functional.elu(x, alpha),
     "Celu": lambda x, alpha=1.0: functional.celu(x, alpha),
