@@ -59,13 +59,19 @@ class Unread:
             logits = opened.logits(few)
             opened = cls(function, x.shape[1:], like.dtype, like.device, logits.shape[1])
             again = torch.cat([opened.logits(few[:1]), opened.logits(few)[1:]])
-            pair = torch.zeros_like(few[:1, 0], dtype=torch.int64)
-            opened.margin_and_gradient(few[:1], pair, pair + 1)
+            first, second = logits.topk(2, dim=1).indices.unbind(1)
+            _, gradient = opened.margin_and_gradient(few, first, second)
         size = logits.abs().amax(1, keepdim=True) + 1
         if ((logits - again).abs() > torch.finfo(like.dtype).eps ** 0.5 * size).any():
             raise ValueError(
                 "the model gives the same item different logits, at random or because of the items "
                 "beside it: call model.eval()"
+            )
+        if not gradient.any():
+            raise ValueError(
+                f"the gradient of the model's margins is 0 at all {len(few)} inputs tried, and an "
+                "attack has nothing to follow: where probabilities are rounded to 0 and 1, give a "
+                "function of the logits, and one that does not round"
             )
         return opened
 
@@ -112,16 +118,18 @@ class Unread:
             for part, own, other in whole:
                 point = part.detach().clone().requires_grad_()
                 logits = self._evaluate(point)
-                if not logits.requires_grad:
+                pair = torch.stack([own, other], dim=1)  # none made in inference mode
+                margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
+                gradient = None
+                if margin.requires_grad:  # it may be for the weights' sake alone
+                    (gradient,) = torch.autograd.grad(margin.sum(), point, allow_unused=True)
+                if gradient is None:
                     raise ValueError(
                         "the model's logits do not depend on its input in a way that torch can "
                         "differentiate: it must not detach, round or leave torch"
                     )
-                pair = torch.stack([own, other], dim=1)  # none made in inference mode
-                margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
-                (gradient,) = torch.autograd.grad(margin.sum(), point, allow_unused=True)
                 margins.append(margin.detach().to(x.dtype))
-                gradients.append(torch.zeros_like(part) if gradient is None else gradient)
+                gradients.append(gradient)
         return torch.cat(margins), torch.cat(gradients).nan_to_num(0.0, 0.0, 0.0)
 
     def _evaluate(self, x: Tensor) -> Tensor:

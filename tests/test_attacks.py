@@ -185,12 +185,16 @@ def test_an_attack_of_a_function_works_where_no_gradients_are_wanted():
 
 
 def test_what_is_no_such_function_is_refused():
-    weight = torch.ones(12, 3)
+    weight, trained = torch.ones(12, 3), nn.Linear(12, 3)
+    spread = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     mixing = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
     random = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.ReLU(), nn.Linear(12, 3))
     for model, error, message in (
         (3, TypeError, "must be a module or a function; got int"),
         (lambda t: t.detach().flatten(1) @ weight, ValueError, "torch can differentiate"),
+        (lambda t: trained(t.detach().flatten(1)), ValueError, "torch can differentiate"),
+        (lambda t: (4 * t).round().flatten(1) @ spread, ValueError, "gradient .* is 0 at all"),
+        (lambda t: (1e4 * t.flatten(1) @ spread).softmax(1), ValueError, "gradient .* is 0 at all"),
         (lambda t: t.flatten(1) @ weight[:5], ValueError, "the model fails on torch.float32"),
         (lambda t: t, ValueError, r"must give \(7, classes\) logits"),
         (lambda t: t.flatten(1).argmax(1), ValueError, "of torch.int64"),
