@@ -204,6 +204,10 @@ WRONG = [
     ("fly", "invalid choice: 'fly'"),
     ("certify " + GOOD + "--metod dual", "unrecognized arguments: --metod"),
     ("certify " + GOOD + "--cur local", "unrecognized arguments: --cur"),
+    # No result is written over what is read.
+    ("certify " + GOOD + "--json net.safetensors", "net.safetensors is read by this command"),
+    ("certify " + GOOD + "--json ./x.npz", "x.npz is read by this command"),
+    ("prove " + GOOD + "--out net.safetensors", "net.safetensors is read by this command"),
     ("train --out somewhere", "--dataset"),
     ("train --dataset digits --out blocked/run", "cannot write blocked/run"),
     ("train --dataset digits --out somewhere --epochs 0", "epochs must be positive"),

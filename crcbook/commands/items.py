@@ -117,6 +117,7 @@ def read_request(options: argparse.Namespace) -> Request:
         ValueError: for words that contradict each other, a network that cannot be certified, items
             that it does not take, labels that it does not give, or a box that does not hold them.
     """
+    _check_apart(options)
     if sum(one is not None for one in (options.run_folder, options.model or options.module)) != 1:
         raise ValueError("name one network: the folder of a run, or --model FILE")
     if options.data is not None and options.dataset is not None:
@@ -151,6 +152,18 @@ def read_request(options: argparse.Namespace) -> Request:
     hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
     return Request(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
                  about, hashes, 20 if len(network.layers) <= 2 else 5)  # fmt: skip
+
+
+def _check_apart(options: argparse.Namespace) -> None:
+    """Check that no result is to be written over what is read."""
+    run, module = options.run_folder, options.module[0] if options.module else None
+    in_run = [] if run is None else [run / "model.safetensors", run / "run.json"]
+    read = [file for file in (run, *in_run, options.model, module, options.data, options.labels)
+            if file is not None]  # fmt: skip
+    for name in ("rows", "json", "out"):
+        file = getattr(options, name, None)
+        if file is not None and file.resolve() in [other.resolve() for other in read]:
+            raise ValueError(f"--{name} {file} is read by this command: name another file")
 
 
 def _model(options: argparse.Namespace) -> tuple[nn.Module, Path]:
