@@ -248,6 +248,8 @@ def deployed_prover(model: nn.Module, network: Network) -> Prover:
         ValueError: for a model of another kind, for weights that float32 does not hold, and where
             this device rounds float32 products to fewer digits.
     """
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise ValueError("deployed='float32' needs float32 weights: the program is a float32 one")
     linear = [module for module in submodules(model) if not isinstance(module, nn.Flatten)]
     shapes = [tuple(module.weight.shape) for module in linear if isinstance(module, nn.Linear)]
     if shapes != [tuple(layer.weight.shape) for layer in network.layers] or not isinstance(

@@ -118,6 +118,17 @@ class Allowed:
         """
         return displacement.clamp(self.low, self.high)
 
+    def contains(self, displacement: Tensor) -> Tensor:
+        """Which displacements stay inside.
+
+        Args:
+            displacement: ``(pairs, n)``.
+
+        Returns:
+            ``(pairs,)`` bool.
+        """
+        return ((self.low <= displacement) & (displacement <= self.high)).all(dim=1)
+
     def longest(self) -> Tensor:
         """The length of the longest displacement, rounded upward.
 

@@ -108,6 +108,21 @@ class Entries:
         allowed = None if self.allowed is None else self.allowed.take(index)
         return Entries(**columns, allowed=allowed)
 
+    def hold(self, d: Tensor, length: Tensor) -> Tensor:
+        """Whether the entries' curvatures hold at displacements, and from there to all others.
+
+        Args:
+            d: ``(entries, n)`` displacements.
+            length: ``(entries,)`` at least their lengths.
+
+        Returns:
+            ``(entries,)`` bool: where a curvature is one of a ball, only in that ball and the box.
+        """
+        holds = ~(length > self.valid)
+        if self.allowed is not None:
+            holds &= self.valid.isinf() | self.allowed.contains(d)
+        return holds
+
     def to(self, dtype: torch.dtype) -> "Entries":
         """The same entries for steps in another precision, with what steps need alone.
 
@@ -245,9 +260,10 @@ class Prover:
             The quadratics, minus infinity where something overflowed, and what they are made of.
         """
         network = self.network if arithmetic is DOUBLE else self.single
-        assert network is not None  # who has no float32 copy asks for float64 alone
-        # A box that a search has rounded is not the box any more.
-        assert entries.allowed is None or entries.allowed.low.dtype == torch.float64
+        if network is None:
+            raise ValueError("a network without a float32 copy is evaluated in float64 alone")
+        if entries.allowed is not None and entries.allowed.low.dtype != torch.float64:
+            raise ValueError("a box that a search has rounded is not the box any more")
         k, facts = entries.curvature, MarginFacts.of(self.rounding, entries.label, entries.target)
         value = None if change is None else change.value
         found = evaluate(network, entries, d, value, facts.offset)
@@ -266,7 +282,7 @@ class Prover:
         # k is rounded, multiplied and added: three roundings of kd, one of the gradient.
         error = errors[1] + 4 * arithmetic.unit * (steepness + k * length)
         error = error + arithmetic.tiny * length + self.rounding.gap[0]
-        usable = error.isfinite() & steepness.isfinite() & ~(length > entries.valid)
+        usable = error.isfinite() & steepness.isfinite() & entries.hold(d, length)
         value = torch.where(usable & value.isfinite(), value, -torch.inf)
         quadratic = Quadratic(value, direction, error, k, entries.allowed, arithmetic)
         return quadratic, found

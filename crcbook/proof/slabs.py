@@ -52,8 +52,8 @@ def slab_margins(prover: Prover, entries: Entries, axis: Tensor, slabs: int = 8)
 
     Args:
         prover: the network, which has a hidden layer, prepared for proofs.
-        entries: the margins, with the balls' radii as what their curvatures are valid for; a box is
-            left aside.
+        entries: the margins, with the balls' radii as what their curvatures are valid for: in the
+            whole balls, without a box.
         axis: ``(entries, n)`` directions to cut across, of any length, such as those in which the
             margins fall.
         slabs: how many, of equal width; the first one goes on to the other end of the ball.
@@ -62,7 +62,9 @@ def slab_margins(prover: Prover, entries: Entries, axis: Tensor, slabs: int = 8)
         ``(entries,)`` positive bounds; minus infinity where a slab is not proved positive, for the
         others are not looked at then.
     """
-    entries, axis = replace(entries, allowed=None), _unit(axis)
+    if entries.allowed is not None:
+        raise ValueError("slabs cut whole balls, where a curvature in a box does not hold")
+    axis = _unit(axis)
     least = torch.full_like(entries.valid, torch.inf)
     left = torch.arange(len(least), device=least.device)
     for place in reversed(range(slabs)):  # where the margin is smallest, a proof fails soonest
