@@ -491,3 +491,13 @@ def test_attacked_points_stay_in_their_balls_and_raise_the_loss(benchmark, bars)
     assert ((points - x).flatten(1).norm(dim=1) <= 0.7 * (1 + 1e-5)).all()
     loss = nn.functional.cross_entropy
     assert (loss(model(points), y, reduction="none") > loss(model(x), y, reduction="none")).all()
+
+
+def test_at_other_radii_no_certificate_is_moved_and_none_is_lost(benchmark, digits, digits_model):
+    items = digits.test.take(slice(0, 40))
+    found = [benchmark("other_radii").at_radius(digits_model, items, r) for r in (0.1, 0.4, 2.0)]
+    for row in found:
+        assert row["violations"] == 0 and row["global"] <= row["local"] <= row["survived"]
+    assert [row["local"] for row in found] == sorted((r["local"] for r in found), reverse=True)
+    radius = crc.certify(digits_model, items.x, items.y).radius
+    assert found[0]["global"] >= int((radius >= 0.1).sum()) > 0
