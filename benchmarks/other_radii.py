@@ -20,7 +20,7 @@ from crcbook.datasets import Split
 from crcbook.experiments import environment
 from crcbook.experiments.evaluation import ATTACK
 
-RADII, TOGETHER = (0.5, 1.0, 1.5, 1.58, 2.0), 100
+RADII, TOGETHER = (0.5, 1.0, 1.5, 1.58), 100
 
 
 def at_radius(model: nn.Module, items: Split, radius: float) -> dict[str, int]:

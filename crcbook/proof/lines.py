@@ -418,7 +418,7 @@ class _Centre:
 class Factor:
     r"""A factor R of a weight :math:`W = RQ + E` whose rows are no longer than it has.
 
-    :math:`\|\Lambda W\| \\le \\|\\Lambda R\\|\\|Q\\| + \\|\\Lambda\\|\\|E\\|`: products
+    :math:`\|\Lambda W\| \le \|\Lambda R\|\|Q\| + \|\Lambda\|\|E\|`: products
     with R, which is as wide as the layer, take the place of products with W.
     """
 

@@ -3,8 +3,8 @@ r"""Cheap bounds of gradients' norms at the inputs, and cheap steps away from th
 What a certificate at the input itself (the closed form) needs of a gradient is a bound of its
 norm, for every class of every image. The largest singular directions of the first layer hold most
 of it, and what they leave out is bounded. A displacement along them changes the first
-preactivations by a product of few columns. Without this file gradients and changes are computed in
-full.
+preactivations by a product of few columns. All of it is a shortcut: what is computed here could be
+computed in full, more slowly.
 """
 
 from dataclasses import dataclass, replace
