@@ -36,10 +36,12 @@ class Slabs:
             entries: the margins.
 
         Returns:
-            ``(entries,)`` bounds, minus infinity where nothing was proved, and no
+            ``(entries,)`` bounds, minus infinity where nothing was proved, as in a box, and no
             displacements.
         """
         bound = torch.full_like(entries.bound, -torch.inf)
+        if entries.allowed is not None:  # their curvatures need not hold in the whole balls
+            return bound, None
         for rows in worst_first(entries, bound, question):
             few = entries.take(rows)
             bound[rows] = self._cut(question, few)
@@ -49,7 +51,7 @@ class Slabs:
         bound = torch.full_like(entries.bound, -torch.inf)
         # A best point for the radius shows which way the margin falls.
         goal = torch.full_like(entries.goal, torch.inf)
-        whole = replace(entries, goal=goal, allowed=None)
+        whole = replace(entries, goal=goal)
         axis = search(
             self.prover.rough, Radius(), whole, torch.zeros_like(entries.start), SEARCH_STEPS
         )
