@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 import crcbook as crc
-from crcbook.certificate import verify_by_kind
 from crcbook.checkpoints import write_json
 from crcbook.datasets import Split
-from crcbook.experiments import environment
+from crcbook.experiments import environment, evaluate
 from crcbook.experiments.evaluation import ATTACK
 
 RADII, TOGETHER = (0.5, 1.0, 1.5, 1.58), 100
@@ -37,15 +36,12 @@ def at_radius(model: nn.Module, items: Split, radius: float) -> dict[str, int]:
     counts = {"global": 0, "local": 0, "survived": 0, "violations": 0}
     for start in range(0, len(items), TOGETHER):
         part = items.take(slice(start, start + TOGETHER))
-        proved = crc.verify(model, part.x, part.y, radius, method="dual").robust
-        kept = ~crc.attack(model, part.x, part.y, radius, **ATTACK).success
-        counts["global"] += int(proved.sum())
+        found = evaluate(model, part, radius, box=False, local=True)
+        proved, kept = found["certified"], found["survived"]
+        counts["global"] += int((found["radius"] >= radius).sum())
+        counts["local"] += int(proved.sum())
         counts["survived"] += int(kept.sum())
         counts["violations"] += int((proved & ~kept).sum())
-        left = kept & ~proved
-        if left.any():
-            proved[left] = verify_by_kind(model, part.x[left], part.y[left], radius)["local"]
-        counts["local"] += int(proved.sum())
     return counts
 
 

@@ -831,13 +831,13 @@ def test_what_is_proved_of_a_network_is_not_taken_for_another(monkeypatch):
     assert len(keys) == 2
 
 
-def hashes():
+def facts():
     """Facts, nested as steps have them."""
     leaves = st.integers(-20, 20) | st.text("1,(): ", max_size=4) | st.none()
     return st.recursive(leaves, lambda parts: st.lists(parts, max_size=3).map(tuple))
 
 
-@given(hashes(), hashes())
+@given(facts(), facts())
 def test_facts_that_differ_have_hashes_that_do(first, second):
     assert (module._hash([first]) == module._hash([second])) == (first == second)
 
