@@ -122,10 +122,7 @@ def full() -> dict[str, Experiment]:
         "mnist-2-softplus-crt-long": long,
         "mnist-2-softplus-crt-augmented": _in_all_stages(long, augment=True),
         "mnist-2-softplus-crt-wide-augmented": _in_all_stages(_wide(long), augment=True),
-        **{f"mnist-2-softplus-crt-long-seed-{seed}": drawn_anew(long, seed) for seed in (1, 2)},
-        "mnist-2-softplus-crt-mean-of-three": replace(
-            long, width=3 * long.width, start=tuple(drawn_anew(long, seed) for seed in range(3))
-        ),
+        **_seeds_and_mean("mnist-2-softplus-crt", long),
         "mnist-3-softplus-crt": _deeper(two, 3),
         "mnist-4-softplus-crt": _deeper(two, 4),
     }
@@ -140,8 +137,26 @@ def full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
+    halved = replace(long.starts[0], recipe=replace(patient, epochs=60))
+    clothes = _on("fashion-mnist", replace(long, start=halved))
+    found["fashion-mnist-2-softplus-crt-long"] = clothes
+    found |= _seeds_and_mean("fashion-mnist-2-softplus-crt", clothes)
     found |= _colours(replace(brief, epochs=20))
     return found | _random_starts(broad) | _controls(two, long)
+
+
+def _seeds_and_mean(name: str, long: Experiment) -> dict[str, Experiment]:
+    """A long training from two more seeds, and the mean of all three networks."""
+    seeds = [drawn_anew(long, seed) for seed in range(3)]
+    found = {f"{name}-long-seed-{seed}": seeds[seed] for seed in (1, 2)}
+    mean = replace(long, width=3 * long.width, start=tuple(seeds))
+    return found | {f"{name}-mean-of-three": mean}
+
+
+def _on(dataset: str, experiment: Experiment) -> Experiment:
+    """A training with all of its stages on another dataset."""
+    found = replace(experiment, dataset=dataset)
+    return found.with_starts(lambda start: _on(dataset, start))
 
 
 def _colours(shallow: Recipe) -> dict[str, Experiment]:
