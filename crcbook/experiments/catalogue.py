@@ -137,8 +137,7 @@ def full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
-    halved = replace(long.starts[0], recipe=replace(patient, epochs=60))
-    clothes = _on("fashion-mnist", replace(long, start=halved))
+    clothes = _on("fashion-mnist", long)
     found["fashion-mnist-2-softplus-crt-long"] = clothes
     found |= _seeds_and_mean("fashion-mnist-2-softplus-crt", clothes)
     found |= _colours(replace(brief, epochs=20))
