@@ -137,8 +137,11 @@ class Attack:
         """A line: how many adversarial points, and how far they are."""
         found, count = int(self.success.sum()), len(self.success)
         text = f"Attack on {count} item{'s' * (count != 1)}: {found} adversarial"
-        if found:
-            text += f", at a mean distance of {self.distance[self.success].mean():.4g}"
+        if wrong := int((self.success & (self.distance == 0)).sum()):
+            text += f", of which {wrong} as they are"
+        if found > wrong:
+            moved = self.success & (self.distance > 0)
+            text += f", at a mean distance of {self.distance[moved].mean():.4g}"
         return f"{text} (fields: point, margin, success, distance)"
 
 

@@ -410,11 +410,17 @@ def called_otherwise():
         (small(nn.Hardswish()), "hardswish has corners"),
         (small(nn.ELU(2.0)), r"elu has a corner unless alpha is 1 \(here 2\)"),
         (small(nn.MaxPool1d(1)), "max pooling has corners.*average pooling"),
-        (small(nn.LayerNorm(5)), "layer_norm is neither.*holds: 2 Linear, 1 LayerNorm"),
+        (
+            small(nn.LayerNorm(5)),
+            "layer_norm divides.*BatchNorm in eval mode.*2 Linear, 1 LayerNorm",
+        ),
         (
             small(nn.Unflatten(1, (1, 5)), nn.Upsample(scale_factor=2)),
             "linear map that crcbook does not read yet",
         ),
+        (small(nn.PReLU()), "PReLU: it has a corner"),
+        (nn.Sequential(nn.LSTM(6, 3)), "LSTM: a recurrent network"),
+        (nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0).eval(), "attention multiplies"),
         (small(nn.Dropout()), r"draws at random: call model\.eval"),
         (small(nn.BatchNorm1d(5)), r"from the batch: call model\.eval"),
         (small(parametrizations.spectral_norm(nn.Linear(5, 5))), r"model\.eval|training mode"),
@@ -427,7 +433,10 @@ def called_otherwise():
         (Valued(lambda x, f: f(x) / 0), "divides by zero"),
         (Valued(lambda x, f: 1 / f(x)), "neither an affine map"),
         (Valued(lambda x, f: f(x.flip(0))), "flip mixes the items"),
-        (Valued(lambda x, f: f(x - torch.ones(3, 6))), "constant of shape"),
+        (
+            Valued(lambda x, f: f(x - torch.ones(3, 6))),
+            r"constant of shape \(3, 6\) beside \(batch, 6\)",
+        ),
         (Valued(lambda x, f: (f(x),)), "must give one tensor"),
         (Valued(lambda x, f: f(x).softmax(1) * 2), "something follows softmax"),
         (Valued(lambda x, f: f(x).softmax(0)), "over the classes"),
@@ -435,7 +444,10 @@ def called_otherwise():
         (Valued(lambda x, f: torch.full_like(x, 2.0)), "full_like is neither"),
         (Valued(lambda x, f: f(x)[:, None]), r"must give .batch, classes.; got .batch, 1, 3"),
         (one_logit(nn.Softmax(1)), "softmax over one class"),
-        (nn.Sequential(nn.Flatten(0), nn.Linear(6, 3)), r"flatten makes.*\(18,\)"),
+        (
+            nn.Sequential(nn.Flatten(0), nn.Linear(6, 3)),
+            r"flatten makes.*\(18,\) of 3 items, \(batch, 6\)",
+        ),
         (nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(3, 2)), "3 inputs are needed"),
         (nn.Sequential(nn.Flatten(), nn.Tanh()), "must have a linear layer"),
         (torch.jit.script(small()), "scripted"),
@@ -874,3 +886,9 @@ def test_the_rounding_of_a_pool_is_in_the_radius(with_channels, sign):
     left = abs(exact - abs(Fraction(model.last.bias[0].item())))
     slope_squared = 3 * Fraction(weight) ** 2
     assert radius > 0 and Fraction(radius) ** 2 * slope_squared <= left**2
+
+
+def test_images_without_channels_are_named_by_what_they_lack():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 10))
+    with pytest.raises(ValueError, match=r"channels, height, width\); got \(batch, 8, 8\)"):
+        read_network(model, at=torch.zeros(6, 8, 8))

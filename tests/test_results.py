@@ -63,6 +63,9 @@ def test_results_of_nothing_certified_and_of_no_limit_are_shown_too(count):
     x = torch.zeros(count, 2)
     assert f"at any radius {count}" in repr(crc.certify(constant, x))
     assert "certified     0, at an l2 radius of none" in repr(crc.certify(constant, x, [1] * count))
+    assert f"misclassified {count}\n" in repr(crc.certify(constant, x, [1] * count))
+    attacked = repr(crc.attack(constant, x, [1] * count))
+    assert f"{count} adversarial, of which {count} as they are (fields" in attacked
     refuted = repr(crc.verify(constant, x, [1] * count, 1.0))
     assert f"refuted       {count}" in refuted and "undecided     0" in refuted
 

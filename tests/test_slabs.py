@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import crcbook as crc
 from crcbook.attacks import Aim, boundary_points, descend
-from crcbook.certificate.question import Radius
+from crcbook.certificate.question import Margin, Radius
 from crcbook.hessian import margin_hessian
 from crcbook.networks import read_network
 from crcbook.proof import slabs
@@ -18,6 +18,7 @@ from crcbook.proof.eigenvalues import top_eigenvalue_bound
 from crcbook.proof.prover import Entries, Prover
 from crcbook.proof.slabs import slab_margins
 from crcbook.stages.search import search
+from crcbook.stages.slabs import Slabs
 
 
 def margins_to_bound(prover, x):
@@ -119,6 +120,12 @@ def test_slabs_prove_what_one_minorant_cannot():
     entries, trial = entries.take(gap), (plain + reached)[gap] / 2
     bound = margins_in_balls(prover, entries, trial, falls(prover, entries))
     assert (bound > 0).double().mean() > 0.5
+    # The stage does so across either way, and the two ways are not the same.
+    question, entries = Margin(trial), replace(entries, valid=trial, image=torch.arange(len(trial)))
+    both = [Slabs(prover, ((way, 32),))(question, entries)[0] > 0 for way in ("point", "adversary")]
+    assert all(proved.double().mean() > 0.5 for proved in both)
+    axes = [Slabs(prover)._axis(way, entries) for way in ("point", "adversary")]
+    assert (torch.cosine_similarity(*axes, dim=1) < 1 - 1e-6).any()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

@@ -73,6 +73,8 @@ class Certificate:
         ]
         if int(self.radius.isinf().sum()):
             lines.append(f"  at any radius {int(self.radius.isinf().sum())}")
+        if wrong := int((self.distance == 0).sum()):
+            lines.append(f"  misclassified {wrong}")
         won = [name for name, some in zip(self.method, positive.tolist(), strict=True) if some]
         if won:
             names = ", ".join(f"{name} {won.count(name)}" for name in sorted(set(won)))

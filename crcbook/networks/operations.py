@@ -6,7 +6,7 @@ gives the steps that this is. It is found by the function itself, not by a name.
 
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -131,13 +131,18 @@ def _unchanged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[St
     return ()
 
 
+def _batch_of(shape: Sequence[int]) -> str:
+    """The shape of a recorded batch, whose number of items is ours and no user's."""
+    return f"({', '.join(['batch', *map(str, shape[1:])])})"
+
+
 def _reshaped(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     result = func(_zeros(x), *args[1:], **kwargs)
     shape = result.shape
     if result.dtype != torch.float64 or len(shape) == 0 or shape[0] != x.shape[0]:
         raise Unreadable(
-            f"{name_of(func)} makes {result.dtype} numbers of shape {tuple(shape)} of a batch of "
-            f"shape {tuple(x.shape)}"
+            f"{name_of(func)} makes {result.dtype} numbers of shape {tuple(shape)} of "
+            f"{len(x)} items, {_batch_of(x.shape)}: the first dimension must stay the batch"
         )
     item = tuple(shape[1:])
     return (_same(lambda a: a.reshape(len(a), *item), name_of(func), ordered=True, facts=(item,)),)
@@ -174,7 +179,10 @@ def _operand(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tens
     if value.dim() == x.dim() and value.shape[0] == 1:
         value = value[0]
     if value.dim() >= x.dim():
-        raise Unreadable(f"{name_of(func)} takes a constant of shape {tuple(value.shape)}")
+        raise Unreadable(
+            f"{name_of(func)} takes a constant of shape {tuple(value.shape)} beside "
+            f"{_batch_of(x.shape)}: it must be the same for every item, without a batch dimension"
+        )
     return value, first
 
 
@@ -278,7 +286,12 @@ def _convolved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[St
     weight, bias = _constant(given.pop("weight"), "a convolution's weight"), given.pop("bias", None)
     given.pop("input")
     if weight.dim() != x.dim():
-        raise Unreadable(f"{name_of(func)} takes {tuple(x.shape)} for one item, not a batch")
+        sizes = ", ".join(["batch", "channels", "height", "width"][: weight.dim()])
+        sizes = sizes if weight.dim() < 5 else "batch, channels, depth, height, width"
+        raise Unreadable(
+            f"{name_of(func)} takes ({sizes}); got {_batch_of(x.shape)}. Images without channels "
+            "have one: x[:, None]"
+        )
     rest, size = args[3:], weight.abs()
     transposed = "transpose" in name_of(func)
     if bias is not None:
@@ -414,8 +427,9 @@ _CORNERS = {
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh"),
     *("hardsigmoid", "hardswish", "threshold", "selu", "clamp", "clip", "clamp_min", "clamp_max"),
     *("abs", "max", "min", "amax", "amin", "maximum", "minimum", "softshrink", "hardshrink"),
-    *("sign", "round", "floor", "ceil", "glu", "norm", "sort", "topk", "where"),
+    *("sign", "round", "floor", "ceil", "norm", "sort", "topk", "where"),
 }
+_NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"}
 _UNREAD = {
     *("interpolate", "upsample", "einsum", "unfold", "fold", "tensordot", "bmm", "mv", "cumsum"),
     *("baddbmm", "cat", "stack", "repeat", "expand", "expand_as", "chunk", "split", "unbind"),
@@ -522,6 +536,11 @@ def refusal(func: Callable) -> str:
         )
         name = "max pooling" if func in _MAXIMA else name
         return f"{name} has corners, where its curvature is not bounded: {advice}"
+    if name in _NORMS:
+        return (
+            f"{name} divides each item by a size of its own, which is neither an affine map nor an "
+            "activation: use BatchNorm in eval mode"
+        )
     if name in _UNREAD:
         return f"{name} is a linear map that crcbook does not read yet: write it as Linear or Conv"
     if name in ("__bool__", "item", "__float__", "__int__", "tolist", "numpy", "__index__"):

@@ -32,6 +32,14 @@ from crcbook.networks.recording import Recorded, record
 
 _CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_NEVER = {
+    nn.MultiheadAttention: "attention multiplies what depends on x by what depends on x, and "
+    "networks are carried here as chains of affine maps and activations",
+    nn.RNNBase: "a recurrent network applies its layers again and again to parts of its input, and "
+    "networks are carried here as chains",
+    nn.PReLU: "it has a corner, where its curvature is not bounded: use a smooth activation such "
+    "as softplus, or the recipe for ReLU in the book's chapter 'Certify your own network'",
+}
 _INCREASING = ("sigmoid", "logsigmoid")  # at the end, they change no answer
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
@@ -121,8 +129,8 @@ def _reading(
     if failed:
         raise ValueError(_explained(model, at, failed[0])) from failed[0]
     raise ValueError(
-        "the shape of an input cannot be told from the model's first layer: give inputs, as in "
-        "read_network(model, at=x)"
+        "the shape of an input cannot be told from the model's first layer: give inputs, as "
+        "certify(model, x) and save_model(path, model, at=x) do"
     )
 
 
@@ -219,6 +227,10 @@ def _explained(model: nn.Module, at: Tensor | None, error: Exception) -> str:
         where = owner if isinstance(owner, nn.Module) else where
         trace = trace.tb_next
     text = str(where) if len(str(where)) < 100 else type(where).__name__
+    for module in model.modules():
+        for kind, reason in _NEVER.items():
+            if isinstance(module, kind):
+                return f"cannot certify {type(module).__name__}: {reason}"
     if not isinstance(error, ValueError):
         shape = next(_shapes(model, at))
         return f"the model fails on inputs of shape {shape}, in {text}: {error}"
@@ -387,7 +399,8 @@ def submodules(model: nn.Module) -> Iterable[nn.Module]:
     """
     if not isinstance(model, nn.Sequential):
         raise ValueError(
-            f"a Sequential of Flatten, Linear and activations is needed here; got {model}"
+            "a Sequential of Flatten, Linear and activations is needed here (for training and for "
+            f"deployed='float32'); got {type(model).__name__}"
         )
     _check_unchanged(model)
     for module in model:
