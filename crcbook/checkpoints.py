@@ -7,6 +7,7 @@ name is whole.
 import json
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, under the names that the module itself gives them."""
+def _state_dict(path: Path) -> dict[str, Any]:
+    """The tensors of a state dict, or of the only one that a checkpoint holds."""
     state: Any
     if path.suffix == ".safetensors":
         try:
@@ -146,10 +147,30 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
                 "it holds more than tensors, which is never unpickled, or is damaged: write it "
                 "with torch.save(model.state_dict(), path)"
             ) from error
-    for name in ("state_dict", "model_state_dict"):  # beside an optimizer's, in a checkpoint
-        state = state.get(name, state)
-    wrapped = all(name.startswith("module.") for name in state)  # saved from a DataParallel
-    return {name.removeprefix("module.") if wrapped else name: state[name] for name in state}
+    if not isinstance(state, dict):
+        raise RuntimeError(f"it holds a {type(state).__name__}, not a state dict")
+    inner = [name for name, held in state.items() if _is_state_dict(held)]
+    if len(inner) > 1:
+        raise RuntimeError(
+            f"it holds several state dicts, {', '.join(map(str, inner))}: write the one that is "
+            f"meant with torch.save(checkpoint[{inner[0]!r}], path)"
+        )
+    return state[inner[0]] if inner else state
+
+
+def _is_state_dict(held: Any) -> bool:
+    """Whether something beside others in a checkpoint is one; an optimizer's holds other dicts."""
+    return isinstance(held, dict) and held != {} and all(map(torch.is_tensor, held.values()))
+
+
+def _named(state: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """A state dict under a module's own names, where wrappers put one prefix before all of them."""
+    first = next(iter(names), "")
+    for name in state:
+        prefix = str(name).removesuffix(first)
+        if set(state) == {prefix + own for own in names}:
+            return {own: state[prefix + own] for own in names}
+    return state
 
 
 def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> None:
@@ -168,7 +189,7 @@ def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> 
         RuntimeError: where the file cannot be written.
     """
     try:
-        tensors, facts = model.state_dict(), architecture(model)
+        facts, tensors = architecture(model), model.state_dict()
     except ValueError:
         tensors, facts = _dense(read_network(model, at))
     save_tensors(Path(path), tensors, facts)
@@ -232,7 +253,7 @@ def load_model(path: Path | str, module: nn.Module | None = None) -> nn.Module:
     path = Path(path)
     if module is not None:
         try:
-            module.load_state_dict(_state_dict(path))
+            module.load_state_dict(_named(_state_dict(path), module.state_dict().keys()))
         except (RuntimeError, AttributeError, TypeError) as error:
             raise RuntimeError(f"cannot load {path} into the module: {error}") from error
         return module.eval()

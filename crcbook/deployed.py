@@ -47,7 +47,8 @@ import torch
 from torch import Tensor, nn
 
 from crcbook.activations import ROUNDING
-from crcbook.networks import Network, remembered, submodules
+from crcbook.networks import Network, remembered
+from crcbook.networks.reading import applies_in_turn
 from crcbook.proof.arithmetic import OUTWARD, SINGLE, single_sums_hold
 from crcbook.proof.eigenvalues import spectral_norm_bound
 from crcbook.proof.prover import Prover
@@ -238,7 +239,7 @@ def deployed_prover(model: nn.Module, network: Network) -> Prover:
     """A network prepared for proofs about the float32 program that a model is.
 
     Args:
-        model: a Sequential of Flatten, Linear and activations, the last one Linear.
+        model: one that applies Linear layers and activations in turn, the last one Linear.
         network: what was read from it.
 
     Returns:
@@ -250,14 +251,13 @@ def deployed_prover(model: nn.Module, network: Network) -> Prover:
     """
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ValueError("deployed='float32' needs float32 weights: the program is a float32 one")
-    linear = [module for module in submodules(model) if not isinstance(module, nn.Flatten)]
-    shapes = [tuple(module.weight.shape) for module in linear if isinstance(module, nn.Linear)]
-    if shapes != [tuple(layer.weight.shape) for layer in network.layers] or not isinstance(
-        linear[-1], nn.Linear
-    ):
+    if not applies_in_turn(model, network):
         raise ValueError(
-            "deployed='float32' needs a model whose Linear layers alternate with activations and "
-            f"end in one of the logits, two or more; got {model}"
+            "deployed='float32' needs a model that applies Linear layers and activations in turn, "
+            "with the weights that it stores, to flat inputs too, and ends in a Linear layer of "
+            "two logits or more; compiled ones are not covered. Of any other model, "
+            "crcbook.save_model writes the Linear layers that it is read as, and "
+            "crcbook.load_model(path).float() is a program of this kind, to deploy in its place"
         )
     if not single_sums_hold(network.device):
         raise ValueError(

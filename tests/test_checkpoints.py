@@ -113,7 +113,19 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
         crc.save_model(tmp_path / "file" / "model.safetensors", crc.mlp([3, 2]))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pt", "checkpoint", "parallel"])
+CHECKPOINTS = {
+    "pt": lambda state: state,
+    "checkpoint": lambda state: {"epoch": 3, "state_dict": state, "rng": torch.get_rng_state()},
+    "another key": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+    **{
+        prefix: lambda state, prefix=prefix: {prefix + name: state[name] for name in state}
+        for prefix in ("module.", "_orig_mod.", "model.", "module._orig_mod.")
+    },
+    "both": lambda state: {"net": {f"module.{name}": state[name] for name in state}, "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", *CHECKPOINTS])
 def test_a_state_dict_is_read_into_its_module(tmp_path, kind):
     def build(seed):
         torch.manual_seed(seed)
@@ -125,12 +137,34 @@ def test_a_state_dict_is_read_into_its_module(tmp_path, kind):
     if kind == "safetensors":
         path = tmp_path / "state.safetensors"
         save_file(state, path)
-    elif kind == "checkpoint":
-        torch.save({"epoch": 3, "state_dict": state}, path)
     else:
-        torch.save(nn.DataParallel(model).state_dict() if kind == "parallel" else state, path)
+        torch.save(CHECKPOINTS[kind](state), path)
     loaded, x = crc.load_model(path, build(1)), torch.randn(3, 1, 4, 4)
     assert not loaded.training and torch.equal(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"weight": torch.ones(2, 3)}, "ema": {"weight": torch.ones(2, 3)}},
+         r"several state dicts, model, ema: .*torch\.save\(checkpoint\['model'\]"),
+        ([1, 2], "holds a list, not a state dict"),
+        ({"epoch": 3}, "Missing key"),
+    ],
+)  # fmt: skip
+def test_what_is_no_single_state_dict_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(RuntimeError, match=message):
+        crc.load_model(tmp_path / "state.pt", nn.Linear(3, 2))
+
+
+def test_a_program_is_saved_as_the_layers_it_is_read_as(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+    crc.save_model(tmp_path / "net.safetensors", torch.export.export(model, (x[:1],)))
+    torch.testing.assert_close(
+        crc.load_model(tmp_path / "net.safetensors")(x.double()).float(), model(x)
+    )
 
 
 def test_code_in_a_state_dict_is_not_run(tmp_path, monkeypatch):

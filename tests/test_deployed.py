@@ -7,11 +7,15 @@ from conftest import SMOOTH, evaluate_exactly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 import crcbook as crc
-from crcbook.activations import ACTIVATIONS
+from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, celu, softplus
 from crcbook.deployed import FARTHEST, SINGLE_ROUNDING, DeployedRounding, float32_error
 from crcbook.networks import read_network
+from crcbook.networks.modules import module_of
+
+ROWS = [*ACTIVATIONS.values(), *OTHER_ACTIVATIONS.values(), celu(0.7), celu(300.0), softplus(0.3)]
 
 
 @st.composite
@@ -53,13 +57,12 @@ def in_some_order(model, x, order):
     return x
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-def test_float32_activations_are_within_their_rounding(name):
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_float32_activations_are_within_their_rounding(row):
     near = torch.linspace(-30, 30, 300_001)
     far = torch.logspace(-30, 4, 100_001)
     z = torch.cat([near, far, -far])
-    row = ACTIVATIONS[name]
-    error = (crc.mlp([1, 1, 2], name)[2](z).double() - row.value(z.double())).abs()
+    error = (module_of(row.name, dict(row.settings))(z).double() - row.value(z.double())).abs()
     scale = torch.maximum(
         row.max_slope * z.double().abs(), row.value(torch.zeros(1).double()).abs()
     )
@@ -216,6 +219,89 @@ def test_programs_of_another_kind_are_refused(model):
         crc.certify(model, x, y, deployed="float32")
     with pytest.raises(ValueError, match="deployed must be one of None, float32"):
         crc.certify(model, x, y, deployed="float16")
+
+
+class Written(nn.Module):
+    """Two linear maps as someone's code applies them."""
+
+    def __init__(self, forward):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.apply_all = nn.Linear(12, 5), nn.Linear(5, 3), forward
+
+    def forward(self, x):
+        return self.apply_all(x, self.first, self.last)
+
+
+def hooked():
+    model = Written(lambda x, f, g: g(torch.tanh(f(x))))
+    model.first.register_forward_hook(lambda module, inputs, output: output - 1)
+    return model
+
+
+def compiled():
+    model = nn.Sequential(nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3))
+    model.compile()
+    return model
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x, f, g: g(functional.mish(f(x.view(len(x), -1)))),
+        lambda x, f, g: torch.addmm(g.bias, functional.gelu(f(x.flatten(1))), g.weight.T),
+        lambda x, f, g: g((z := f(x.flatten(1))) * z.sigmoid()),
+        lambda x, f, g: g(torch.tanh(functional.linear(x.flatten(1), 2 * f.weight, f.bias))),
+    ],
+)
+def test_modules_of_their_own_are_programs_too(forward):
+    """The radii are those of the same layers in a Sequential, and float32 is within the bound."""
+    model = Written(forward)
+    x = torch.rand(40, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    network = read_network(model, at=x)
+    first, last = network.layers
+    row = first.activation
+    twin = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 5), module_of(row.name, dict(row.settings)), nn.Linear(5, 3)
+    )
+    for module, layer in zip((twin[1], twin[3]), (first, last), strict=True):
+        module.weight.data, module.bias.data = layer.weight.float(), layer.bias.float()
+    ours, theirs = (crc.certify(m, x, y, deployed="float32").radius for m in (model, twin))
+    assert torch.equal(ours, theirs) and (ours > 0).any()
+    assert (ours <= crc.certify(model, x, y).radius).all()
+    label = torch.zeros(len(x), dtype=torch.int64)
+    _, start = float32_error(network, label, label + 1, x.flatten(1).double())
+    margins = [
+        z[:, 0] - z[:, 1] for z in (model(x).double(), network.logits(x.flatten(1).double()))
+    ]
+    assert ((margins[0] - margins[1]).abs() <= start).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Written(lambda x, f, g: g(torch.tanh(f((x - 0.1) / 0.3)))),
+        Written(lambda x, f, g: g(torch.tanh(functional.linear(x, 3 * f.weight, f.bias)))),
+        Written(lambda x, f, g: g(torch.tanh(f(x))).softmax(1)),
+        hooked(),
+        compiled(),
+        torch.compile(Written(lambda x, f, g: g(torch.tanh(f(x))))),
+        nn.DataParallel(compiled()),
+    ],
+)
+def test_programs_that_compute_more_are_refused(model):
+    x = torch.zeros(1, 12)
+    with pytest.raises(ValueError, match=r"in turn.*compiled ones are not covered.*save_model"):
+        crc.certify(model, x, torch.tensor([0]), deployed="float32")
+
+
+def test_the_layers_that_a_model_is_read_as_are_a_program(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, 5), nn.Mish(), nn.Linear(5, 3)).eval()
+    crc.save_model(tmp_path / "net.safetensors", model)
+    program = crc.load_model(tmp_path / "net.safetensors").float()
+    x = torch.rand(4, 12, generator=torch.Generator().manual_seed(0))
+    assert (crc.certify(program, x, program(x).argmax(1), deployed="float32").radius > 0).all()
 
 
 def test_a_device_that_shortens_float32_products_is_refused(monkeypatch):

@@ -189,6 +189,44 @@ def written_out(kind):
             ("Greater", ("a", "threshold"), ("far",), {}),
             ("Where", ("far", "a", "soft"), ("h",), {}),
         ]
+    if kind == "logsigmoid":
+        return [("Sigmoid", ("a",), ("s",), {}), ("Log", ("s",), ("h",), {})]
+    if kind == "mish":
+        return [
+            ("Softplus", ("a",), ("s",), {}),
+            ("Tanh", ("s",), ("t",), {}),
+            ("Mul", ("a", "t"), ("h",), {}),
+        ]
+    if kind == "gelu":
+        return [
+            ("Div", ("a", "root"), ("scaled",), {}),
+            ("Erf", ("scaled",), ("curve",), {}),
+            ("Add", ("curve", "one"), ("more",), {}),
+            ("Mul", ("a", "more"), ("twice",), {}),
+            ("Mul", ("twice", "half"), ("h",), {}),
+        ]
+    if kind == "gelu otherwise":
+        return [
+            ("Mul", ("inverse root", "a"), ("scaled",), {}),
+            ("Erf", ("scaled",), ("curve",), {}),
+            ("Add", ("one", "curve"), ("more",), {}),
+            ("Mul", ("more", "a"), ("twice",), {}),
+            ("Div", ("twice", "two"), ("h",), {}),
+        ]
+    if kind.startswith("gelu-tanh"):
+        power = kind.endswith("power")
+        return [
+            ("Mul", ("a", "a"), ("square",), {}),
+            ("Pow", ("a", "three"), ("cube",), {}) if power else
+            ("Mul", ("a", "square"), ("cube",), {}),
+            ("Mul", ("cube", "cubic") if power else ("cubic", "cube"), ("little",), {}),
+            ("Add", ("little", "a") if power else ("a", "little"), ("sum",), {}),
+            ("Mul", ("rate", "sum"), ("scaled",), {}),
+            ("Tanh", ("scaled",), ("curve",), {}),
+            ("Add", ("one", "curve"), ("more",), {}),
+            ("Mul", ("half", "a") if power else ("a", "more"), ("some",), {}),
+            ("Mul", ("some", "more") if power else ("half", "some"), ("h",), {}),
+        ]  # fmt: skip
     return [
         ("Mul", ("a", "beta"), ("scaled",), {}),
         ("Softplus", ("scaled",), ("soft",), {}),
@@ -198,8 +236,28 @@ def written_out(kind):
     ]
 
 
+NUMBERS = {
+    "one": np.float32(1),
+    "two": np.float32(2),
+    "three": np.float32(3),
+    "half": np.float32(0.5),
+    "root": np.float32(2**0.5),
+    "inverse root": np.float32(0.5**0.5),
+    "cubic": np.float32(0.044715),
+    "rate": np.float32((2 / np.pi) ** 0.5),
+    "beta": np.float32(2),
+    "threshold": np.float32(20),
+}
+
+
 @pytest.mark.parametrize("batch", ["batch", 1, 4])
-@pytest.mark.parametrize("kind", ["softsign", "softplus", "softplus of a scale"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("softsign", "softplus", "softplus of a scale", "logsigmoid", "mish"),
+        *("gelu", "gelu otherwise", "gelu-tanh", "gelu-tanh by a power"),
+    ],
+)
 def test_activations_that_are_written_out_are_read(tmp_path, kind, batch):
     nodes = [
         ("Reshape", ("x", "shape"), ("v",), {}),
@@ -212,14 +270,12 @@ def test_activations_that_are_written_out_are_read(tmp_path, kind, batch):
         "w1": 8 * numbers(6, 5),
         "b1": numbers(5),
         "w2": numbers(5, 3),
-        "one": np.float32(1),
-        "beta": np.float32(2),
-        "threshold": np.float32(20),
+        **NUMBERS,
     }
     path = written(tmp_path / "net.onnx", nodes, constants, shape=(batch, 2, 3), opset=18)
     model = crc.load_model(path)
     name = read_network(model).layers[0].activation.name
-    assert name.startswith(kind.partition(" ")[0])
+    assert name == kind.partition(" ")[0]
     x = torch.from_numpy(numbers(4, 2, 3))
     if batch == "batch":
         check(path, x)
@@ -248,7 +304,47 @@ def test_what_only_looks_like_an_activation_is_not_read_as_one(tmp_path, change)
         *written_out("softplus of a scale"),
         ("Gemm", ("h", "w2"), ("logits",), {}),
     ]
-    constants = {"w1": numbers(6, 5), "w2": numbers(5, 3)}
-    constants |= {"beta": np.float32(2), "threshold": np.float32(3)} | change
+    constants = {"w1": numbers(6, 5), "w2": numbers(5, 3), **NUMBERS} | change
     with pytest.raises(ValueError, match="Greater, Where are not read"):
         crc.load_model(written(tmp_path / "net.onnx", nodes, constants))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *(
+            ("gelu", {name: value})
+            for name, value in (("one", 1.01), ("root", 1.4142), ("half", 1))
+        ),
+        *(("gelu otherwise", {name: 0.7}) for name in ("inverse root", "two", "one")),
+        *(("gelu-tanh", {name: 0.45}) for name in ("cubic", "rate", "half", "one")),
+        ("gelu-tanh by a power", {"three": 5}),
+        ("gelu", {"root": np.full(5, 2**0.5, dtype=np.float32)}),
+    ],
+)
+def test_what_only_looks_like_a_gelu_is_not_read_as_one(tmp_path, kind, change):
+    nodes = [
+        ("Gemm", ("x", "w1"), ("a",), {}),
+        *written_out(kind),
+        ("Gemm", ("h", "w2"), ("logits",), {}),
+    ]
+    change = {name: np.asarray(value, dtype=np.float32) for name, value in change.items()}
+    constants = {"w1": numbers(6, 5), "w2": numbers(5, 3), **NUMBERS} | change
+    with pytest.raises(ValueError, match="Erf are not read|Pow are not read|joins two branches"):
+        crc.load_model(written(tmp_path / "net.onnx", nodes, constants))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_float32_takes_from_a_logarithm_is_no_difference(tmp_path):
+    """Its sigmoid of -200 is 0, whose logarithm is no number; that of the file is -200."""
+    nodes = [
+        ("Gemm", ("x", "w1"), ("a",), {}),
+        *written_out("logsigmoid"),
+        ("Gemm", ("h", "w2"), ("logits",), {}),
+    ]
+    constants = {"w1": np.eye(6, dtype=np.float32), "w2": numbers(6, 3)}
+    path = written(tmp_path / "net.onnx", nodes, constants)
+    x = torch.full((1, 6), -200.0)
+    assert not evaluated(path, x).isfinite().all()
+    logits = read_network(crc.load_model(path), at=x).logits(x.double())
+    torch.testing.assert_close(logits.float(), x @ torch.from_numpy(constants["w2"]))

@@ -17,6 +17,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import transforms
+from torchvision.transforms import v2
 
 import crcbook as crc
 from crcbook.networks import Network, read_network
@@ -355,6 +357,107 @@ def test_exported_programs_are_read():
     torch.testing.assert_close(logits.float(), model(x))
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_programs_of_a_fixed_batch_are_read(batch):
+    """As they are and as modules, for any number of inputs, whose shape they say themselves."""
+    x = torch.randn(4, *IMAGE, generator=torch.Generator().manual_seed(0))
+    layers = nn.Conv2d(1, 2, 3), nn.SiLU(inplace=True), nn.Flatten(), nn.Linear(72, 3)
+    model = nn.Sequential(transforms.Normalize(0.1307, 0.3081), *layers)
+    program = torch.export.export(model, (x[:batch],))
+    for written in (program, program.module()):
+        for at in (None, x):
+            logits = read_network(written, at=at).logits(x.flatten(1).double())
+            torch.testing.assert_close(logits.float(), model(x))
+
+
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        (lambda x, f: f(x - x.mean(0, keepdim=True)), "mean mixes the items"),
+        (lambda x, f: f(x.sum(0, keepdim=True)), "sum mixes the items"),
+        (lambda x, f: f(x.flip(0)), "flip mixes the items"),
+        (lambda x, f: f(x[0])[None], "select mixes the items"),
+        (lambda x, f: f(x).relu(), "relu has corners"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 6])
+def test_programs_of_a_fixed_batch_that_mix_it_are_refused(look, message, batch):
+    program = torch.export.export(Valued(look), (torch.zeros(batch, 6),))
+    with pytest.raises(ValueError, match=message):
+        read_network(program)
+
+
+def test_a_constant_for_each_place_in_a_fixed_batch_is_refused():
+    model = Valued(lambda x, f: f(x - torch.arange(6.0)[:, None]))
+    with pytest.raises(ValueError, match=r"constant of shape \(6, 1\)"):
+        read_network(torch.export.export(model, (torch.zeros(6, 6),)))
+
+
+MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def constants(make):
+    """A normalisation by two constants that are made in ``forward``."""
+
+    def look(x, layer):
+        mean, deviation = (make(x, values).view(-1, 1, 1) for values in (MEAN, DEVIATION))
+        return layer(((x - mean) / deviation).flatten(1))
+
+    return look
+
+
+NORMALISATIONS = {
+    "v1": lambda x, f: f(transforms.Normalize(MEAN, DEVIATION)(x).flatten(1)),
+    "v2": lambda x, f: f(v2.Normalize(MEAN, DEVIATION)(x).flatten(1)),
+    "in place": lambda x, f: f(v2.Normalize(MEAN, DEVIATION, inplace=True)(x).flatten(1)),
+    "function": lambda x, f: f(transforms.functional.normalize(x, MEAN, DEVIATION).flatten(1)),
+    "as_tensor": constants(lambda x, c: torch.as_tensor(c, dtype=x.dtype, device=x.device)),
+    "to": constants(lambda x, c: torch.tensor(c, dtype=torch.float64).to(x)),
+    "to by name": constants(lambda x, c: torch.tensor(c, dtype=torch.float64).to(tensor=x)),
+    "type_as": constants(lambda x, c: torch.tensor(c, dtype=torch.float64).type_as(x)),
+    "new_tensor": constants(lambda x, c: x.new_tensor(c)),
+    "new_full": constants(lambda x, c: torch.cat([x.new_full((1,), value) for value in c])),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_constants_are_read_as_the_model_rounds_them(name, dtype):
+    model = Valued(NORMALISATIONS[name])
+    model.layer = nn.Linear(48, 3)
+    x = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = read_network(model.to(dtype), at=x.to(dtype))
+    mean, deviation = (
+        torch.tensor(values, dtype=dtype).double().view(-1, 1, 1) for values in (MEAN, DEVIATION)
+    )
+    expected = model.layer.double()(((x - mean) / deviation).flatten(1))
+    torch.testing.assert_close(network.logits(x.flatten(1)), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["v2", "as_tensor", "to", "type_as", "new_tensor", "new_full"])
+def test_constants_of_a_program_are_read_too(name):
+    model = Valued(NORMALISATIONS[name])
+    model.layer = nn.Linear(48, 3)
+    x = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    logits = read_network(torch.export.export(model, (x[:1],))).logits(x.flatten(1).double())
+    torch.testing.assert_close(logits.float(), model(x))
+
+
+def test_a_model_is_read_as_it_is_in_its_own_dtype():
+    model = Valued(lambda x, f: f(x) if x.dtype == torch.float32 else -f(x))
+    assert torch.equal(read_network(model).layers[0].weight, model.layer.weight.double())
+    hidden = Valued(
+        lambda x, f: f(x) * (1.5 if type(x) is torch.Tensor and x.dtype == torch.float32 else 1)
+    )
+    with pytest.raises(ValueError, match="computes something else"):
+        read_network(hidden)
+    copied = Valued(
+        lambda x, f: f(x) * (1.5 if type(x) is torch.Tensor and x.dtype == torch.float64 else 1)
+    )
+    with pytest.raises(ValueError, match="computes something else"):
+        read_network(copied)
+
+
 def replaced(name, tensor):
     """A small model whose first layer has another tensor for a parameter."""
     model = small()
@@ -441,6 +544,7 @@ def called_otherwise():
         (Valued(lambda x, f: f(x).softmax(1) * 2), "something follows softmax"),
         (Valued(lambda x, f: f(x).softmax(0)), "over the classes"),
         (Valued(lambda x, f: f(torch.zeros(len(x), 6))), "depend on x"),
+        (Valued(lambda x, f: x.new_zeros(len(x), 3)), "depend on x"),
         (Valued(lambda x, f: torch.full_like(x, 2.0)), "full_like is neither"),
         (Valued(lambda x, f: f(x)[:, None]), r"must give .batch, classes.; got .batch, 1, 3"),
         (one_logit(nn.Softmax(1)), "softmax over one class"),

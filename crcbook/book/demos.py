@@ -303,11 +303,12 @@ def local_margins(
     """
     prover = Prover.of(read_network(model))
     x = x.reshape(1, -1).to(prover.network.device, torch.float64)
-    pair = torch.tensor([[label], [target]], device=x.device)
+    one, other = torch.tensor([[label], [target]], device=x.device).unbind()
+    pair = one, other
     value, gradient = prover.network.margin_and_gradient(x, *pair)
     place = Neighbourhood.of(prover, x[0], radius)
-    whole = -curvature_bounds(model, *pair)[0]
-    inside = -curvature_bounds(model, *pair, x=x, radius=radius)[0]
+    whole = -curvature_bounds(model, one, other)[0]
+    inside = -curvature_bounds(model, one, other, x=x, radius=radius)[0]
     first_order = value - radius * gradient.norm()
     _, reached = descend(Aim(prover.network, x, *pair), radius, x)
     return {

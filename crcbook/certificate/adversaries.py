@@ -8,7 +8,6 @@ from torch import Tensor
 
 from crcbook.attacks import Aim, crossings, descend, first_in_precision, steps_to_boundary
 from crcbook.certificate.table import Table
-from crcbook.deployed import farthest
 from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.box import Box, clip
 from crcbook.proof.prover import Entries, Prover
@@ -52,9 +51,7 @@ class Limits:
             The limits.
         """
         correct = table.images.correct
-        radius, column = table.bound.min(dim=1)
-        radius = radius.clamp(0, farthest(table.prover)).masked_fill(~correct, 0.0)
-        column = column.masked_fill(~correct, 0)
+        radius, column = table.radii()
         if before is None:
             point = torch.full_like(table.images.x, torch.nan)
             before = cls(radius, column, point, torch.full_like(radius, torch.inf))

@@ -68,8 +68,8 @@ def certify(
             where the radius is below 0.8 of the distance of the nearest adversarial point found.
         deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
             runs, whatever the order of its sums: no float32 input closer than the radius is
-            classified differently by it (:mod:`crcbook.deployed`). For a Sequential of Flatten,
-            Linear and activations; in float32 products that no setting shortens.
+            classified differently by it (:mod:`crcbook.deployed`). For models that apply Linear
+            layers and activations in turn; in float32 products that no setting shortens.
         progress: show a progress bar.
 
     Returns:
@@ -304,13 +304,9 @@ class _Problem:
             run(question, table, plan.rivals, question.together, far[:, None])
         in_balls = in_balls + in_boxed_balls
         run(question, table, in_balls, question.together, undecided[:, None])
-        bound, correct = table.bound, table.images.correct
-        doubt = bound <= 0
-        position = torch.where(doubt.any(1), doubt.int().argmax(1), bound.argmin(1))
-        margin = bound.amin(1)
-        margin = torch.where(correct, margin, margin.clamp(max=0.0))
+        margin, column = table.margins()
         point = self.rounded(table, attacked.point, radius)
-        return margin, table.images.order.gather(1, position[:, None]).squeeze(1), point
+        return margin, table.images.order.gather(1, column[:, None]).squeeze(1), point
 
     def kinds(self, chunk: slice, radius: Tensor) -> dict[str, Tensor]:
         """What each kind of certificate proves."""
@@ -323,5 +319,5 @@ class _Problem:
                 ("global", everywhere, False), ("local", in_balls, question.together),
             ):  # fmt: skip
                 run(question, table, stages, together)
-                found[name + where] = table.images.correct & (table.bound > 0).all(1)
+                found[name + where] = table.margins()[0] > 0
         return found

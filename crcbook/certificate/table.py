@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crcbook.certificate.question import Question
+from crcbook.deployed import farthest
 from crcbook.networks import Network
 from crcbook.proof.box import Box
 from crcbook.proof.curvature import downward_curvature
@@ -239,6 +240,28 @@ class Table:
         start = self.start.unflatten(0, self.bound.shape)[:, 0]
         columns = self.bound[:, :1], start, self.method[:, :1]
         return Table(self.prover, images, self.box, *columns)
+
+    def radii(self) -> tuple[Tensor, Tensor]:
+        """What bounds of radii prove of each image.
+
+        Returns:
+            ``(images,)`` radii, 0 where an image is misclassified, and the columns they are from.
+        """
+        radius, column = self.bound.min(dim=1)
+        wrong = ~self.images.correct
+        radius = radius.clamp(0, farthest(self.prover)).masked_fill(wrong, 0.0)
+        return radius, column.masked_fill(wrong, 0)
+
+    def margins(self) -> tuple[Tensor, Tensor]:
+        """What bounds of margins prove of each image.
+
+        Returns:
+            ``(images,)`` margins, not positive where an image is misclassified, and the columns to
+            doubt most: where one is not proved the first of these, else that of the margin.
+        """
+        doubt, margin = self.bound <= 0, self.bound.amin(1)
+        column = torch.where(doubt.any(1), doubt.int().argmax(1), self.bound.argmin(1))
+        return torch.where(self.images.correct, margin, margin.clamp(max=0.0)), column
 
     def raise_to(self, entries: Entries, bound: Tensor, start: Tensor | None, method: str) -> None:
         """Write bounds where they are larger than what is proved already.

@@ -259,16 +259,15 @@ def _rivals(layers: int) -> dict[str, Experiment]:
               "crown-ibp": 12}  # fmt: skip
     # With more layers the published one ends with curvatures that nothing certifies, if not dearer.
     dear = {"crt-published": 0.05} if layers > 2 else {}
-    bounds = {method: {"ramp_epochs": epochs[method] / 2} for method in BOUNDS}
-    found = {
-        f"mnist-{layers}-softplus-{method}": Experiment(
-            "mnist", layers, "softplus",
-            Recipe(method, gamma=dear.get(method, 0.005), epochs=epochs[method],
-                   attack_dtype="bfloat16", **bounds.get(method, {})),
-            box=method == "crt-published",
+    found = {}
+    for method, count in epochs.items():
+        recipe = Recipe(method, gamma=dear.get(method, 0.005), epochs=count,
+                        attack_dtype="bfloat16")  # fmt: skip
+        if method in BOUNDS:
+            recipe = replace(recipe, ramp_epochs=count / 2)
+        found[f"mnist-{layers}-softplus-{method}"] = Experiment(
+            "mnist", layers, "softplus", recipe, box=method == "crt-published"
         )
-        for method in epochs
-    }  # fmt: skip
     if layers > 3:  # from a random start a bound ends with one answer to all images
         shallow = _rivals(3)
         for method in BOUNDS:

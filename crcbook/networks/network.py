@@ -164,7 +164,8 @@ class LayerChain:
         Returns:
             The last hidden activation and every hidden layer's slopes, ``(batch, width)`` each.
         """
-        x, slopes = z, []
+        x = z
+        slopes: list[Tensor] = []
         for layer in self.layers[:-1]:
             z = torch.addmm(layer.bias, x, layer.weight.T) if slopes else z
             slopes.append(layer.activation.slope(z))

@@ -2,10 +2,12 @@
 
 The ``onnx`` package reads the file, which is data: a list of operations with their constants. Each
 operation becomes one of torch's, and the module is then read as any other. What comes out is held
-against the reference evaluation that ``onnx`` brings along.
+against the reference evaluation that ``onnx`` brings along. An activation that an exporter wrote
+out is read as the activation itself, whose constants the file holds as float32 rounds them.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _STRAIGHT = 40.0  # from here on softplus is the identity in float64
+_ROUNDED = 2.0**-24 * (1 + 2.0**-10)  # float32's relative rounding, and that of what is done to it
 
 
 @dataclass(frozen=True)
@@ -161,41 +164,133 @@ def _network(file, onnx) -> OnnxNetwork:
     return OnnxNetwork(_fused(nodes, constants, ends[1]), constants, ends, shape, batch)
 
 
-def _fused(nodes: Sequence[Node], constants: dict[str, Tensor], end: str) -> list[Node]:
-    """The operations that lead to the output, with activations that were written out made one."""
-    made = {node.outputs[0]: node for node in nodes}
+@dataclass(frozen=True)
+class _Graph:
+    """Operations by what they give, to see what an exporter wrote out.
 
-    def parts(name: str, kind: str) -> tuple:
-        return made[name].inputs if name in made and made[name].kind == kind else (None, None)
+    Attributes:
+        made: the operation that gives a value.
+        constants: the file's tensors by name.
+    """
 
-    def number(name: str | None) -> float | None:
-        constant = constants.get(name or "")
+    made: dict[str, Node]
+    constants: dict[str, Tensor]
+
+    def parts(self, name: str | None, kind: str) -> tuple:
+        """What an operation of this kind takes that gives a value; Nones where another does."""
+        node = self.made.get(name or "")
+        return node.inputs if node is not None and node.kind == kind else (None, None)
+
+    def pairs(self, name: str | None, kind: str) -> tuple[tuple, tuple]:
+        """The same in either order."""
+        first, second = self.parts(name, kind)
+        return (first, second), (second, first)
+
+    def number(self, name: str | None) -> float | None:
+        """A constant that is one number."""
+        constant = self.constants.get(name or "")
         return None if constant is None or constant.numel() != 1 else constant.item()
 
-    def activation(node: Node) -> Node:
-        kind, inputs, settings = node.kind, node.inputs, {}
-        if kind == "Div":  # x / (|x| + 1)
-            size, one = parts(inputs[1], "Add")
-            if number(one) == 1 and parts(size, "Abs")[0] == inputs[0]:
-                kind, inputs = "Softsign", inputs[:1]
-        elif kind == "Where":  # x where beta x is above a threshold, else softplus(beta x) / beta
-            test, x, curved = inputs
-            scaled, threshold = parts(test, "Greater")
-            beta = 1.0
-            if scaled != x:
-                (factor, beta), (curved, divisor) = parts(scaled, "Mul"), parts(curved, "Div")
-                beta = number(beta) if factor == x and number(beta) == number(divisor) else None
-            if beta and number(threshold) is not None and parts(curved, "Softplus")[0] == scaled:
-                kind, inputs = "Softplus", (x,)
-                settings = {"beta": beta, "threshold": number(threshold)}
-        return node if kind == node.kind else Node(kind, inputs, node.outputs, settings)
+    def product(self, name: str, x: str = "", deep: int = 4) -> tuple[float, list[str]]:
+        """A value as a number times other values, by name; x is not taken apart."""
+        if (number := self.number(name)) is not None:
+            return number, []
+        node = self.made.get(name)
+        if node is None or name == x or deep == 0:
+            return 1.0, [name]
+        if node.kind == "Pow" and self.number(node.inputs[1]) == 3:
+            return 1.0, [node.inputs[0]] * 3
+        divisor = self.number(node.inputs[1]) if node.kind == "Div" else None
+        if node.kind != "Mul" and not divisor:
+            return 1.0, [name]
+        first, of_first = self.product(node.inputs[0], x, deep - 1)
+        if divisor:
+            return first / divisor, of_first
+        second, of_second = self.product(node.inputs[1], x, deep - 1)
+        return first * second, of_first + of_second
 
-    nodes, needed, kept = [activation(node) for node in nodes], {end}, []
+
+def _fused(nodes: Sequence[Node], constants: dict[str, Tensor], end: str) -> list[Node]:
+    """The operations that lead to the output, with activations that were written out made one."""
+    graph = _Graph({node.outputs[0]: node for node in nodes}, constants)
+    nodes, needed, kept = [_activation(node, graph) for node in nodes], {end}, []
     for node in reversed(nodes):
         if needed & set(node.outputs):
             needed |= set(node.inputs)
             kept.append(node)
     return kept[::-1]
+
+
+def _activation(node: Node, graph: _Graph) -> Node:
+    """The activation that ends in an operation, where it was written out; else the operation."""
+    kind, inputs = node.kind, node.inputs
+    settings: dict[str, float | str] = {}
+    for x, form in _gelus(node.outputs[0], graph):
+        kind, inputs, settings = "Gelu", (x,), {"approximate": form}
+    if kind == "Div":  # x / (|x| + 1)
+        size, one = graph.parts(inputs[1], "Add")
+        if graph.number(one) == 1 and graph.parts(size, "Abs")[0] == inputs[0]:
+            kind, inputs = "Softsign", inputs[:1]
+    elif kind == "Log":
+        (x, *_) = graph.parts(inputs[0], "Sigmoid")
+        if x is not None:
+            kind, inputs = "LogSigmoid", (x,)
+    elif kind == "Mul":
+        for x, curved in (inputs, inputs[::-1]):  # x tanh(softplus(x))
+            if graph.parts(graph.parts(curved, "Tanh")[0], "Softplus")[0] == x:
+                kind, inputs = "Mish", (x,)
+    elif kind == "Where":  # x where beta x is above a threshold, else softplus(beta x) / beta
+        test, x, curved = inputs
+        scaled, threshold = graph.parts(test, "Greater")
+        beta: float | None = 1.0
+        if scaled != x:
+            factor, name = graph.parts(scaled, "Mul")
+            curved, divisor = graph.parts(curved, "Div")
+            beta = graph.number(name)
+            beta = beta if factor == x and beta == graph.number(divisor) else None
+        bound = graph.number(threshold)
+        if beta and bound is not None and graph.parts(curved, "Softplus")[0] == scaled:
+            kind, inputs, settings = "Softplus", (x,), {"beta": beta, "threshold": bound}
+    return node if kind == node.kind else Node(kind, inputs, node.outputs, settings)
+
+
+def _gelus(name: str, graph: _Graph) -> Iterator[tuple[str, str]]:
+    """What a value is a GELU of, and of which form, where it is one: ``x/2 (1 + curve)``."""
+    for term in graph.product(name)[1]:
+        for one, curve in graph.pairs(term, "Add"):
+            inner = graph.parts(curve, "Erf")[0], graph.parts(curve, "Tanh")[0]
+            found = [(x, "none") for x in _within_erf(inner[0], graph)]
+            found += [(x, "tanh") for x in _within_tanh(inner[1], graph)]
+            for x, form in found:
+                half, rest = graph.product(name, x)
+                if graph.number(one) == 1 and half == 0.5 and sorted(rest) == sorted([x, term]):
+                    yield x, form
+
+
+def _within_erf(name: str | None, graph: _Graph) -> Iterator[str]:
+    """The x of x / sqrt(2)."""
+    for x in (*graph.pairs(name, "Mul")[0], *graph.pairs(name, "Div")[0]):
+        factor, rest = graph.product(name or "", x or "")
+        if x and rest == [x] and _is(factor, math.sqrt(0.5)):
+            yield x
+
+
+def _within_tanh(name: str | None, graph: _Graph) -> Iterator[str]:
+    """The x of sqrt(2 / pi) (x + 0.044715 x^3)."""
+    factor, rest = graph.product(name or "")
+    for x, cubic in graph.pairs(rest[0], "Add") if len(rest) == 1 else ():
+        if x is not None and _is(factor, math.sqrt(2 / math.pi)):
+            small, cube = graph.product(cubic, x)
+            if cube == [x] * 3 and _is(small, 0.044715):
+                yield x
+
+
+def _is(number: float, constant: float) -> bool:
+    """Whether a number is a constant as float32 rounds it, or closer.
+
+    An activation's own float32 evaluation rounds it in the same way.
+    """
+    return abs(number / constant - 1) <= _ROUNDED
 
 
 def _check(network: OnnxNetwork, file) -> None:
@@ -204,7 +299,7 @@ def _check(network: OnnxNetwork, file) -> None:
 
     from crcbook.networks.reading import compare_with
 
-    evaluator = ReferenceEvaluator(file)
+    evaluator = ReferenceEvaluator(_without_underflow(file, network))
 
     def reference(x: Tensor) -> Tensor:  # each by itself: a file may fix the batch
         with numpy.errstate(all="ignore"):  # its sigmoid evaluates both of its branches
@@ -213,6 +308,30 @@ def _check(network: OnnxNetwork, file) -> None:
         return torch.from_numpy(numpy.concatenate(one))
 
     compare_with(reference, network)
+
+
+def _without_underflow(file, network: OnnxNetwork):
+    """The file with log(sigmoid(x)) as -softplus(-x).
+
+    In float32 the sigmoid of what is far below 0 is 0, or loses digits, and so does its logarithm.
+    """
+    from onnx.helper import make_node
+
+    inputs = {
+        node.outputs[0]: node.inputs[0] for node in network.nodes if node.kind == "LogSigmoid"
+    }
+    nodes = []
+    for node in file.graph.node:
+        y = node.output[0]
+        if node.op_type != "Log" or y not in inputs:
+            nodes.append(node)
+            continue
+        names = [inputs[y], f"{y} negated", f"{y} softplus", y]
+        kinds = "Neg", "Softplus", "Neg"
+        nodes += [make_node(kinds[i], [names[i]], [names[i + 1]]) for i in range(3)]
+    del file.graph.node[:]
+    file.graph.node.extend(nodes)
+    return file
 
 
 def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
@@ -339,6 +458,7 @@ _OPERATIONS: dict[str, Callable] = {
     "Celu": lambda x, alpha=1.0: functional.celu(x, alpha),
     "Gelu": lambda x, approximate="none": functional.gelu(x, approximate=approximate),
     "Mish": functional.mish,
+    "LogSigmoid": functional.logsigmoid,
     "Relu": functional.relu,
     "Softmax": lambda x, axis=-1: functional.softmax(x, axis),
     "LogSoftmax": lambda x, axis=-1: functional.log_softmax(x, axis),

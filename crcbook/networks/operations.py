@@ -435,9 +435,12 @@ _UNREAD = {
     *("baddbmm", "cat", "stack", "repeat", "expand", "expand_as", "chunk", "split", "unbind"),
     *("repeat_interleave", "index_select", "gather", "take", "tile", "diff", "rfft", "fft"),
 }
+_NEW = set(_called("new_tensor", "new_full", "new_zeros", "new_ones"))
+_ALIKE = set(_called("to", "type_as"))
 _READERS: dict = {}
 for _reader, _names in {
-    _unchanged: ("contiguous", "clone", "detach", "float", "double", "to", "cpu", "cuda", "alias"),
+    _unchanged: ("contiguous", "clone", "detach", "float", "double", "to", "cpu", "cuda", "alias",
+                 "type_as"),
     _reshaped: ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"),
     _moved: ("permute", "transpose", "swapaxes", "movedim", "flip", "narrow", "roll", "slice",
              "select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
@@ -487,6 +490,19 @@ def reader_of(func: Callable) -> Reader | None:
     return _READERS.get(getattr(func, "overloadpacket", func))
 
 
+def makes_constant(func: Callable, first: bool) -> bool:
+    """Whether a call takes nothing but the dtype and the device of the input.
+
+    Args:
+        func: the function.
+        first: whether the input is its first argument.
+
+    Returns:
+        Whether it makes a constant.
+    """
+    return getattr(func, "overloadpacket", func) in (_NEW if first else _ALIKE)
+
+
 def name_of(func: Callable) -> str:
     """What a function is called.
 
@@ -494,8 +510,9 @@ def name_of(func: Callable) -> str:
         func: the function.
 
     Returns:
-        Its name.
+        Its name, in an exported program without its overload's.
     """
+    func = getattr(func, "overloadpacket", func)
     name = getattr(func, "__name__", str(func))
     return getattr(func, "__self__", func).__name__ if name == "__get__" else name
 
@@ -526,7 +543,7 @@ def refusal(func: Callable) -> str:
     Returns:
         A clause for a message.
     """
-    name = name_of(func)
+    name, func = name_of(func), getattr(func, "overloadpacket", func)
     if func in _MAXIMA or name in _CORNERS:
         advice = (
             "use average pooling"

@@ -28,7 +28,7 @@ from crcbook.networks.comparing import (
 from crcbook.networks.modules import activation_of
 from crcbook.networks.network import Layer, Network
 from crcbook.networks.operations import Head, Step, check_plain
-from crcbook.networks.recording import Recorded, record
+from crcbook.networks.recording import InBatches, Recorded, record
 
 _CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -54,7 +54,8 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
     that follow each other become one layer. What was read is compared with the model itself, at
     random points and at the inputs given. A model of lower precision is read from a float64 copy:
     what it computes from its parameters alone, such as a weight of spectral norm 1, is taken as
-    float64 computes it.
+    float64 computes it. Constants that it makes in the dtype of its input, such as the mean of
+    torchvision's ``Normalize``, are read as its own dtype rounds them.
 
     A model with one logit is read as one with two classes: class 0 has the logit 0, and class 1
     that of the model. A softmax, log-softmax, sigmoid or log-sigmoid at the end is left out.
@@ -103,17 +104,28 @@ def compare_with(reference: Callable[[Tensor], Tensor], model: nn.Module) -> Non
 def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
     """Read a model that has passed the door: from its float64 copy, where there is one."""
     reading, points, twin = _reading(model, like, at)
-    answers = [(evaluated(model, points.to(like)), like)]
-    if twin is not None:
-        answers.append((twin, torch.empty(0, dtype=torch.float64, device=twin.device)))
-    compare(reading, answers, points)
+    own = evaluated(model, points.to(like)), like
+    if twin is None:
+        compare(reading, [own], points)
+        return reading.network
+    copied, logits = twin
+    double = torch.empty(0, dtype=torch.float64, device=logits.device)
+    try:
+        compare(reading, [own, (logits, double)], points)
+    except ValueError:
+        # What a model makes in the dtype of its input, such as the mean of a Normalize, was read
+        # as the model rounds it. The copy rounds it otherwise: it is held against its own reading.
+        compare(reading, [own], points)
+        shape = tuple(points.shape[1:])
+        steps = _ended(record(copied, shape, double))
+        compare(_as_read(steps, shape, double), [(logits, double)], points)
     return reading.network
 
 
 def _reading(
     model: nn.Module, like: Tensor, at: Tensor | None
-) -> tuple[Reading, Tensor, Tensor | None]:
-    """What is read, float64 points of the model's dtype, and what its float64 copy gives there."""
+) -> tuple[Reading, Tensor, tuple[nn.Module, Tensor] | None]:
+    """What is read, float64 points of the model's dtype, its float64 copy and what that gives."""
     failed: list[Exception] = []
     for shape in _shapes(model, at):
         points = points_for(shape, at).to(like.dtype).double()
@@ -123,15 +135,18 @@ def _reading(
         except Exception as error:  # whatever a model of someone else raises
             failed = failed or [error]
             continue
-        segments, heads = _segments(steps, shape)
-        reading = Reading(_built(segments, like), segments, heads)
-        return reading, points, twin[1] if twin else None
+        return _as_read(steps, shape, like), points, twin
     if failed:
         raise ValueError(_explained(model, at, failed[0])) from failed[0]
     raise ValueError(
         "the shape of an input cannot be told from the model's first layer: give inputs, as "
         "certify(model, x) and save_model(path, model, at=x) do"
     )
+
+
+def _as_read(steps: Sequence[Step], shape: tuple[int, ...], like: Tensor) -> Reading:
+    segments, heads = _segments(steps, shape)
+    return Reading(_built(segments, like), segments, heads)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -142,12 +157,23 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("a scripted model cannot be read: give the module it was made of")
     while True:
-        if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule" and "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model
+        compiled = type(model).__name__ == "OptimizedModule"
+        inner = model._modules.get("_orig_mod" if compiled else "module")
+        if inner is None or not (compiled or isinstance(model, _WRAPPERS)):
+            return _of_any_batch(model)
+        model = inner
+
+
+def _of_any_batch(model: nn.Module) -> nn.Module:
+    """A program that was exported for so many inputs at a time, as one for any number of them."""
+    if not isinstance(model, torch.fx.GraphModule):
+        return model
+    takes = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
+    if len(takes) != 1 or not isinstance(takes[0], Tensor) or takes[0].dim() < 2:
+        return model
+    batch, *shape = takes[0].shape
+    fixed = all(isinstance(size, int) for size in (batch, *shape))
+    return InBatches(model, batch, tuple(shape)) if fixed else model
 
 
 def _door(model: nn.Module) -> Tensor:
@@ -385,6 +411,43 @@ def _digest(digest: Any, fact: Any) -> None:
         digest.update(b"%d:%b" % (len(text), text))
 
 
+def applies_in_turn(model: nn.Module, network: Network) -> bool:
+    """Whether torch, as it runs a model, applies a network's layers one by one.
+
+    Args:
+        model: the model.
+        network: what was read from it.
+
+    Returns:
+        Whether each layer is one product with a matrix, of the very numbers of the network, and its
+        bias and activation; False for what is compiled, which may compute in other ways.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    for module in model.modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            return False
+    model = _unwrapped(model)
+    for shape in _shapes(model, torch.empty(1, network.inputs, device="cpu")):
+        try:  # not from a float64 copy: what is made of the weights is to be as it is rounded
+            steps = _ended(record(model, shape, _door(model)))
+        except Exception:  # whatever a model raises for items of another shape
+            continue
+        segments, heads = _segments(steps, shape)
+        same = len(segments) == len(network.layers) and not heads
+        return same and all(map(_is_product, segments, network.layers))
+    return False
+
+
+def _is_product(segment: Segment, layer: Layer) -> bool:
+    maps = [step for step in segment.steps if not step.ordered]
+    if len(maps) != 1 or maps[0].matrix is None:
+        return False
+    weight, bias = layer.weight.cpu(), layer.bias.cpu()
+    shift = torch.zeros_like(bias) if maps[0].shift is None else maps[0].shift
+    return torch.equal(maps[0].matrix, weight) and torch.equal(shift, bias)
+
+
 def submodules(model: nn.Module) -> Iterable[nn.Module]:
     """The layers of a plain Sequential of Flatten, Linear and activations, for training.
 
@@ -399,8 +462,8 @@ def submodules(model: nn.Module) -> Iterable[nn.Module]:
     """
     if not isinstance(model, nn.Sequential):
         raise ValueError(
-            "a Sequential of Flatten, Linear and activations is needed here (for training and for "
-            f"deployed='float32'); got {type(model).__name__}"
+            "a Sequential of Flatten, Linear and activations is needed here (for training); got "
+            f"{type(model).__name__}"
         )
     _check_unchanged(model)
     for module in model:

@@ -19,6 +19,7 @@ from crcbook.networks.operations import (
     Head,
     Step,
     Unreadable,
+    makes_constant,
     name_of,
     reader_of,
     refusal,
@@ -70,6 +71,10 @@ class Recorded(Tensor):
     def _note(cls, func: Callable, args: tuple, kwargs: dict) -> Any:
         reader = reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
+        if len(inputs) == 1 and makes_constant(func, args[0] is inputs[0]):
+            like = torch.empty(0, dtype=inputs[0].dtype, device=inputs[0].device)
+            args = tuple(like if one is inputs[0] else one for one in args)
+            return func(*args, **{k: like if v is inputs[0] else v for k, v in kwargs.items()})
         row = _product_row(func, inputs)
         if row is not None:
             return _extended(inputs[0], row)
@@ -95,6 +100,37 @@ class Recorded(Tensor):
 
 class _NoNumbers(RuntimeError):
     """An operation reached the recorded tensor's numbers, of which there are none."""
+
+
+class InBatches(nn.Module):
+    """A model that takes so many inputs at a time, as one that takes any number.
+
+    Attributes:
+        model: the model.
+        batch: how many inputs it takes.
+        input_shape: of one input.
+    """
+
+    def __init__(self, model: nn.Module, batch: int, input_shape: tuple[int, ...]) -> None:
+        """Keep the model and what it takes."""
+        super().__init__()
+        self.model, self.batch, self.input_shape = model, batch, input_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the model, a batch at a time.
+
+        Args:
+            x: ``(batch, *input_shape)``.
+
+        Returns:
+            What the model gives for each of the inputs.
+        """
+        if isinstance(x, Recorded):
+            sizes = self.batch, *x.shape[1:]
+            return self.model(Recorded(sizes, x.dtype, x.device, x.steps, x.refused))
+        missing = -len(x) % self.batch
+        whole = torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+        return torch.cat([self.model(part) for part in whole.split(self.batch)])[: len(x)]
 
 
 def record(model: nn.Module, shape: Sequence[int], like: Tensor) -> Recorded:
@@ -168,7 +204,7 @@ def _extended(x: Recorded, *steps: Step) -> Recorded:
     for step in steps:
         if isinstance(step, Affine):
             shape = _checked(step, shape)
-    return Recorded((_BATCH, *shape), x.dtype, x.device, (*x.steps, *steps), x.refused)
+    return Recorded((len(x), *shape), x.dtype, x.device, (*x.steps, *steps), x.refused)
 
 
 def _checked(step: Affine, shape: tuple[int, ...]) -> tuple[int, ...]:
