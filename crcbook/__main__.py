@@ -2,7 +2,12 @@
 
 import sys
 
-from crcbook.commands import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from crcbook.commands import main
+
+        status = main()
+    except KeyboardInterrupt:  # before any work, which explains its own
+        print("crcbook: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -41,7 +41,7 @@ _HEAD = {"images-idx3": 16, "labels-idx1": 8}  # bytes before the items
 _VALUES = {"images-idx3": 784, "labels-idx1": 1}  # bytes an item
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Inputs and their labels.
 
@@ -57,6 +57,10 @@ class Split:
         """The number of items."""
         return len(self.y)
 
+    def __repr__(self) -> str:
+        """A line: how many items, and of which shape."""
+        return f"Split of {len(self)} items of shape {tuple(np.shape(self.x)[1:])} (fields: x, y)"
+
     def take(self, index: slice | Tensor) -> "Split":
         """The items at ``index``.
 
@@ -69,7 +73,7 @@ class Split:
         return Split(self.x[index], self.y[index])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A training and a test split.
 
@@ -92,6 +96,14 @@ class Dataset:
     def classes(self) -> int:
         """The number of classes."""
         return int(self.train.y.max()) + 1
+
+    def __repr__(self) -> str:
+        """A line: its name, how many items in its parts, of which shape, in how many classes."""
+        return (
+            f"Dataset {self.name}: {len(self.train)} items to train, {len(self.test)} to test, of "
+            f"shape {tuple(self.train.x.shape[1:])}, in {self.classes} classes (fields: name, "
+            "train, test)"
+        )
 
 
 def load(name: str, seed: int = 0) -> Dataset:

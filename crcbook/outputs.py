@@ -1,5 +1,6 @@
 """Places where results go: checked before the work, and one process at a time."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,12 +21,49 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder, and must be a file")
+        if path.parent.is_file():
+            raise NotADirectoryError(f"{path.parent} is a file, and must be a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:
         reason = error.strerror or error
         raise RuntimeError(f"cannot write {path} ({reason}): name another place") from error
+
+
+def check_new(path: Path) -> None:
+    """Check that a file can be written, and that none is there: it may have taken hours.
+
+    Args:
+        path: the file; its folder is created.
+
+    Raises:
+        RuntimeError: where it cannot be written.
+        ValueError: where it exists.
+    """
+    check_writable(path)
+    if path.exists():
+        raise ValueError(f"{path} exists already: name another file, or delete it to begin anew")
+
+
+def check_same_question(path: Path, known: object, asked: dict) -> None:
+    """Check that what a file answers is what is asked, so that it may be gone on with or replaced.
+
+    Args:
+        path: the file.
+        known: what it says of its question; None where it is none of crcbook's.
+        asked: the question, of what JSON can hold.
+
+    Raises:
+        ValueError: where it is another one.
+    """
+    named, asked = known if isinstance(known, dict) else {}, json.loads(json.dumps(asked))
+    differing = [key for key, value in asked.items() if named.get(key) != value]
+    if differing:
+        how = "exists, and is not as this command wrote it"
+        if asked.keys() & named.keys():
+            how = f"answers another question (its {', '.join(differing)} differs)"
+        raise ValueError(f"{path} {how}: name another file, or delete it to begin anew")
 
 
 @contextmanager

@@ -54,7 +54,7 @@ _CHUNK_PAIRS = 2048
 _STEPS = 20  # gradients in double precision, at most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Written:
     """What a proof file holds.
 
@@ -70,6 +70,11 @@ class Written:
     radius: Tensor
     certified: Tensor
     summary: dict
+
+    def __repr__(self) -> str:
+        """A few lines: the counts."""
+        counts = "".join(f"\n  {name}: {number}" for name, number in self.summary.items())
+        return f"Written (fields: radius, certified, summary){counts}"
 
 
 def prove(

@@ -138,8 +138,7 @@ class Matrix:
     def __init__(self, floats: np.ndarray, balls: arb_mat | None = None):
         """Take float64 numbers as they are, or as close to ``balls``."""
         self.floats, self.balls = floats, arb_mat(floats.tolist()) if balls is None else balls
-        self.transposed = self.balls.transpose()
-        self.rows: list[Vector] = self.balls.tolist()
+        self.transposed, self.rows = self.balls.transpose(), self.balls.tolist()
         self.squares = [dot(row, row) for row in self.rows]
 
     def scaled(self, factors: Vector) -> "Matrix":
@@ -197,7 +196,7 @@ class Network:
 
     def __init__(self, weights: list, biases: list, activation: str, cache: Path | None = None):
         """Take arrays ``(outputs, inputs)`` and ``(outputs,)``; the cache keeps what takes long."""
-        require(activation in ACTIVATIONS, f"the activation is none of {', '.join(ACTIVATIONS)}")
+        require(activation in ACTIVATIONS, f"--activation must be one of {', '.join(ACTIVATIONS)}")
         weights, biases = ([real(array) for array in part] for part in (weights, biases))
         self.digest = digest([activation], [*weights, *biases])
         self.activation, self.layers = ACTIVATIONS[activation], [Matrix(w) for w in weights]
@@ -205,7 +204,8 @@ class Network:
         self.slope = hull(abs(end) for end in self.activation.line[0])[1]
         self.line = [[self.activation.line] * len(bias) for bias in biases[:-1]]
         self.cache, key = cache, f"{self.digest} {flint.__version__}"
-        self.file = json.loads(cache.read_text()) if cache and cache.exists() else {}
+        self.file = dict(json.loads(cache.read_text())) if cache and cache.exists() else {}
+        require({*map(type, self.file.values())} <= {dict}, f"{cache} is no cache of this program")
         self.known: dict[str, float] = self.file.setdefault(key, {})
         self.ball: tuple = ()  # around the last image, in its room, and the ranges there
         self.steepest: dict[tuple[int, int], Vector] = {}  # the d* of in_ball
@@ -215,11 +215,11 @@ class Network:
         """Read a safetensors file of tensors named like 1.weight and 1.bias, in that order."""
         tensors, facts = read_tensors(path)
         activation = activation or json.loads(facts.get("crcbook", "{}")).get("activation")
-        names = [name for name in tensors if name.endswith(".weight")]
+        names = [n for n in tensors if n.endswith(".weight") and n.split(".")[-2].isdecimal()]
         names.sort(key=lambda name: int(name.split(".")[-2]))
         zeros = {name[:-6] + "bias": np.zeros(len(tensors[name])) for name in names}
         biases = [(zeros | tensors)[name] for name in zeros]
-        require(set(tensors) <= {*names, *zeros}, f"{path} has more than weights and biases")
+        require(set(tensors) <= {*names, *zeros}, f"{path} has more than layers 1.weight, 1.bias")
         return cls([tensors[name] for name in names], biases, activation, cache)
 
     def values(self, place: int, vectors: list[Vector]) -> list[Vector]:
@@ -372,9 +372,11 @@ def digest(words: list, arrays: Iterable[np.ndarray]) -> str:
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors and the metadata of a safetensors file."""
-    with safe_open(path, framework="numpy") as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in [*file.keys()]}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path} as a safetensors file: {error}") from error
 
 
 class Proofs:
@@ -395,7 +397,7 @@ class Proofs:
         facts = json.loads(metadata.get("crcbook proofs 1", "{}"))
         seal, self.model = facts.pop("seal", None), facts.get("model")
         tensors = [self.tensors[name] for name in sorted(self.tensors)]
-        require(seal == digest([facts], tensors), f"{path} is no proof file, or was altered")
+        require(seal == digest([facts], tensors), f"{path} is no file of proofs, or was altered")
         self.index, self.label = (self.tensors[name].tolist() for name in ("index", "label"))
         self.ends = self.tensors["digits"].cumsum(dtype=int).reshape(self.tensors["digits"].shape)
 
@@ -447,15 +449,14 @@ class Claim:
 
 def check(proofs: Proofs, network: Network, x: np.ndarray, y: np.ndarray) -> Iterator[tuple]:
     """For each image of a proof file its index, label, radius and a list of what is wrong."""
-    require(proofs.model == network.digest, "the proofs are about another model")
+    require(proofs.model == network.digest, "the proofs are about another model, or activation")
     for i, (index, label) in enumerate(zip(proofs.index, proofs.label, strict=True)):
-        wrong = []
         if digest([], [x[index]]) != proofs.tensors["image_sha256"][i].tobytes().hex():
-            wrong.append("the proof is about another image")
+            wrong = ["the proof is about another image"]
         elif label != y[index]:
-            wrong.append(f"the label of the image is {y[index]}")
+            wrong = [f"the label of the image is {y[index]}"]
         else:
-            claims = list(proofs.claims(i, x[index], len(network.layers[-1].rows)))
+            wrong, claims = [], [*proofs.claims(i, x[index], len(network.layers[-1].rows))]
             points = {claim.c.tobytes(): vector(claim.c) for claim in claims}  # many are the image
             asked = [(list(points).index(claim.c.tobytes()), *claim.pair) for claim in claims]
             values = network.margins(list(points.values()), asked)
@@ -475,26 +476,25 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a file, and return 0 if every image in it is proved, else 1."""
+    """Check a file, and return 0 if every image in it is proved, else 1; it may be refused."""
     parser = argparse.ArgumentParser(description="Check proofs. Data: x and y, or MNIST's images.")
     for name in ("proofs", "model", "data"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--activation", choices=ACTIVATIONS, help="if the model does not say")
     parser.add_argument("--cache", type=Path, help="keeps the curvatures: a file of yours alone")
     options, count, proved = parser.parse_args(arguments), 0, 0
-    try:
-        network = Network.read(options.model, options.activation, options.cache)
-        rows = check(Proofs(options.proofs), network, *read_data(options.data))
-        for index, label, radius, wrong in rows:
-            verdict = "not proved: " + "; ".join(wrong) if wrong else f"proved, radius {radius:.6f}"
-            print(f"image {index}, class {label}, {verdict}", flush=True)
-            count, proved = count + 1, proved + (not wrong)
-    except (OSError, LookupError, ValueError, TypeError, SafetensorError) as error:
-        print(f"refused: {error}")
-        return 1
+    network = Network.read(options.model, options.activation, options.cache)
+    rows = check(Proofs(options.proofs), network, *read_data(options.data))
+    for index, label, radius, wrong in rows:
+        verdict = "not proved: " + "; ".join(wrong) if wrong else f"proved, radius {radius:.6f}"
+        print(f"image {index}, class {label}, {verdict}", flush=True)
+        count, proved = count + 1, proved + (not wrong)
     print(f"{proved} of {count} images proved")
     return int(proved < count or count == 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (AttributeError, OSError, LookupError, ValueError, TypeError) as error:
+        sys.exit(f"refused: {error}")

@@ -41,8 +41,8 @@ def test_train_then_certify(tmp_path, capsys):
     assert out["items"] == 100 and 0.5 < out["accuracy"] <= 1
     assert 0 < out["certified_accuracy"]["0.4"] < out["accuracy"]
     assert out["mean_radius"] > 0 and 0 < out["exact_fraction"] <= 1 and out["seconds"] > 0
-    assert main(["verify", *words]) == 0
-    verdicts = json.loads(figures.read_text())
+    assert main(["verify", *words[:-4], "--json", str(tmp_path / "verdicts.json")]) == 0
+    verdicts = json.loads((tmp_path / "verdicts.json").read_text())
     shares = [verdicts[name]["0.4"] for name in ("robust", "undecided", "adversarial")]
     assert 0 < shares[0] <= out["certified_accuracy"]["0.4"]  # no box to help
     assert abs(sum(shares) - out["accuracy"]) < 1e-9
@@ -83,13 +83,15 @@ def test_an_interrupted_run_is_resumed_and_not_overwritten(tmp_path, capsys, mon
 
 
 def test_certify_looks_at_local_curvature_where_asked(tmp_path, bent_model):
-    model, figures = tmp_path / "model.safetensors", tmp_path / "figures.json"
+    model = tmp_path / "model.safetensors"
     crc.save_model(model, bent_model)
     words = ["certify", str(model), "--dataset", "digits", "--radius", "0.3", "--limit", "60",
-             "--device", "cpu", "--json", str(figures)]  # fmt: skip
+             "--device", "cpu"]  # fmt: skip
     certified = []
     for curvature in ("global", "local"):
-        assert main([*words, "--method", "dual", "--curvature", curvature]) == 0
+        figures = tmp_path / f"{curvature}.json"
+        options = ["--method", "dual", "--curvature", curvature, "--json", str(figures)]
+        assert main([*words, *options]) == 0
         out = json.loads(figures.read_text())
         assert out["curvature"] == curvature
         certified.append(out["certified_accuracy"]["0.3"])
@@ -140,6 +142,8 @@ def test_a_network_is_certified_on_data_of_its_size(tmp_path, capsys):
 
 def test_of_several_gammas_validation_keeps_one(tmp_path, capsys):
     run = tmp_path / "run"
+    assert main([*TRAIN, "--gamma", "0.5", "0.01", "0.50", "--out", str(run)]) == 1
+    assert "--gamma names a value twice" in capsys.readouterr().err and not run.exists()
     assert main([*TRAIN, "--gamma", "0.01", "0.5", "--out", str(run)]) == 0
     facts = json.loads((run / "run.json").read_text())
     certified = [candidate["certified_accuracy"] for candidate in facts["candidates"]]
@@ -275,7 +279,7 @@ def test_certify_writes_a_row_an_item(own, capsys):
     assert main([*words, "--rows", "out.json", "--limit", "7"]) == 0
     listed = json.loads(Path("out.json").read_text())
     assert [float(row["radius"]) for row in listed] == pytest.approx(radius[:7].tolist())
-    assert sorted(path.name for path in Path().iterdir() if "out" in path.name) == [
+    assert sorted(path.name for path in Path().glob("out*")) == [
         "out.csv", "out.json",
     ]  # fmt: skip
 
@@ -290,15 +294,14 @@ def test_without_labels_the_answer_is_certified(own):
         "x.npy",
         "--device",
         "cpu",
-        "--rows",
-        "out.csv",
     ]
-    assert main([*words, "--json", "out.json"]) == 0
+    assert main([*words, "--rows", "out.csv", "--json", "out.json"]) == 0
     assert [int(row["label"]) for row in table("out.csv")] == model(x).argmax(1).tolist()
     assert json.loads(Path("out.json").read_text())["accuracy"] is None
-    assert main([*words, "--json", "out.json", "--labels", "y.npy"]) == 0
-    assert [int(row["label"]) for row in table("out.csv")] == y.tolist()
-    assert json.loads(Path("out.json").read_text())["accuracy"] == 0.9
+    words += ["--labels", "y.npy", "--rows", "labelled.csv", "--json", "labelled.json"]
+    assert main(words) == 0
+    assert [int(row["label"]) for row in table("labelled.csv")] == y.tolist()
+    assert json.loads(Path("labelled.json").read_text())["accuracy"] == 0.9
 
 
 def test_verify_says_what_holds_at_each_radius(own):
@@ -406,6 +409,62 @@ def test_rows_of_another_question_are_not_gone_on_with(own, capsys, monkeypatch)
     assert Path("out.csv.part").read_text() == kept
     Path("out.csv.part").write_text("no rows\n")
     assert main(words) == 1 and "delete it to begin anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize("command", ["certify", "verify"])
+def test_a_finished_file_is_found_again_and_kept_from_other_questions(
+    own, capsys, monkeypatch, command, suffix
+):
+    model, x, y = own
+    file, summary = Path(f"out.{suffix}"), Path("summary.json")
+    words = [*CERTIFY.split(), "--rows", str(file), "--json", str(summary), "--method", "dual"]
+    words = [command, *words[1:], "--radius", "0.1"]
+    assert main(words) == 0
+    first, shown = file.read_bytes(), capsys.readouterr().out
+    assert f"wrote {file}" in shown
+
+    def again(model, x, *_, **options):
+        assert len(x) == 1, "what is known was asked again"  # the trial, which takes no work
+        return getattr(crc, command)(model, x, *_, **options)
+
+    monkeypatch.setattr(f"crcbook.commands.{command}.{command}", again)
+    assert main(words) == 0
+    assert capsys.readouterr().out == shown.replace(f"wrote {file}", f"found {file}")
+    assert file.read_bytes() == first
+    np.savez("other.npz", x=x.numpy()[::-1], y=y.numpy()[::-1])
+    crc.save_model("other.safetensors", crc.mlp([4, 8, 3], "tanh", seed=1))
+    old = summary.read_bytes()
+    for place, kept in (("--rows", file), ("--json", summary)):
+        asked = [*words[: words.index("--rows")], *words[words.index("--method") :]]
+        for more, differs in (
+            (["--method", "crown"], "method"),
+            (["--box", "0", "1"], "box"),
+            (["--data", "other.npz"], "data" if place == "--rows" else "sha256"),
+            (["--model", "other.safetensors"], "model" if place == "--rows" else "sha256"),
+            (["--radius", "0.2"], "radius"),
+        ):
+            if command == "certify" and place == "--rows" and differs == "radius":
+                continue  # its rows are the same for every radius
+            assert main([*asked, place, str(kept), *more]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"crcbook: {kept} answers another question (its ")
+            assert differs in line and "name another file, or delete it" in line
+    assert (file.read_bytes(), summary.read_bytes()) == (first, old)
+    file.write_bytes(first[:-5])  # by someone else
+    assert main(words) == 1
+    assert f"{file} exists, and is not as this command wrote it" in capsys.readouterr().err
+    file.unlink()
+    monkeypatch.setattr(f"crcbook.commands.{command}.{command}", getattr(crc, command))
+    assert main([*words, "--json", "new.json", "--method", "crown"]) == 0
+    assert file.read_bytes() != first
+
+
+def test_ctrl_c_before_any_work_ends_in_one_line(tmp_path):
+    """While modules are imported: one that the command line alone needs is interrupted."""
+    (tmp_path / "filelock.py").write_text("raise KeyboardInterrupt\n")
+    run = python("certify", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (run.returncode, run.stderr, run.stdout) == (130, "crcbook: interrupted\n", "")
 
 
 HOLD = """

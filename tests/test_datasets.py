@@ -41,6 +41,15 @@ def test_digits_are_images_in_an_order_of_their_own():
     assert data.train.x.min() >= 0 and data.train.x.max() == 1
 
 
+def test_data_are_shown_in_a_line():
+    data = crc.load("digits")
+    assert repr(data) == (
+        "Dataset digits: 1297 items to train, 500 to test, of shape (8, 8), in 10 classes "
+        "(fields: name, train, test)"
+    )
+    assert repr(data.test) == "Split of 500 items of shape (8, 8) (fields: x, y)"
+
+
 def test_validation_is_disjoint_and_reproducible():
     data = crc.load("moons")
     training, validation = crc.split_validation(data.train, 50, seed=1)

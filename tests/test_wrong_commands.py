@@ -89,6 +89,10 @@ def files(tmp_path_factory):
     (folder / "table.csv").write_text("1,2,3,4\n")
     (folder / "folder.csv").mkdir()
     (folder / "run").mkdir()
+    for name, facts in {"damaged": "{", "listed": "[1]", "unsaid": '{"dataset": "digits"}'}.items():
+        (folder / name).mkdir()
+        (folder / name / "run.json").write_text(facts)
+        crc.save_model(folder / name / "model.safetensors", crc.mlp([4, 5, 3], seed=0))
     (folder / "blocked").write_text("a file where a folder should be")
     return folder
 
@@ -116,6 +120,13 @@ WRONG = [
     ("certify run --data x.npz", "model.safetensors"),
     ("certify nowhere --dataset digits", "cannot read nowhere"),
     ("certify --model '' --data x.npz", "must have a name"),
+    (
+        "certify " + GOOD + "--box 0 1 2",
+        "name one network: the folder of a run, or --model FILE; got 2 and net.safetensors",
+    ),
+    ("certify damaged --data x.npz", "name damaged/model.safetensors, with --dataset or --data"),
+    ("certify listed --data x.npz", "name listed/model.safetensors, with --dataset or --data"),
+    ("certify unsaid", "name unsaid/model.safetensors, with --dataset or --data"),
     # A state dict and its module.
     ("certify --module net.py --data x.npz", "must be FILE.py:NAME"),
     ("certify --module none.py:net --data x.npz", "there is no such file"),
@@ -171,7 +182,7 @@ WRONG = [
     ("verify " + GOOD + "--radius 0", "radius must be positive"),
     ("verify " + GOOD + "--radius inf", "radius must be positive and finite"),
     ("verify " + GOOD + "--radius 1e300", "radius must be from"),
-    ("verify " + GOOD + "--radius much", "could not convert string to float: 'much'"),
+    ("verify " + GOOD + "--radius much", "a radius must be a number; got 'much'"),
     ("certify " + GOOD + "--radius", "--radius: expected at least one argument"),
     ("certify " + GOOD + "--method magic", "invalid choice: 'magic'"),
     ("certify " + GOOD + "--curvature none", "invalid choice: 'none'"),
@@ -188,8 +199,9 @@ WRONG = [
     ("certify " + GOOD + "--limit 99999999999999999999", "below 2**63"),
     # Where to?
     ("certify " + GOOD + "--rows out.txt", "--rows writes .csv or .json; got out.txt"),
+    ("certify " + GOOD + "--rows .csv", "got .csv: name rows.csv, say"),
     ("certify " + GOOD + "--rows folder.csv", "cannot write folder.csv"),
-    ("certify " + GOOD + "--rows blocked/out.csv", "cannot write blocked/out.csv"),
+    ("certify " + GOOD + "--rows blocked/out.csv", "blocked is a file, and must be a folder"),
     ("certify " + GOOD + "--rows /proc/none/out.csv", "cannot write /proc/none/out.csv"),
     ("certify " + GOOD + "--json run", "cannot write run"),
     ("certify " + GOOD + "--json blocked/out.json", "cannot write blocked/out.json"),
@@ -204,14 +216,23 @@ WRONG = [
     ("fly", "invalid choice: 'fly'"),
     ("certify " + GOOD + "--metod dual", "unrecognized arguments: --metod"),
     ("certify " + GOOD + "--cur local", "unrecognized arguments: --cur"),
+    ("verify net.safetensors x.npz --radius 1", "x.npz (python -m crcbook verify --help"),
+    ("prove " + GOOD + "--out p --method dual", "--method (python -m crcbook prove --help"),
     # No result is written over what is read.
     ("certify " + GOOD + "--json net.safetensors", "net.safetensors is read by this command"),
     ("certify " + GOOD + "--json ./x.npz", "x.npz is read by this command"),
     ("prove " + GOOD + "--out net.safetensors", "net.safetensors is read by this command"),
+    # Nor over what someone keeps.
+    ("certify " + GOOD + "--rows table.csv", "table.csv exists, and is not as this command wrote"),
+    ("verify " + GOOD + "--radius 1 --rows table.csv", "name another file, or delete it"),
+    ("certify " + GOOD + "--json table.csv", "table.csv exists, and is not as this command wrote"),
+    ("prove " + GOOD + "--out table.csv", "table.csv exists already: name another file, or delete"),
     ("train --out somewhere", "--dataset"),
     ("train --dataset digits --out blocked/run", "cannot write blocked/run"),
     ("train --dataset digits --out somewhere --epochs 0", "epochs must be positive"),
     ("train --dataset digits --out somewhere --width 0", "must be at least 1"),
+    ("train --dataset digits --out somewhere --seed 99999999999999999999", "--seed must lie"),
+    ("train --dataset digits --out somewhere --gamma 1 1.0", "--gamma names a value twice"),
     ("reproduce", "run this in the repository's folder, or name a folder"),
     ("reproduce --only mnist", "the full profile has no experiment mnist; it has mnist-2"),
     ("reproduce --profile quick --runs blocked/runs", "cannot write blocked/runs"),

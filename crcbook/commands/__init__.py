@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that a console cannot show is no failure
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(arguments)
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     options.progress = not (options.quiet or os.environ.get("TQDM_DISABLE"))
     try:
         check_device(options)
@@ -76,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.add_argument("--quiet", action="store_true", help="show no progress, figures alone")
-        command.set_defaults(run=module.run, after_interrupt="")
+        command.set_defaults(run=module.run, refuse=command.error, after_interrupt="")
     return whole
 
 

@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from crcbook.certificate.results import hint, untried
-from crcbook.checkpoints import write_json
+from crcbook.checkpoints import read_json, write_json
 from crcbook.commands.items import Request, read_request
 from crcbook.commands.rows import Row, Rows
 from crcbook.experiments import environment
-from crcbook.outputs import check_writable
+from crcbook.outputs import check_same_question, check_writable
 
 _WAYS = (
     "--method best", "--curvature local", "--box LOW HIGH, if inputs have limits,",
@@ -44,8 +45,11 @@ def answer(
     radius = {"radius": items.radius} if name == "verify" else {}
     if not all(radius.values()):
         raise ValueError("verify needs one or more radii: give --radius R")
+    asked = {"command": name} | items.options | {"radius": items.radius, "sha256": items.hashes}
     if options.json is not None:
         check_writable(options.json)
+        if options.json.exists():
+            check_same_question(options.json, _read(options.json), asked)
     device = options.device.partition(":")[0]
     about = {"command": name, **items.hashes, **items.options, "device": device, **radius}
     # Options that do not go together are refused before the work: a wrong label takes none.
@@ -56,6 +60,7 @@ def answer(
         options.after_interrupt = "; --rows FILE keeps what is done, for the same command to go on"
         if options.rows is not None:
             options.after_interrupt = f"; the same command goes on from {rows.part}"
+        found = "wrote" if options.rows is None or not options.rows.exists() else "found"
         rows.fill(len(items.x), items.chunk, lambda part: find(items, part), options.progress)
         rows.finish()
         figures = {"items": len(items.x), **summary(items, rows.rows)}
@@ -69,12 +74,18 @@ def answer(
     if note and not options.quiet:
         print(note)
     if options.rows is not None:
-        print(f"wrote {options.rows}")
+        print(f"{found} {options.rows}")
     if options.json is not None:
-        asked = items.about | items.options | {"radius": items.radius, "sha256": items.hashes}
-        record = asked | figures | {"environment": environment(options.device)}
-        write_json(options.json, record)
+        where = {"environment": environment(options.device)}
+        write_json(options.json, items.about | asked | figures | where)
         print(f"wrote {options.json}")
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return read_json(path)
+    except RuntimeError:  # whatever it is, it is no summary
+        return None
 
 
 def fraction(part: int, whole: int) -> float | None:

@@ -111,7 +111,11 @@ def radius(text: str) -> float:
         ArgumentTypeError: where it is none, as :func:`crcbook.checks.as_radius` says.
     """
     try:
-        return as_radius(float(text))
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a radius must be a number; got {text!r}") from error
+    try:
+        return as_radius(value)
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

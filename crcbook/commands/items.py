@@ -3,9 +3,11 @@
 import argparse
 import hashlib
 import inspect
+import json
 import sys
 from dataclasses import dataclass, field
 from importlib.util import module_from_spec, spec_from_file_location
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 from crcbook import checks
 from crcbook.certificate import certify
 from crcbook.certificate.table import METHODS
-from crcbook.checkpoints import load_model, read_json
-from crcbook.checks import as_box, as_labels
+from crcbook.checkpoints import load_model
+from crcbook.checks import as_box, as_labels, as_radius
 from crcbook.commands.arguments import add_device, code, count, path, radius
 from crcbook.datasets import DATASETS, load
 from crcbook.networks import read_network
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--targets", choices=("all", "runner-up"), default=_DEFAULTS["targets"],
         help="the classes to hold out against; the runner-up alone is no guarantee")  # fmt: skip
     add("--rows", type=path, metavar="FILE",
-        help="write a row an item to this .csv or .json; given again, it goes on")  # fmt: skip
+        help="a .csv or .json for a row an item; given again, it goes on or is found")  # fmt: skip
     add("--json", type=path, metavar="FILE", help="write the summary here")
 
 
@@ -118,15 +120,15 @@ def read_request(options: argparse.Namespace) -> Request:
             that it does not take, labels that it does not give, or a box that does not hold them.
     """
     _check_apart(options)
-    if sum(one is not None for one in (options.run_folder, options.model or options.module)) != 1:
-        raise ValueError("name one network: the folder of a run, or --model FILE")
-    if options.data is not None and options.dataset is not None:
-        raise ValueError("name one source of items: --dataset NAME or --data FILE")
-    if options.labels is not None and options.data is None:
-        raise ValueError("--labels belong to --data FILE, which is not given")
+    module = options.module and options.module[0]
+    named = [str(one) for one in (options.run_folder, options.model or module) if one]
+    if len(named) != 1:
+        got = " and ".join(named) or "none"
+        raise ValueError(f"name one network: the folder of a run, or --model FILE; got {got}")
+    check_source(options)
     model, where = _model(options)
     model = model.to(options.device)
-    known = read_json(where / "run.json") if (where / "run.json").exists() else {}
+    known = read_run(where)
     dataset = options.dataset or (None if options.data else known.get("dataset"))
     if dataset is None and options.data is None:
         raise ValueError(
@@ -134,16 +136,14 @@ def read_request(options: argparse.Namespace) -> Request:
         )
     x, y = read_arrays(options.data, options.labels) if options.data else _test_split(str(dataset))
     x = _fitting(x, model, str(options.data or dataset))
-    y = y[None] if y is not None and y.dim() == 0 else y  # one item's
-    if y is not None and len(y) != len(x):
-        raise ValueError(f"there are {len(y)} labels for {len(x)} items: give one for each")
+    y = fitting_labels(y, len(x))
     x, y = x[: options.limit], None if y is None else y[: options.limit]
     network, checked = checks.read_items(model, x)
     answer = network.logits(checked.x).argmax(1).cpu()
     labels = answer if y is None else as_labels(y, network, checked).cpu()
     box = None if options.box is None else tuple(options.box)
     as_box(box, checked.x, checked.shape, checked.dtype)
-    radii = options.radius or ([known["recipe"]["radius"]] if "recipe" in known else [])
+    radii = options.radius or ([known["radius"]] if known else [])
     asked = {"method": options.method, "curvature": options.curvature, "box": box,
              "targets": options.targets, "deployed": options.deployed}  # fmt: skip
     about = {"model": str(where), "dataset": str(options.data or dataset)}
@@ -154,6 +154,68 @@ def read_request(options: argparse.Namespace) -> Request:
                  about, hashes, 20 if len(network.layers) <= 2 else 5)  # fmt: skip
 
 
+def check_source(options: argparse.Namespace) -> None:
+    """Check that the words name one source of items.
+
+    Args:
+        options: what was typed.
+
+    Raises:
+        ValueError: where they name two, or labels of none.
+    """
+    if options.data is not None and options.dataset is not None:
+        raise ValueError("name one source of items: --dataset NAME or --data FILE")
+    if options.labels is not None and options.data is None:
+        raise ValueError("--labels belong to --data FILE, which is not given")
+
+
+def read_run(folder: Path) -> dict:
+    """What the folder of a run knows of itself.
+
+    Args:
+        folder: the folder, or a file.
+
+    Returns:
+        Its ``dataset`` and ``radius``; nothing where it holds no ``run.json``.
+
+    Raises:
+        RuntimeError: where that cannot be read, or is not what ``train`` wrote.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        known = json.loads(path.read_text())
+        found = {"dataset": known["dataset"], "radius": as_radius(known["recipe"]["radius"])}
+        if found["dataset"] not in DATASETS:
+            raise ValueError(f"dataset {found['dataset']!r} is unknown")
+        return found
+    except (LookupError, OSError, TypeError, ValueError) as error:
+        raise RuntimeError(
+            f"cannot read {path} as `train` writes it ({type(error).__name__}: {error}): name "
+            f"{folder / 'model.safetensors'}, with --dataset or --data"
+        ) from error
+
+
+def fitting_labels(y: Tensor | None, items: int) -> Tensor | None:
+    """Labels, one for each item.
+
+    Args:
+        y: the labels, of one item also a number alone; None where there are none.
+        items: how many items there are.
+
+    Returns:
+        They, or None.
+
+    Raises:
+        ValueError: for another number of them.
+    """
+    y = y[None] if y is not None and y.dim() == 0 else y
+    if y is not None and len(y) != items:
+        raise ValueError(f"there are {len(y)} labels for {items} items: give one for each")
+    return y
+
+
 def _check_apart(options: argparse.Namespace) -> None:
     """Check that no result is to be written over what is read."""
     run, module = options.run_folder, options.module[0] if options.module else None
@@ -162,7 +224,7 @@ def _check_apart(options: argparse.Namespace) -> None:
             if file is not None]  # fmt: skip
     for name in ("rows", "json", "out"):
         file = getattr(options, name, None)
-        if file is not None and file.resolve() in [other.resolve() for other in read]:
+        if file is not None and realpath(file) in map(realpath, read):
             raise ValueError(f"--{name} {file} is read by this command: name another file")
 
 

@@ -5,7 +5,7 @@ import argparse
 from crcbook.commands import items
 from crcbook.commands.arguments import path
 from crcbook.commands.items import read_request
-from crcbook.outputs import check_writable
+from crcbook.outputs import check_new
 from crcbook.proof_file import prove
 
 SUMMARY = "write what certified radii rest on to a file, for `check`"
@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         RuntimeError: for a file that cannot be read or written.
         TypeError: for arrays of the wrong kind.
-        ValueError: for a network that a proof file cannot name.
+        ValueError: for a network that a proof file cannot name, or a file that exists.
     """
     asked = read_request(options)
-    check_writable(options.out)
+    check_new(options.out)
     kind = {name: asked.options[name] for name in ("curvature", "box", "deployed")}
     written = prove(asked.model, asked.x, asked.y, options.out, **kind)
     for name, number in written.summary.items():

@@ -1,4 +1,4 @@
-"""A row an item, kept as the work goes on, so that an interrupted command can go on from there."""
+"""A row an item, kept as the work goes on: the same command goes on from there, or is answered."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from crcbook.checkpoints import write_atomically
 from crcbook.experiments.records import PACKAGE, digest
-from crcbook.outputs import check_writable, locked
+from crcbook.outputs import check_same_question, check_writable, locked
 
 Row = dict[str, int | float | str | bool | None]
 
@@ -55,10 +55,15 @@ class Rows:
         """Where rows are kept until all are known."""
         return self.path and self.path.with_name(f"{self.path.name}.part")
 
+    @property
+    def kept(self) -> Path | None:
+        """Where they are kept after that, with the question that the file itself does not say."""
+        return self.path and self.path.with_name(f".{self.path.name}.rows")
+
     @classmethod
     @contextmanager
     def at(cls, path: Path | None, about: dict) -> Iterator["Rows"]:
-        """Rows of one process, with those that an interrupted one has left.
+        """Rows of one process, with those that an earlier one has left.
 
         Args:
             path: a ``.csv`` or ``.json`` file; None keeps them nowhere.
@@ -69,11 +74,11 @@ class Rows:
 
         Raises:
             RuntimeError: where the file cannot be written, or another process writes it.
-            ValueError: where it is of another format, or what is left belongs to another question.
+            ValueError: where it is of another format, or what is there answers another question.
         """
         if path is not None:
             if path.suffix not in (".csv", ".json"):
-                raise ValueError(f"--rows writes .csv or .json; got {path}")
+                raise ValueError(f"--rows writes .csv or .json; got {path}: name rows.csv, say")
             check_writable(path)
         with nullcontext() if path is None else locked(path):
             known = {"program": digest(sorted(PACKAGE.rglob("*.py"))), "torch": torch.__version__}
@@ -82,29 +87,30 @@ class Rows:
             yield rows
 
     def _read(self) -> None:
-        part = self.part
-        if part is None or not part.exists():
+        if self.path is None or self.part is None or self.kept is None:
+            return
+        finished = self.path.exists()
+        log = self.kept if finished else self.part
+        if not log.exists():
+            if finished:
+                check_same_question(self.path, None, self.about)
             return
         try:
-            lines = part.read_text().splitlines(keepends=True)
+            lines = log.read_text().splitlines(keepends=True)
             # A line is written at once, but a machine that stops can leave a piece of one.
             about, *chunks = [json.loads(line) for line in lines if line.endswith("\n")] or [None]
         except (OSError, ValueError) as error:
-            raise RuntimeError(f"cannot read {part} ({error}): delete it to begin anew") from error
-        if about != self.about:
-            named = about if isinstance(about, dict) else {}
-            differing = [key for key, value in self.about.items() if named.get(key) != value]
-            raise ValueError(
-                f"{part} has the first rows of another question (its {', '.join(differing)} "
-                "differs): delete it to begin anew, or name another --rows"
-            )
+            raise RuntimeError(f"cannot read {log} ({error}): delete it to begin anew") from error
+        check_same_question(self.path if finished else log, about, self.about)
         for chunk in chunks:
             self.items += chunk["items"]
             self.rows += chunk["rows"]
             self.seconds += chunk["seconds"]
-        # What goes on must begin on a line of its own.
-        whole = [self.about, *chunks]
-        write_atomically(part, "".join(json.dumps(line) + "\n" for line in whole).encode())
+        if not finished:  # what goes on must begin on a line of its own
+            whole = [self.about, *chunks]
+            write_atomically(log, "".join(json.dumps(line) + "\n" for line in whole).encode())
+        elif self.path.read_bytes() != self._content():
+            check_same_question(self.path, None, self.about)
 
     def fill(self, total: int, chunk: int, find: Callable[[slice], list[Row]], bar: bool) -> None:
         """Find the rows that are missing.
@@ -116,7 +122,7 @@ class Rows:
             bar: whether to show a progress bar.
         """
         part = self.part
-        if part is not None and not part.exists():
+        if part is not None and not self.items:
             write_atomically(part, (json.dumps(self.about) + "\n").encode())
         with tqdm(total=total, initial=self.items, disable=not bar, unit="item") as shown:
             while self.items < total:
@@ -133,16 +139,19 @@ class Rows:
                 self.items = stop
 
     def finish(self) -> None:
-        """Write the file: it is whole, or not there."""
-        if self.path is None or self.part is None:
+        """Write the file, where it is not there: it is whole, or not there."""
+        if self.path is None or self.part is None or self.kept is None or self.path.exists():
             return
-        if self.path.suffix == ".json":
+        write_atomically(self.path, self._content())
+        self.part.replace(self.kept)
+
+    def _content(self) -> bytes:
+        """The file."""
+        if self.path is not None and self.path.suffix == ".json":
             lines = ",\n".join(json.dumps(row) for row in self.rows)
-            write_atomically(self.path, f"[\n{lines}\n]\n".encode())
-        else:
-            table = io.StringIO()
-            writer = csv.DictWriter(table, list(self.rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_atomically(self.path, table.getvalue().encode())
-        self.part.unlink()
+            return f"[\n{lines}\n]\n".encode()
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(next(iter(self.rows), {})), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return table.getvalue().encode()

@@ -61,21 +61,26 @@ def run(options: argparse.Namespace) -> None:
         ValueError: for settings that make no training, or a folder that already holds one.
     """
     options.after_interrupt = "; --resume goes on from the last epoch"
-    names = ("model.safetensors", "checkpoint.safetensors", "gamma-*/checkpoint.safetensors")
-    finished, *begun = [any(options.out.glob(name)) for name in names]
+    files = ("model.safetensors", "checkpoint.safetensors", "gamma-*/checkpoint.safetensors")
+    finished, *begun = [any(options.out.glob(file)) for file in files]
     if (finished or any(begun)) and not options.resume:
         kind = "a finished" if finished else "an unfinished"
         raise ValueError(f"{options.out} holds {kind} run: --resume it, or name another --out")
     if begun[len(options.gamma) == 1]:
         raise ValueError(f"{options.out} holds a run with another number of --gamma values")
+    if abs(options.seed) >= 2**63:
+        raise ValueError(f"--seed must lie between -2**63 and 2**63; got {options.seed}")
+    names = [f"gamma-{gamma:g}" for gamma in options.gamma]
+    if len(set(names)) < len(names):  # each has a folder of its name
+        raise ValueError("--gamma names a value twice, to six digits: leave one out")
     runs = []
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     recipes = [Recipe(**given | {"gamma": gamma}) for gamma in options.gamma]
     check_writable(options.out / "model.safetensors")
-    for recipe in recipes:
+    for name, recipe in zip(names, recipes, strict=True):
         experiment = Experiment(options.dataset, options.layers, options.activation, recipe,
                                 options.width, options.seed)  # fmt: skip
-        folder = options.out if len(recipes) == 1 else options.out / f"gamma-{recipe.gamma:g}"
+        folder = options.out if len(recipes) == 1 else options.out / name
         trained = run_training(experiment, folder, options.device, options.resume, options.progress)
         runs.append(trained)
     model, facts = max(runs, key=lambda run: run[1]["validation"]["certified_accuracy"])
