@@ -9,7 +9,8 @@ network answered (-1: none) and the radius. Each radius holds with probability 0
 samples of Gaussian noise an image, by what the repositories' READMEs and settings say of all of
 them. The radii are printed to three digits, so that one printed as 1.58 may be as small as 1.575:
 the counts of radii that are at least, and that are more than the one asked for, enclose the true
-one. With ``--record NAME`` the images of one of the book's networks are compared one by one.
+one. With ``--record NAME`` the images of one of the book's networks for MNIST are compared one by
+one.
 
 Each file is known by the hash that git gives its content; the files themselves are not ours to
 spread.
@@ -243,8 +244,14 @@ def recount(folder: Path, record: dict | None = None) -> list[dict]:
         A row a file.
 
     Raises:
-        ValueError: where a file is not the one that was counted.
+        ValueError: where a file is not the one that was counted, or the record's images do not
+            stand in the published order.
     """
+    if record and record["dataset"] != "mnist":
+        raise ValueError(
+            "only records of mnist are compared image by image: those of Fashion-MNIST were made "
+            "from a copy whose images stand in another order than the published one"
+        )
     rows = []
     for released in RELEASED:
         path = folder / released.repository.split("/")[1] / released.path
@@ -252,7 +259,7 @@ def recount(folder: Path, record: dict | None = None) -> list[dict]:
             raise ValueError(f"{path} has git's hash {found}, not {released.blob}")
         radii = read_radii(path)
         row = asdict(released) | {"samples": SAMPLES, "failure": FAILURE} | counts(radii)
-        if record and record["dataset"] == released.dataset:
+        if record and released.dataset == "mnist":
             row["paired"] = {"record": record["name"]} | compared(radii, record)
         rows.append(row)
     return rows

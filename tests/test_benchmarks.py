@@ -73,8 +73,8 @@ def test_a_record_is_compared_with_it_image_by_image(recount, released, tmp_path
     record["bits"] = {"certified": encode_bits(certified)}
     [row] = recount.recount(tmp_path, record)
     assert row["paired"]["at least"]["both"] == 2
-    [row] = recount.recount(tmp_path, record | {"dataset": "fashion-mnist"})
-    assert "paired" not in row
+    with pytest.raises(ValueError, match="another order"):
+        recount.recount(tmp_path, record | {"dataset": "fashion-mnist"})
 
 
 def test_another_file_than_the_one_counted_is_refused(recount, released, tmp_path):
