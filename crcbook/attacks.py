@@ -218,6 +218,8 @@ def attack(
 def _opened(model: Any, x: Any) -> tuple[Network | Unread, Items]:
     """The network that is read from a model or, where it cannot be read, the model."""
     x, refused = as_tensor(x), None
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
     if not callable(model):
         raise TypeError(f"model must be a module or a function; got {type(model).__name__}")
     if isinstance(model, nn.Module):

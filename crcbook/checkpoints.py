@@ -98,7 +98,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
         tensors: the tensors.
         facts: anything JSON can hold.
     """
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Tied weights are written twice: a file of tensors holds none that share their memory.
+    whole = {name: torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
+             for name, tensor in tensors.items()}  # fmt: skip
     write_atomically(path, save(whole, metadata={"crcbook": json.dumps(facts)}))
 
 

@@ -240,7 +240,8 @@ def as_labels(y: Any, network: Classifier, items: Items) -> Tensor:
     if y is None:
         return network.logits(items.x).argmax(1)
     found = _numbers("y", y)
-    if len(items) == 1 and (found.dim() == 0 or (items.single and len(found) == network.classes)):
+    row = found.dim() == 1 and len(found) == network.classes > 1
+    if len(items) == 1 and (found.dim() == 0 or row):
         found = found[None]
     if found.dim() == 2 and tuple(found.shape) == (len(items), network.classes):
         ones = found == 1

@@ -63,6 +63,7 @@ def test_labels_may_be_lists_arrays_and_one_hot_rows(model, x, kind):
 def test_one_item_is_a_batch_of_one(model, x, kind):
     y = model(x).argmax(1)
     assert torch.equal(calls(model, x[2], kind(y[2])), calls(model, x[2:3], y[2:3]))
+    assert torch.equal(calls(model, x[2:3], one_hot(y[2], 4)), calls(model, x[2:3], y[2:3]))
     found = crc.certify(model, x[2], kind(y[2]))
     assert found.radius.shape == (1,) and found.nearest.shape == (1, 3, 4)
     assert crc.attack(model, x[2].flatten(), kind(y[2])).point.shape == (1, 12)

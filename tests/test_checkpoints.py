@@ -197,3 +197,12 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, name, said):
         crc.load_model(tmp_path / name)
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         crc.load_model(tmp_path / name, nn.Linear(4, 2))
+
+
+def test_tied_layers_are_saved(tmp_path):
+    tied = nn.Linear(8, 8)
+    layers = nn.Linear(6, 8), nn.Tanh(), tied, nn.Tanh(), tied, nn.Tanh(), nn.Linear(8, 3)
+    model, x = nn.Sequential(nn.Flatten(), *layers).eval(), torch.rand(4, 6)
+    crc.save_model(tmp_path / "tied.safetensors", model)
+    found = crc.load_model(tmp_path / "tied.safetensors")
+    torch.testing.assert_close(found(x), model(x), rtol=1e-6, atol=1e-6)

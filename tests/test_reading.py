@@ -530,9 +530,9 @@ def called_otherwise():
         (Residual(), "add joins two branches"),
         (Valued(lambda x, f: f(x) if x.sum() > 0 else -f(x)), "sum|looks at values"),
         (Valued(lambda x, f: f(x) if x[0, 0].item() > 0 else -f(x)), "select|item|__getitem__"),
-        (Valued(lambda x, f: f(x) * f(x)), "mul joins two branches"),
-        (Valued(lambda x, f: f(x * torch.sigmoid(2 * x))), "mul joins two branches"),
-        (Valued(lambda x, f: f(x * functional.softplus(x, 2).tanh())), "mul joins two branches"),
+        (Valued(lambda x, f: f(x) * f(x)), "mul multiplies what depends"),
+        (Valued(lambda x, f: f(x * torch.sigmoid(2 * x))), "mul multiplies what depends"),
+        (Valued(lambda x, f: f(x * functional.softplus(x, 2).tanh())), "mul multiplies what depends"),
         (Valued(lambda x, f: f(x) / 0), "divides by zero"),
         (Valued(lambda x, f: 1 / f(x)), "neither an affine map"),
         (Valued(lambda x, f: f(x.flip(0))), "flip mixes the items"),
@@ -908,7 +908,7 @@ class WithMish(nn.Module):
 
 def test_mish_is_known_by_its_threshold_too():
     assert read_network(WithMish(20.0)).layers[0].activation.name == "mish"
-    with pytest.raises(ValueError, match="joins two branches"):
+    with pytest.raises(ValueError, match="multiplies what"):
         read_network(WithMish(1.0))
 
 

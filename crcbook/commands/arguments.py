@@ -150,7 +150,7 @@ def check_device(options: argparse.Namespace) -> None:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # The second where torch was built without it, the last for one that holds no numbers.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
         raise ValueError(
             f"--device {name} cannot be used: {reason}; --device cpu works everywhere"
         ) from error

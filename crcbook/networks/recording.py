@@ -79,9 +79,13 @@ class Recorded(Tensor):
         if row is not None:
             return _extended(inputs[0], row)
         if len(inputs) > 1:
+            how = (
+                "multiplies what depends on the input by what depends on it (as a gate does)"
+                if name_of(func).strip("_") in ("mul", "imul", "rmul", "multiply", "div", "truediv")
+                else "joins two branches (a residual block, for one)"
+            )
             raise Unreadable(
-                f"{name_of(func)} joins two branches (a residual block, for one), and networks are "
-                "carried here as chains of layers"
+                f"{name_of(func)} {how}, and networks are carried here as chains of layers"
             )
         if reader is None:
             return _about_shape(func, args, kwargs)
