@@ -532,7 +532,10 @@ def called_otherwise():
         (Valued(lambda x, f: f(x) if x[0, 0].item() > 0 else -f(x)), "select|item|__getitem__"),
         (Valued(lambda x, f: f(x) * f(x)), "mul multiplies what depends"),
         (Valued(lambda x, f: f(x * torch.sigmoid(2 * x))), "mul multiplies what depends"),
-        (Valued(lambda x, f: f(x * functional.softplus(x, 2).tanh())), "mul multiplies what depends"),
+        (
+            Valued(lambda x, f: f(x * functional.softplus(x, 2).tanh())),
+            "mul multiplies what depends",
+        ),
         (Valued(lambda x, f: f(x) / 0), "divides by zero"),
         (Valued(lambda x, f: 1 / f(x)), "neither an affine map"),
         (Valued(lambda x, f: f(x.flip(0))), "flip mixes the items"),
