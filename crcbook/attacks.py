@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from crcbook.acceleration import Acceleration
 from crcbook.checks import Items, as_box, as_count, as_labels, as_radii, as_tensor, read_items
 from crcbook.networks import MarginAlong, Network, logit_margin
+from crcbook.networks.reading import as_module
 from crcbook.proof.box import Box, clip
 from crcbook.proof.prover import Entries, Prover
 from crcbook.steps import step_to_boundary, step_to_sphere
@@ -217,9 +218,7 @@ def attack(
 
 def _opened(model: Any, x: Any) -> tuple[Network | Unread, Items]:
     """The network that is read from a model or, where it cannot be read, the model."""
-    x, refused = as_tensor(x), None
-    if isinstance(model, torch.export.ExportedProgram):
-        model = model.module()
+    x, model, refused = as_tensor(x), as_module(model), None
     if not callable(model):
         raise TypeError(f"model must be a module or a function; got {type(model).__name__}")
     if isinstance(model, nn.Module):

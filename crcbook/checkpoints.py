@@ -120,6 +120,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise RuntimeError(f"cannot read {path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
+            # Copied to where torch would put them: sums depend on it, in a resumed training too.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             facts = (file.metadata() or {}).get("crcbook")
             if facts is None:

@@ -50,13 +50,11 @@ class Items:
         x: ``(batch, n)`` float64, on the model's device.
         shape: ``(batch, *input_shape)``, as given; of one item without a batch dimension, 1 first.
         dtype: their precision, as given.
-        single: whether it is one item that came without a batch dimension.
     """
 
     x: Tensor
     shape: torch.Size
     dtype: torch.dtype
-    single: bool = False
 
     def __len__(self) -> int:
         """How many there are."""
@@ -158,9 +156,7 @@ def read_items(model: nn.Module, x: Any) -> tuple[Network, Items]:
             except ValueError as error:
                 failed = failed or error
                 continue
-            return network, Items(
-                as_inputs(batch, network), batch.shape, batch.dtype, batch is not x
-            )
+            return network, Items(as_inputs(batch, network), batch.shape, batch.dtype)
     assert failed is not None
     raise failed
 

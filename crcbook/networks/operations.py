@@ -214,7 +214,7 @@ def _added(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, 
 
 def _subtracted(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     value, first = _operand(func, x, args, kwargs)
-    if first or getattr(func, "overloadpacket", func) in _REVERSED:
+    if first or _packet(func) in _REVERSED:
         return (*_negated(), *_spread(x, value), _shifted("sub", value))
     return (*_spread(x, value), _shifted("sub", -value))
 
@@ -286,11 +286,10 @@ def _convolved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[St
     weight, bias = _constant(given.pop("weight"), "a convolution's weight"), given.pop("bias", None)
     given.pop("input")
     if weight.dim() != x.dim():
-        sizes = ", ".join(["batch", "channels", "height", "width"][: weight.dim()])
-        sizes = sizes if weight.dim() < 5 else "batch, channels, depth, height, width"
+        sizes = {3: "length", 4: "height, width", 5: "depth, height, width"}[weight.dim()]
         raise Unreadable(
-            f"{name_of(func)} takes ({sizes}); got {_batch_of(x.shape)}. Images without channels "
-            "have one: x[:, None]"
+            f"{name_of(func)} takes (batch, channels, {sizes}); got {_batch_of(x.shape)}. Images "
+            "without channels have one: x[:, None]"
         )
     rest, size = args[3:], weight.abs()
     transposed = "transpose" in name_of(func)
@@ -487,7 +486,24 @@ def reader_of(func: Callable) -> Reader | None:
     Returns:
         Its reader; None for a function that is not read.
     """
-    return _READERS.get(getattr(func, "overloadpacket", func))
+    return _READERS.get(_packet(func))
+
+
+def _packet(func: Callable) -> Callable:
+    """A function of an exported program without its overload; any other as it is."""
+    return getattr(func, "overloadpacket", func)
+
+
+def multiplies(func: Callable) -> bool:
+    """Whether a function multiplies or divides its arguments, number by number.
+
+    Args:
+        func: the function.
+
+    Returns:
+        Whether it does.
+    """
+    return reader_of(func) in (_multiplied, _divided)
 
 
 def makes_constant(func: Callable, first: bool) -> bool:
@@ -500,7 +516,7 @@ def makes_constant(func: Callable, first: bool) -> bool:
     Returns:
         Whether it makes a constant.
     """
-    return getattr(func, "overloadpacket", func) in (_NEW if first else _ALIKE)
+    return _packet(func) in (_NEW if first else _ALIKE)
 
 
 def name_of(func: Callable) -> str:
@@ -512,7 +528,7 @@ def name_of(func: Callable) -> str:
     Returns:
         Its name, in an exported program without its overload's.
     """
-    func = getattr(func, "overloadpacket", func)
+    func = _packet(func)
     name = getattr(func, "__name__", str(func))
     return getattr(func, "__self__", func).__name__ if name == "__get__" else name
 
@@ -543,7 +559,7 @@ def refusal(func: Callable) -> str:
     Returns:
         A clause for a message.
     """
-    name, func = name_of(func), getattr(func, "overloadpacket", func)
+    name, func = name_of(func), _packet(func)
     if func in _MAXIMA or name in _CORNERS:
         advice = (
             "use average pooling"

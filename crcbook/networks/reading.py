@@ -149,9 +149,20 @@ def _as_read(steps: Sequence[Step], shape: tuple[int, ...], like: Tensor) -> Rea
     return Reading(_built(segments, like), segments, heads)
 
 
+def as_module(model: Any) -> Any:
+    """A model as something to call.
+
+    Args:
+        model: a model.
+
+    Returns:
+        The module of an exported program; anything else as it is.
+    """
+    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    if isinstance(model, torch.export.ExportedProgram):
-        model = model.module()
+    model = as_module(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -422,8 +433,7 @@ def applies_in_turn(model: nn.Module, network: Network) -> bool:
         Whether each layer is one product with a matrix, of the very numbers of the network, and its
         bias and activation; False for what is compiled, which may compute in other ways.
     """
-    if isinstance(model, torch.export.ExportedProgram):
-        model = model.module()
+    model = as_module(model)
     for module in model.modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             return False

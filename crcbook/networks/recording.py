@@ -20,6 +20,7 @@ from crcbook.networks.operations import (
     Step,
     Unreadable,
     makes_constant,
+    multiplies,
     name_of,
     reader_of,
     refusal,
@@ -81,7 +82,7 @@ class Recorded(Tensor):
         if len(inputs) > 1:
             how = (
                 "multiplies what depends on the input by what depends on it (as a gate does)"
-                if name_of(func).strip("_") in ("mul", "imul", "rmul", "multiply", "div", "truediv")
+                if multiplies(func)
                 else "joins two branches (a residual block, for one)"
             )
             raise Unreadable(

@@ -13,7 +13,7 @@ from crcbook.proof.slabs import slab_margins
 from crcbook.stages.dual import SEARCH_STEPS
 from crcbook.stages.search import search
 
-_ATTACK_STEPS = 8
+_ATTACK_STEPS = 8  # towards an adversary: enough on MNIST, and no proof rests on them
 
 
 @dataclass(frozen=True)
