@@ -137,6 +137,8 @@ def full() -> dict[str, Experiment]:
             recipe = replace(tuned, gamma=gamma)
             found[f"mnist-2-softplus-crt-gamma-{gamma:g}"] = replace(two, recipe=recipe, box=False)
         found |= _small_radius(layers)
+    for radius in (1.0, 0.5):
+        found[f"mnist-2-softplus-crt-radius-{radius:g}"] = _for_radius(long, radius)
     clothes = _on("fashion-mnist", long)
     found["fashion-mnist-2-softplus-crt-long"] = clothes
     found |= _seeds_and_mean("fashion-mnist-2-softplus-crt", clothes)
@@ -150,6 +152,17 @@ def _seeds_and_mean(name: str, long: Experiment) -> dict[str, Experiment]:
     found = {f"{name}-long-seed-{seed}": seeds[seed] for seed in (1, 2)}
     mean = replace(long, width=3 * long.width, start=tuple(seeds))
     return found | {f"{name}-mean-of-three": mean}
+
+
+def _for_radius(experiment: Experiment, radius: float) -> Experiment:
+    """A training with all of its stages for another radius.
+
+    What a curvature K takes from a margin is K r^2 / 2, so gamma goes with the radius squared.
+    """
+    own = experiment.recipe
+    recipe = replace(own, radius=radius, gamma=own.gamma * (radius / own.radius) ** 2)
+    found = replace(experiment, recipe=recipe, box=False)
+    return found.with_starts(lambda start: _for_radius(start, radius))
 
 
 def _on(dataset: str, experiment: Experiment) -> Experiment:
