@@ -36,6 +36,8 @@ class Activation:
         deviation: largest distance between ``value`` and the function torch evaluates
             (``torch.nn.Softplus`` jumps to the identity above its threshold; 0 elsewhere).
         deviates_from: the point below which there is no such distance.
+        exponent: b where torch evaluates :math:`e^{bz}` below ``deviates_from``, which may
+            overflow though the function does not; 0 elsewhere.
         settings: what torch's module is made with, where the name does not say it all.
     """
 
@@ -50,6 +52,7 @@ class Activation:
     value_range: tuple[float, float]
     deviation: float = 0.0
     deviates_from: float = math.inf
+    exponent: float = 0.0
     settings: tuple[tuple[str, float | str], ...] = ()
 
     @cached_property
@@ -192,6 +195,7 @@ def softplus(beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -> Activa
         value_range=(0.0, math.inf),
         deviation=math.log1p(math.exp(-threshold)) / beta * (1 + ROUNDING),
         deviates_from=threshold / beta,
+        exponent=beta,
         settings=(("beta", beta), ("threshold", threshold)),
     )
 

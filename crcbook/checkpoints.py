@@ -117,7 +117,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         RuntimeError: where the file is missing or is not one of crcbook's.
     """
     if not path.exists():
-        raise RuntimeError(f"cannot read {path}: there is no such file")
+        raise RuntimeError(f"cannot read {path}: {no_such_file(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             # Copied to where torch would put them: sums depend on it, in a resumed training too.
@@ -132,10 +132,30 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
+def no_such_file(path: Path) -> str:
+    """What to say of a file that is not there: what lies where it should be.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A clause for a message.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no such file, and no folder {folder}: name another"
+    alike = sorted(one.name for one in folder.glob(f"*{path.suffix}") if one.is_file())
+    kind = f"{path.suffix} files" if path.suffix else "files"
+    place = "here" if folder == Path() else f"in {folder}"
+    return f"there is no such file; the {kind} {place}: {_some(alike)}"
+
+
 def _state_dict(path: Path) -> dict[str, Any]:
     """The tensors of a state dict, or of the only one that a checkpoint holds."""
     state: Any
     if path.suffix == ".safetensors":
+        if not path.exists():
+            raise RuntimeError(no_such_file(path))
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -144,7 +164,7 @@ def _state_dict(path: Path) -> dict[str, Any]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
-            raise RuntimeError("there is no such file") from error
+            raise RuntimeError(no_such_file(path)) from error
         except Exception as error:  # those of zip files, of pickles and of what torch refuses
             raise RuntimeError(
                 "it holds more than tensors, which is never unpickled, or is damaged: write it "
@@ -174,6 +194,31 @@ def _named(state: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
         if set(state) == {prefix + own for own in names}:
             return {own: state[prefix + own] for own in names}
     return state
+
+
+def _check_names(state: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse tensors of other names or shapes than a module's."""
+    lacking = [name for name in own if name not in state]
+    foreign = [name for name in state if name not in own]
+    if lacking or foreign:
+        raise RuntimeError(
+            f"the module has {_some(lacking)} that the file lacks, and the file {_some(foreign)} "
+            "that the module lacks: give the module that was trained, or none to what save_model "
+            "wrote"
+        )
+    for name, tensor in own.items():
+        if torch.is_tensor(tensor) and torch.is_tensor(state[name]):
+            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            if found != wanted:
+                raise RuntimeError(
+                    f"{name} is of shape {found} in the file and {wanted} in the module: give the "
+                    "module the sizes that were trained"
+                )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(map(str, names[:3])) or "none") + more
 
 
 def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> None:
@@ -250,13 +295,19 @@ def load_model(path: Path | str, module: nn.Module | None = None) -> nn.Module:
 
     Raises:
         ImportError: for an ONNX file without the ``onnx`` package.
+        TypeError: where the module is none.
         RuntimeError: where the file is missing, damaged, none of crcbook's, or not the module's.
         ValueError: for an ONNX file with a network that cannot be certified.
     """
     path = Path(path)
     if module is not None:
+        if not isinstance(module, nn.Module):
+            made = f", as {module.__name__}() makes one" if isinstance(module, type) else ""
+            raise TypeError(f"module must be a torch.nn.Module{made}; got {module!r}")
         try:
-            module.load_state_dict(_named(_state_dict(path), module.state_dict().keys()))
+            state = _named(_state_dict(path), module.state_dict().keys())
+            _check_names(state, module.state_dict())
+            module.load_state_dict(state)
         except (RuntimeError, AttributeError, TypeError) as error:
             raise RuntimeError(f"cannot load {path} into the module: {error}") from error
         return module.eval()

@@ -184,6 +184,19 @@ def test_an_attack_of_a_function_works_where_no_gradients_are_wanted():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_program_of_a_fixed_batch_that_cannot_be_read_is_attacked(batch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))
+    program = torch.export.export(model, (ITEMS[:batch],))
+    for exported in (program, program.module()):
+        found = crc.attack(exported, ITEMS)
+        moved = (found.point.reshape(ITEMS.shape) - ITEMS).flatten(1).norm(dim=1)
+        assert (
+            found.success.all() and (model(found.point).argmax(1) != model(ITEMS).argmax(1)).all()
+        )
+        torch.testing.assert_close(moved.double(), found.distance, rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_no_such_function_is_refused():
     weight, trained = torch.ones(12, 3), nn.Linear(12, 3)
     spread = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))

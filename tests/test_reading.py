@@ -235,6 +235,9 @@ FORMS = {
     "linears": (nn.Sequential(nn.Linear(6, 6), small(nn.Tanh(), nn.Linear(5, 5))), VECTOR),
     "silu in full": (Valued(lambda x, f: f(x * torch.sigmoid(x))), VECTOR),
     "mish in full": (Valued(lambda x, f: f(functional.softplus(x).tanh() * x)), VECTOR),
+    "constants alike": (
+        Valued(lambda x, f: f(x + torch.full_like(x, 0.5)) * torch.ones_like(f(x))), VECTOR
+    ),
     "no hidden layer": (nn.Linear(6, 3), VECTOR),
     "activations": (nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 3), nn.Tanh()), VECTOR),
     "data parallel": (nn.DataParallel(small()), VECTOR),
@@ -507,7 +510,10 @@ def called_otherwise():
         (replaced("weight", torch.eye(5, 6).to_sparse()), "dense tensor; got a torch.sparse"),
         (replaced("weight", torch.ones(5, 6).as_subclass(Doubled)), "plain torch.Tensor"),
         (replaced("bias", torch.ones(5).as_subclass(Doubled)), "plain torch.Tensor"),
-        (nn.Sequential(nn.LazyLinear(3), nn.Tanh()), "plain torch.Tensor; got Uninitialized"),
+        (
+            nn.Sequential(nn.LazyLinear(3), nn.Tanh()),
+            r"0\.weight has no shape yet.*once, model\(x\)",
+        ),
         (called_otherwise(), "another call put in place of its own"),
         (small(nn.ReLU()), r"ReLU\(\): relu has corners.*Certify your own network.*2 Linear"),
         (small(nn.Hardswish()), "hardswish has corners"),
@@ -527,7 +533,12 @@ def called_otherwise():
         (small(nn.Dropout()), r"draws at random: call model\.eval"),
         (small(nn.BatchNorm1d(5)), r"from the batch: call model\.eval"),
         (small(parametrizations.spectral_norm(nn.Linear(5, 5))), r"model\.eval|training mode"),
-        (Residual(), "add joins two branches"),
+        (Residual(), "add joins two branches.*write them as one Linear"),
+        (Valued(lambda x, f: f(x / x.norm(dim=1, keepdim=True))), "norm is a size of the item's"),
+        (Valued(lambda x, f: f(torch.maximum(x, torch.zeros_like(x)))), "maximum has corners"),
+        (Valued(lambda x, f: f(torch.where(x > 0, x, -x))), "gt has corners"),
+        (Valued(lambda x, f: torch.bmm(x[:, None], x[:, :, None])[:, 0]), "bmm multiplies what"),
+        (Valued(lambda x, f: f(x + torch.randn_like(x))), "randn_like is neither"),
         (Valued(lambda x, f: f(x) if x.sum() > 0 else -f(x)), "sum|looks at values"),
         (Valued(lambda x, f: f(x) if x[0, 0].item() > 0 else -f(x)), "select|item|__getitem__"),
         (Valued(lambda x, f: f(x) * f(x)), "mul multiplies what depends"),
@@ -548,7 +559,7 @@ def called_otherwise():
         (Valued(lambda x, f: f(x).softmax(0)), "over the classes"),
         (Valued(lambda x, f: f(torch.zeros(len(x), 6))), "depend on x"),
         (Valued(lambda x, f: x.new_zeros(len(x), 3)), "depend on x"),
-        (Valued(lambda x, f: torch.full_like(x, 2.0)), "full_like is neither"),
+        (Valued(lambda x, f: torch.full_like(x, 2.0)), "depend on x"),
         (Valued(lambda x, f: f(x)[:, None]), r"must give .batch, classes.; got .batch, 1, 3"),
         (one_logit(nn.Softmax(1)), "softmax over one class"),
         (
@@ -564,6 +575,38 @@ def called_otherwise():
 def test_what_cannot_be_certified_is_refused_with_its_reason(model, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         read_network(model, at=torch.randn(7, 6, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, parametrizations.weight_norm])
+def test_the_shape_of_an_input_is_that_of_the_weight_and_not_of_what_it_is_made_of(weight_norm):
+    """The older one holds what was made of its parameters, which cannot be copied."""
+    model = changed(weight_norm)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    assert read_network(model).inputs == 6
+    made = weight_norm(nn.Linear(6, 5))
+    fresh = nn.Sequential(made, nn.Tanh(), nn.Linear(5, 3))
+    logits = read_network(fresh).logits(x.double())
+    with torch.no_grad():
+        expected = fresh.double()(x.double())
+    torch.testing.assert_close(logits, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta", [0.5, 1.0, 10.0])
+def test_a_softplus_that_overflows_is_read_and_a_wrong_one_seen(beta, dtype, monkeypatch):
+    """Without a threshold torch evaluates an exponential that overflows, and gives infinity."""
+    model = small(nn.Softplus(beta, threshold=1e6)).to(dtype)
+    assert not model(torch.full((1, 6), 1e4, dtype=dtype)).isfinite().all()
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    network = read_network(model, at=x)
+    torch.testing.assert_close(network.logits(x.double()).to(dtype), model(x))
+    softplus = functional.softplus
+    monkeypatch.setattr(
+        nn.Softplus, "forward",
+        lambda self, z: softplus(z, beta, 1e6) * (1.001 if type(z) is torch.Tensor else 1),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="computes something else"):
+        read_network(model, at=x)
 
 
 def test_a_map_too_large_for_a_matrix_is_refused():

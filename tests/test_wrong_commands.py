@@ -103,7 +103,10 @@ WRONG = [
     # Which network?
     ("certify --data x.npz", "name one network"),
     ("certify run --model net.onnx --data x.npz", "name one network"),
-    ("certify --model missing.onnx --data x.npz", "missing.onnx: there is no such file"),
+    (
+        "certify --model missing.onnx --data x.npz",
+        "missing.onnx: there is no such file; the .onnx files here: ",
+    ),
     ("certify --model broken.onnx --data x.npz", "cannot read broken.onnx as an ONNX file"),
     ("certify --model text.onnx --data x.npz", "cannot read text.onnx as an ONNX file"),
     ("certify --model empty.onnx --data x.npz", "empty.onnx"),
@@ -135,7 +138,7 @@ WRONG = [
     ("certify --module net.py:fails --data x.npz", "net.py: OSError: no such weights"),
     ("certify --module typo.py:net --data x.npz", "typo.py: SyntaxError"),
     ("certify --module net.py:relu --data x.npz", "relu has corners"),
-    ("certify --module net.py:net --model state.pt --data x.npz", "Missing key(s)"),
+    ("certify --module net.py:net --model state.pt --data x.npz", "that the file lacks"),
     (
         "certify --module net.py:net --model whole.pt --data x.npz",
         "torch.save(model.state_dict(), path)",
@@ -146,8 +149,11 @@ WRONG = [
     ("certify " + NET, "give --data FILE or --dataset NAME"),
     ("certify " + GOOD + "--dataset digits", "name one source of items"),
     ("certify " + NET + "--dataset cifar", "invalid choice: 'cifar'"),
-    ("certify " + NET + "--dataset digits", "digits has 64 values an item, the network takes 4"),
-    ("certify " + NET + "--data missing.npz", "cannot read missing.npz: it does not exist"),
+    ("certify " + NET + "--dataset digits", "digits has 64 values an item, of shape "),
+    (
+        "certify " + NET + "--data missing.npz",
+        "cannot read missing.npz: there is no such file; the .npz files here: ",
+    ),
     ("certify " + NET + "--data run", "cannot read run: it is a folder"),
     ("certify " + NET + "--data table.csv", "numpy.savez(path, x=x, y=y)"),
     ("certify " + NET + "--data empty.npz", "cannot read empty.npz"),
@@ -162,8 +168,8 @@ WRONG = [
     ("certify " + NET + "--data bytes.npz", "(x / 255).astype('float32'); got uint8"),
     ("certify " + NET + "--data complex.npz", "floating-point numbers"),
     ("certify " + NET + "--data nan.npz", "x must be finite"),
-    ("certify " + NET + "--data wide.npz", "wide.npz has 8 values an item, the network takes 4"),
-    ("certify " + NET + "--data flat.npz", "flat.npz has 1 values an item, the network takes 4"),
+    ("certify " + NET + "--data wide.npz", "wide.npz has 8 values an item, of shape "),
+    ("certify " + NET + "--data flat.npz", "flat.npz has 1 values an item, of shape "),
     ("certify " + NET + "--data scalar.npz", "the network takes 4"),
     # Which labels?
     ("certify " + NET + "--data few_labels.npz", "there are 3 labels for 6 items"),
@@ -173,7 +179,7 @@ WRONG = [
     ("certify " + NET + "--data halves.npz", "y must hold integers"),
     ("certify " + GOOD + "--labels y.npy", "has labels y already"),
     ("certify " + NET + "--dataset digits --labels y.npy", "--labels belong to --data"),
-    ("certify " + NET + "--data x.npy --labels missing.npy", "missing.npy: it does not exist"),
+    ("certify " + NET + "--data x.npy --labels missing.npy", "missing.npy: there is no such file"),
     ("certify " + NET + "--data x.npy --labels words.npz", "labels must be whole numbers"),
     # What is asked?
     ("verify " + GOOD, "give --radius R"),

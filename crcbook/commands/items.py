@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crcbook import checks
 from crcbook.certificate import certify
 from crcbook.certificate.table import METHODS
-from crcbook.checkpoints import load_model
+from crcbook.checkpoints import load_model, no_such_file
 from crcbook.checks import as_box, as_labels, as_radius
 from crcbook.commands.arguments import add_device, code, count, path, radius
 from crcbook.datasets import DATASETS, load
@@ -251,7 +251,7 @@ def build(file: Path, name: str) -> nn.Module:
         RuntimeError: where the code fails, or has no such network.
     """
     if not file.is_file():
-        raise RuntimeError(f"cannot run {file}: there is no such file")
+        raise RuntimeError(f"cannot run {file}: {no_such_file(file)}")
     spec = spec_from_file_location("crcbook_own_module", file)
     if spec is None or spec.loader is None:
         raise RuntimeError(f"cannot run {file} as Python")
@@ -285,7 +285,10 @@ def _fitting(x: Tensor, model: nn.Module, source: str) -> Tensor:
         x = x[None]
     values = x[0].numel() if x.dim() > 1 else 1
     if values != inputs:
-        raise ValueError(f"{source} has {values} values an item, the network takes {inputs}")
+        raise ValueError(
+            f"{source} has {values} values an item, of shape {tuple(x.shape[1:])}, and the network "
+            f"takes {inputs}: give items as it was trained on"
+        )
     return x
 
 
@@ -334,8 +337,8 @@ def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor 
 def _read_numpy(file: Path, name: str) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``, or the one of an ``.npy`` under a given name."""
     if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "does not exist"
-        raise RuntimeError(f"cannot read {file}: it {kind}")
+        reason = "it is a folder, name a file" if file.is_dir() else no_such_file(file)
+        raise RuntimeError(f"cannot read {file}: {reason}")
     try:
         read = np.load(file, allow_pickle=False)
         if isinstance(read, np.ndarray):

@@ -8,6 +8,7 @@ bounded here entry by entry; what differs by more is another function.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -110,7 +111,10 @@ def in_double(model: nn.Module, points: Tensor) -> tuple[nn.Module, Tensor] | No
         gives.
     """
     try:
-        twin = copy.deepcopy(model)
+        # What a hook makes of the weights, such as torch's older weight_norm, cannot be copied.
+        made = (v for module in model.modules() for v in vars(module).values())
+        made = (v for v in made if isinstance(v, Tensor) and not v.is_leaf)
+        twin = copy.deepcopy(model, {id(v): v.detach().clone() for v in made})
         twin = (twin.cpu() if device_of(model).type == "mps" else twin).double()
         return twin, evaluated(twin, points.to(device_of(twin)))
     except Exception:  # whatever a module raises that someone wrote for another dtype
@@ -270,13 +274,16 @@ class _Evaluation:
 
     def activated(self, row: Activation, z: Tensor, dense: Tensor) -> "_Evaluation":
         """After an activation, given the network's preactivations and bounds of their errors."""
-        eps = torch.finfo(self.like.dtype).eps
+        info = torch.finfo(self.like.dtype)
+        eps = info.eps
         error = (self.error.flatten(1) if self.error.dim() else self.error) + dense
         scale = row.max_slope * (z.abs() + 2 * error) + row.at_zero
         # A straight line in place of the curve, from where one evaluation may take it.
         jump = z + 2 * error + _ROUNDINGS * eps * z.abs() >= row.deviates_from
+        curved = z - 2 * error <= row.deviates_from
+        over = curved & (row.exponent * (z + 2 * error) > math.log(info.max))
         error = row.max_slope * error + _ROUNDINGS * eps * scale + row.deviation * jump
-        return replace(self, error=error)
+        return replace(self, error=error, fits=self.fits & ~over.any(1))
 
 
 def _relative(terms: int, like: Tensor) -> float:

@@ -80,6 +80,11 @@ class OnnxNetwork(nn.Module):
         for place, constant in enumerate(constants.values()):
             self.register_buffer(f"constant_{place}", constant)
 
+    @property
+    def kinds(self) -> list[str]:
+        """The names of the operations, in order."""
+        return [node.kind for node in self.nodes]
+
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate the operations.
 

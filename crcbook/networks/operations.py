@@ -91,6 +91,8 @@ def check_plain(tensor: Tensor, name: str) -> None:
         ValueError: for a subclass, which may have operations of its own, a tensor without numbers
             or of a layout or dtype of its own.
     """
+    if nn.parameter.is_lazy(tensor):
+        raise ValueError(f"{name} has no shape yet: evaluate the lazy model once, model(x)")
     if type(tensor) not in (Tensor, nn.Parameter):
         raise ValueError(f"{name} must be a plain torch.Tensor; got {type(tensor).__name__}")
     if tensor.is_meta or tensor.layout != torch.strided:
@@ -426,9 +428,10 @@ _CORNERS = {
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh"),
     *("hardsigmoid", "hardswish", "threshold", "selu", "clamp", "clip", "clamp_min", "clamp_max"),
     *("abs", "max", "min", "amax", "amin", "maximum", "minimum", "softshrink", "hardshrink"),
-    *("sign", "round", "floor", "ceil", "norm", "sort", "topk", "where"),
+    *("sign", "round", "floor", "ceil", "sort", "topk", "where", "gt", "ge", "lt", "le"),
 }
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"}
+_SIZES = {"norm", "linalg_norm", "vector_norm", "linalg_vector_norm", "std", "var", "std_mean"}
 _UNREAD = {
     *("interpolate", "upsample", "einsum", "unfold", "fold", "tensordot", "bmm", "mv", "cumsum"),
     *("baddbmm", "cat", "stack", "repeat", "expand", "expand_as", "chunk", "split", "unbind"),
@@ -436,6 +439,7 @@ _UNREAD = {
 }
 _NEW = set(_called("new_tensor", "new_full", "new_zeros", "new_ones"))
 _ALIKE = set(_called("to", "type_as"))
+_FILLED = set(_called("zeros_like", "ones_like", "full_like"))
 _READERS: dict = {}
 for _reader, _names in {
     _unchanged: ("contiguous", "clone", "detach", "float", "double", "to", "cpu", "cuda", "alias",
@@ -495,7 +499,7 @@ def _packet(func: Callable) -> Callable:
 
 
 def multiplies(func: Callable) -> bool:
-    """Whether a function multiplies or divides its arguments, number by number.
+    """Whether a function multiplies or divides its arguments.
 
     Args:
         func: the function.
@@ -503,11 +507,12 @@ def multiplies(func: Callable) -> bool:
     Returns:
         Whether it does.
     """
-    return reader_of(func) in (_multiplied, _divided)
+    products = name_of(func) in ("bmm", "einsum", "baddbmm", "mv", "dot", "inner", "tensordot")
+    return products or reader_of(func) in (_multiplied, _divided, _product, _linear)
 
 
 def makes_constant(func: Callable, first: bool) -> bool:
-    """Whether a call takes nothing but the dtype and the device of the input.
+    """Whether a call takes nothing but the shape of an item, the dtype and the device of the input.
 
     Args:
         func: the function.
@@ -516,7 +521,7 @@ def makes_constant(func: Callable, first: bool) -> bool:
     Returns:
         Whether it makes a constant.
     """
-    return _packet(func) in (_NEW if first else _ALIKE)
+    return _packet(func) in (_NEW | _FILLED if first else _ALIKE)
 
 
 def name_of(func: Callable) -> str:
@@ -573,6 +578,11 @@ def refusal(func: Callable) -> str:
         return (
             f"{name} divides each item by a size of its own, which is neither an affine map nor an "
             "activation: use BatchNorm in eval mode"
+        )
+    if name in _SIZES:
+        return (
+            f"{name} is a size of the item's own, no affine map and no activation: "
+            "where it scales the item, use BatchNorm in eval mode"
         )
     if name in _UNREAD:
         return f"{name} is a linear map that crcbook does not read yet: write it as Linear or Conv"

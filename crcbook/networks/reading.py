@@ -27,7 +27,7 @@ from crcbook.networks.comparing import (
 )
 from crcbook.networks.modules import activation_of
 from crcbook.networks.network import Layer, Network
-from crcbook.networks.operations import Head, Step, check_plain
+from crcbook.networks.operations import Head, Step, check_plain, name_of
 from crcbook.networks.recording import InBatches, Recorded, record
 
 _CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
@@ -156,9 +156,11 @@ def as_module(model: Any) -> Any:
         model: a model.
 
     Returns:
-        The module of an exported program; anything else as it is.
+        The module of an exported program, for any number of inputs; anything else as it is.
     """
-    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    return _of_any_batch(
+        model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -175,7 +177,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _of_any_batch(model: nn.Module) -> nn.Module:
+def _of_any_batch(model: Any) -> Any:
     """A program that was exported for so many inputs at a time, as one for any number of them."""
     if not isinstance(model, torch.fx.GraphModule):
         return model
@@ -250,8 +252,10 @@ def _shapes(model: nn.Module, at: Tensor | None) -> Iterator[tuple[int, ...]]:
     if known is not None:
         yield known
         return
-    matrices = (tensor for tensor in model.parameters() if tensor.dim() > 1)
-    first = next(matrices, None)
+    # What layers multiply with, and not what that is made of where a weight is normalised.
+    weights = (getattr(module, "weight", None) for module in model.modules())
+    tensors = (tensor for tensor in chain(weights, model.parameters()) if torch.is_tensor(tensor))
+    first = next((tensor for tensor in tensors if tensor.dim() > 1), None)
     if first is not None and first.dim() == 2:
         yield (first.shape[1],)
 
@@ -271,11 +275,21 @@ def _explained(model: nn.Module, at: Tensor | None, error: Exception) -> str:
     if not isinstance(error, ValueError):
         shape = next(_shapes(model, at))
         return f"the model fails on inputs of shape {shape}, in {text}: {error}"
-    kinds = Counter(
-        type(module).__name__ for module in model.modules() if not len([*module.children()])
-    )
-    held = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    held = ", ".join(f"{count} {kind}" for kind, count in Counter(_held(model)).items())
     return f"cannot certify {text}: {error}. The model holds: {held}"
+
+
+def _held(model: nn.Module) -> Iterator[str]:
+    """What a model consists of: the kinds of its modules, or a program's operations."""
+    for module in model.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            called = (node.target for node in module.graph.nodes if node.op == "call_function")
+            yield from (name_of(target) for target in called if callable(target))
+            return
+        if kinds := getattr(module, "kinds", None):  # of an ONNX file
+            yield from kinds
+        elif not [*module.children()]:
+            yield type(module).__name__
 
 
 def _ended(result: Recorded) -> tuple[Step, ...]:

@@ -73,20 +73,25 @@ class Recorded(Tensor):
         reader = reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
         if len(inputs) == 1 and makes_constant(func, args[0] is inputs[0]):
-            like = torch.empty(0, dtype=inputs[0].dtype, device=inputs[0].device)
+            # Of one item, which goes with any number of them.
+            shape = (1, *inputs[0].shape[1:])
+            like = torch.empty(shape, dtype=inputs[0].dtype, device=inputs[0].device)
             args = tuple(like if one is inputs[0] else one for one in args)
             return func(*args, **{k: like if v is inputs[0] else v for k, v in kwargs.items()})
         row = _product_row(func, inputs)
         if row is not None:
             return _extended(inputs[0], row)
         if len(inputs) > 1:
-            how = (
-                "multiplies what depends on the input by what depends on it (as a gate does)"
+            how, advice = (
+                ("multiplies what depends on the input by what depends on it (as a gate does)", "")
                 if multiplies(func)
-                else "joins two branches (a residual block, for one)"
+                else (
+                    "joins two branches (as a residual block does, or an item less its mean)",
+                    ": where both are linear, write them as one Linear",
+                )
             )
             raise Unreadable(
-                f"{name_of(func)} {how}, and networks are carried here as chains of layers"
+                f"{name_of(func)} {how}, and networks are carried here as chains of layers{advice}"
             )
         if reader is None:
             return _about_shape(func, args, kwargs)
@@ -133,8 +138,9 @@ class InBatches(nn.Module):
         if isinstance(x, Recorded):
             sizes = self.batch, *x.shape[1:]
             return self.model(Recorded(sizes, x.dtype, x.device, x.steps, x.refused))
-        missing = -len(x) % self.batch
-        whole = torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+        missing = -len(x) % self.batch if len(x) else self.batch
+        filler = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
+        whole = torch.cat([x, filler.expand(missing, *x.shape[1:])])
         return torch.cat([self.model(part) for part in whole.split(self.batch)])[: len(x)]
 
 
