@@ -89,7 +89,8 @@ class Request:
         options: those of :func:`crcbook.certify`.
         about: where network and items come from, for the summary.
         hashes: of the network's file and weights, and of the items and their labels.
-        chunk: how many to ask about at a time: with several hidden layers one can take seconds.
+        chunk: how many to ask about at a time: with several hidden layers, or
+            local curvature, one can take seconds.
     """
 
     model: nn.Module
@@ -150,8 +151,9 @@ def read_request(options: argparse.Namespace) -> Request:
     if options.labels:
         about["labels"] = str(options.labels)
     hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
+    quick = len(network.layers) <= 2 and options.curvature == "global"
     return Request(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
-                 about, hashes, 20 if len(network.layers) <= 2 else 5)  # fmt: skip
+                 about, hashes, 20 if quick else 5)  # fmt: skip
 
 
 def check_source(options: argparse.Namespace) -> None:
