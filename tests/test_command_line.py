@@ -160,8 +160,8 @@ def test_every_option_of_a_recipe_is_one_of_train(tmp_path):
     other = crc.Recipe(
         "adversarial", radius=0.3, reach=1.2, gamma=0.5, epochs=2, batch_size=50,
         learning_rate=1e-3, ramp_epochs=1.5, average=0.9, attack_steps=3, attack_box=True,
-        attack_dtype="bfloat16", augment=True, centred=True, curvature="local", ball=0.75,
-        curvature_every=2, loss_q=0.3, validate_every=2, seed=3,
+        attack_dtype="bfloat16", augment=True, mirror=True, centred=True, curvature="local",
+        ball=0.75, curvature_every=2, loss_q=0.3, validate_every=2, seed=3,
     )  # fmt: skip
     words = ["train", "--dataset", "digits", "--width", "16", "--device", "cpu", "--out", str(run)]
     for name, value in asdict(other).items():

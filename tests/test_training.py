@@ -12,7 +12,7 @@ from crcbook.checkpoints import save_tensors
 from crcbook.networks import read_network
 from crcbook.training import METHODS, best_epoch, knows_bfloat16
 from crcbook.training import loop as module
-from crcbook.training.augmentation import augmented
+from crcbook.training.augmentation import augmented, mirrored
 from crcbook.training.losses import trained_layers
 
 RECIPE = crc.Recipe(radius=0.5, gamma=0.02, epochs=4, batch_size=64, attack_steps=3)
@@ -108,7 +108,7 @@ def test_training_is_reproducible(digits):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_training_resumes_to_the_same_weights(method, digits, tmp_path, monkeypatch):
     training, validation = crc.split_validation(digits.train, 200)
-    recipe = replace(RECIPE, method=method, average=0.9, augment=True, centred=True)
+    recipe = replace(RECIPE, method=method, average=0.9, augment=True, mirror=True, centred=True)
     whole = crc.mlp([64, 16, 12, 10], seed=0)
     history = crc.train(whole, training, recipe, validation)
 
@@ -211,6 +211,18 @@ def test_augmented_images_are_anew_in_each_epoch_and_close_to_the_images(digits)
     assert torch.allclose(inner, torch.ones_like(inner))
 
 
+def test_half_of_the_images_are_mirrored_anew_in_each_epoch(digits):
+    x, shape = digits.train.x[:400].flatten(1), digits.train.x.shape[1:]
+    first, again, other = (mirrored(x, shape, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    flipped = digits.train.x[:400].flip(-1).flatten(1)
+    kept, turned = ((first == of).all(1) for of in (x, flipped))
+    assert (kept | turned).all() and 150 < turned.sum() < 250
+    colours = torch.arange(24.0).reshape(1, 3, 2, 4).expand(50, -1, -1, -1)
+    found = mirrored(colours.flatten(1), colours.shape[1:], 0).reshape(colours.shape)
+    assert {tuple(one[:, 0, 0].tolist()) for one in found} == {(0, 8, 16), (3, 11, 19)}
+
+
 def test_augmentation_trains_on_other_images_and_needs_some(digits, monkeypatch):
     recipe, seen = replace(RECIPE, epochs=2, augment=True, gamma=0.0), []
     monkeypatch.setattr(module, "augmented", lambda x, *of: seen.append(of) or augmented(x, *of))
@@ -219,6 +231,8 @@ def test_augmentation_trains_on_other_images_and_needs_some(digits, monkeypatch)
     flat = replace(digits.train, x=digits.train.x.flatten(1))
     with pytest.raises(ValueError, match=r"augment needs images; got items of shape \(64,\)"):
         crc.train(crc.mlp([64, 8, 10]), flat, recipe)
+    with pytest.raises(ValueError, match=r"mirror needs images; got items of shape \(64,\)"):
+        crc.train(crc.mlp([64, 8, 10]), flat, replace(recipe, augment=False, mirror=True))
 
 
 def test_a_centred_step_is_that_of_a_network_whose_inputs_have_mean_0(digits):

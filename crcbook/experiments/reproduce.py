@@ -113,6 +113,7 @@ _NEWER = {
     "initial": "default",
     "test_images": None,
     "augment": False,
+    "mirror": False,
     "centred": False,
     "ball": 0.5,
 }

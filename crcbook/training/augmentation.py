@@ -1,4 +1,4 @@
-"""Training images shifted, turned and scaled a little, anew in every epoch."""
+"""Training images shifted, turned, scaled a little or mirrored, anew in every epoch."""
 
 import math
 
@@ -39,6 +39,22 @@ def augmented(x: Tensor, shape: torch.Size, seed: int) -> Tensor:
         grid = affine_grid(moved, list(images.shape), align_corners=False)
         parts.append(grid_sample(images, grid, align_corners=False).reshape(part.shape))
     return torch.cat(parts)
+
+
+def mirrored(x: Tensor, shape: torch.Size, seed: int) -> Tensor:
+    """Images of which about half are mirrored, left to right.
+
+    Args:
+        x: ``(items, n)``.
+        shape: of an image, ``(height, width)`` or ``(channels, height, width)``.
+        seed: of the choice.
+
+    Returns:
+        ``(items, n)``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(len(x), 1, generator=generator, device="cpu").to(x.device) < 0.5
+    return torch.where(chosen, x.reshape(len(x), -1, shape[-1]).flip(2).reshape(x.shape), x)
 
 
 def is_image(shape: torch.Size) -> bool:

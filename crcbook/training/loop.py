@@ -38,7 +38,7 @@ from crcbook.checkpoints import load_tensors, save_model, save_tensors
 from crcbook.checks import as_box, as_classes, as_inputs
 from crcbook.datasets import Split
 from crcbook.networks import architecture, read_network
-from crcbook.training.augmentation import augmented, is_image
+from crcbook.training.augmentation import augmented, is_image, mirrored
 from crcbook.training.centring import centred_step, mean_inputs
 from crcbook.training.losses import (
     CurvatureEstimate,
@@ -195,6 +195,7 @@ class _Trainer:
         order = torch.randperm(len(self.y), generator=generator, device="cpu").to(self.y.device)
         losses, curvature, started = [], 0.0, time.perf_counter()
         x = augmented(self.x, self.shape, seed) if self.recipe.augment else self.x
+        x = mirrored(x, self.shape, seed) if self.recipe.mirror else x
         for step, index in enumerate(order.split(self.recipe.batch_size)):
             done = epoch + step / self.steps
             for group in self.optimizer.param_groups:
@@ -338,8 +339,9 @@ def _checked(split: Split, model: nn.Sequential, recipe: Recipe) -> tuple[Tensor
     x = as_inputs(split.x, network)
     if recipe.attack_box:
         as_box((0.0, 1.0), x)
-    if recipe.augment and not is_image(split.x.shape[1:]):
-        raise ValueError(f"augment needs images; got items of shape {tuple(split.x.shape[1:])}")
+    for name in ("augment", "mirror"):
+        if getattr(recipe, name) and not is_image(split.x.shape[1:]):
+            raise ValueError(f"{name} needs images; got items of shape {tuple(split.x.shape[1:])}")
     return x.to(weight), as_classes("y", split.y, network, len(x)).to(weight.device)
 
 

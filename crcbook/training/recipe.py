@@ -40,6 +40,8 @@ class Recipe:
         attack_dtype: the precision of the attack's gradients; ``"bfloat16"`` is faster, and counts
             as float32 where :func:`knows_bfloat16` says no.
         augment: shift, turn and scale the training images a little, anew in every epoch.
+        mirror: mirror about half of the training images, left to right, anew in every epoch, which
+            suits photographs and no digits.
         centred: take the gradients of a layer about the mean of its inputs at the start (Montavon
             & Müller 2012), without which a layer that follows a nearly linear one learns slowly.
         curvature: where CRT bounds it, ``"global"`` (over all of R^n), ``"local"`` (over a ball
@@ -72,6 +74,7 @@ class Recipe:
     attack_box: bool = False
     attack_dtype: str = "float32"
     augment: bool = False
+    mirror: bool = False
     centred: bool = False
     curvature: str = "global"
     ball: float = 0.5
