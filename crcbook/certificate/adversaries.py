@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crcbook.attacks import Aim, crossings, descend, first_in_precision, steps_to_boundary
-from crcbook.certificate.table import Table
+from crcbook.certificate.table import Table, proved_radii
 from crcbook.proof.arithmetic import OUTWARD
 from crcbook.proof.box import Box, clip
 from crcbook.proof.prover import Entries, Prover
@@ -51,7 +51,7 @@ class Limits:
             The limits.
         """
         correct = table.images.correct
-        radius, column = table.radii()
+        radius, column = proved_radii(table)
         if before is None:
             point = torch.full_like(table.images.x, torch.nan)
             before = cls(radius, column, point, torch.full_like(radius, torch.inf))

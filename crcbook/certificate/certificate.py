@@ -17,7 +17,7 @@ from crcbook.certificate.adversaries import Attacked, Limits, Rounding, distance
 from crcbook.certificate.plan import Plan
 from crcbook.certificate.question import Margin, Question, Radius
 from crcbook.certificate.results import CLOSE, Certificate, Verdict, hint, untried
-from crcbook.certificate.table import METHODS, Images, Table, run
+from crcbook.certificate.table import METHODS, Images, Table, proved_margins, run
 from crcbook.checks import Items, as_box, as_labels, as_radii, read_items
 from crcbook.deployed import FARTHEST, deployed_prover, farthest
 from crcbook.proof.box import Box
@@ -304,7 +304,7 @@ class _Problem:
             run(question, table, plan.rivals, question.together, far[:, None])
         in_balls = in_balls + in_boxed_balls
         run(question, table, in_balls, question.together, undecided[:, None])
-        margin, column = table.margins()
+        margin, column = proved_margins(table)
         point = self.rounded(table, attacked.point, radius)
         return margin, table.images.order.gather(1, column[:, None]).squeeze(1), point
 
@@ -319,5 +319,5 @@ class _Problem:
                 ("global", everywhere, False), ("local", in_balls, question.together),
             ):  # fmt: skip
                 run(question, table, stages, together)
-                found[name + where] = table.margins()[0] > 0
+                found[name + where] = proved_margins(table)[0] > 0
         return found

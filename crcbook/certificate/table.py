@@ -241,28 +241,6 @@ class Table:
         columns = self.bound[:, :1], start, self.method[:, :1]
         return Table(self.prover, images, self.box, *columns)
 
-    def radii(self) -> tuple[Tensor, Tensor]:
-        """What bounds of radii prove of each image.
-
-        Returns:
-            ``(images,)`` radii, 0 where an image is misclassified, and the columns they are from.
-        """
-        radius, column = self.bound.min(dim=1)
-        wrong = ~self.images.correct
-        radius = radius.clamp(0, farthest(self.prover)).masked_fill(wrong, 0.0)
-        return radius, column.masked_fill(wrong, 0)
-
-    def margins(self) -> tuple[Tensor, Tensor]:
-        """What bounds of margins prove of each image.
-
-        Returns:
-            ``(images,)`` margins, not positive where an image is misclassified, and the columns to
-            doubt most: where one is not proved the first of these, else that of the margin.
-        """
-        doubt, margin = self.bound <= 0, self.bound.amin(1)
-        column = torch.where(doubt.any(1), doubt.int().argmax(1), self.bound.argmin(1))
-        return torch.where(self.images.correct, margin, margin.clamp(max=0.0)), column
-
     def raise_to(self, entries: Entries, bound: Tensor, start: Tensor | None, method: str) -> None:
         """Write bounds where they are larger than what is proved already.
 
@@ -300,6 +278,36 @@ def run(
         for stage in stages:
             for entries in table.open(question, columns, first, stage, only):
                 table.raise_to(entries, *stage(question, entries), stage.method)
+
+
+def proved_radii(table: Table) -> tuple[Tensor, Tensor]:
+    """What bounds of radii prove of each image.
+
+    Args:
+        table: with bounds of radii.
+
+    Returns:
+        ``(images,)`` radii, 0 where an image is misclassified, and the columns they are from.
+    """
+    radius, column = table.bound.min(dim=1)
+    wrong = ~table.images.correct
+    radius = radius.clamp(0, farthest(table.prover)).masked_fill(wrong, 0.0)
+    return radius, column.masked_fill(wrong, 0)
+
+
+def proved_margins(table: Table) -> tuple[Tensor, Tensor]:
+    """What bounds of margins prove of each image.
+
+    Args:
+        table: with bounds of margins.
+
+    Returns:
+        ``(images,)`` margins, not positive where an image is misclassified, and the columns to
+        doubt most: where one is not proved the first of these, else that of the margin.
+    """
+    doubt, margin = table.bound <= 0, table.bound.amin(1)
+    column = torch.where(doubt.any(1), doubt.int().argmax(1), table.bound.argmin(1))
+    return torch.where(table.images.correct, margin, margin.clamp(max=0.0)), column
 
 
 def _groups(table: Table, together: bool) -> list[tuple[slice, bool]]:
