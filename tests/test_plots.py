@@ -164,5 +164,6 @@ def test_a_table_escapes_its_values_and_refuses_ragged_rows(monkeypatch):
     [text] = shown
     assert "b &lt; c" in text and "&lt;i&gt;" in text and "<i>" not in text
     assert text.count("<tr>") == 3 and 'aria-label="numbers"' in text
+    assert ">numbers</caption>" in text
     with pytest.raises(ValueError, match="2 values; got 1"):
         plots.show_table(["a", "b"], [[1]], "ragged")

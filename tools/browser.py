@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-CHAPTERS = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
+CHAPTERS = [TOC["root"]]
+CHAPTERS += [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 # The folder of the host that the public pages lie in.
 PREFIX = urlparse(CONFIG["html"]["baseurl"]).path
 

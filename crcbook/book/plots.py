@@ -134,7 +134,7 @@ def show_table(header: Sequence[object], rows: Sequence[Sequence[object]], label
     Args:
         header: the columns' names.
         rows: as many values each.
-        label: what the table holds, for readers who do not see it.
+        label: what the table holds, which stands above it.
 
     Raises:
         ValueError: where a row is longer or shorter than the header.
@@ -149,7 +149,8 @@ def show_table(header: Sequence[object], rows: Sequence[Sequence[object]], label
         HTML(
             f'{_FOLLOW_THE_PAGE}<div class="crc-figure" style="overflow-x:auto" tabindex="0" '
             f'role="region" aria-label="{html.escape(label)}"><table class="table">'
-            f"<thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table></div>"
+            '<caption style="caption-side:top;color:inherit;font-style:italic">'
+            f"{html.escape(label)}</caption><thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table></div>"
         )
     )
 
