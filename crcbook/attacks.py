@@ -31,6 +31,8 @@ _GAIN, _SHORTEST, _LONGEST = 100.0, 1e-4, 0.1
 _FULL_EACH = 8  # of so many steps, one is not accelerated
 # Balls, in the smallest distance found, in which an attack looks once more.
 _SMALLER = (0.5, 0.8, 0.95)
+# Balls, in the distance to the linearised boundary, in which it looks where it found nothing.
+_LARGER = (1.0, 3.0, 10.0, 30.0, 100.0)
 _REACHES = (1 + 1e-5, 1.001, 1.03, 1.3, 4.0)  # how far beyond a point to look, in its distance
 # How much further, or less far, than a point to look for one in the precision of the inputs.
 _ASIDE = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)
@@ -162,8 +164,8 @@ def attack(
     With a radius, a margin is minimised over the ball: each step goes to where its linearisation
     is smallest in the ball, damped where that stops helping. Without one, steps towards the
     nearest point of the linearised boundary, and bisections back to it, look for the smallest
-    distance; then margins are minimised over smaller balls, for behind units that saturate a
-    linearised boundary is far too far away.
+    distance. Where they find none, margins are minimised over growing balls; and then over
+    smaller ones, for behind units that saturate a linearised boundary is far too far away.
 
     Margins are those of the network that is read from the model, in float64. A model that cannot
     be read, and any other differentiable function, is evaluated as it is: a module in the precision
@@ -500,10 +502,23 @@ class _Nearest(_Search):
         for start in starts:
             point = boundary_points(every, clip(every.box, every.x + start[image]), self.steps)
             best, score = _better(best, score, point, _distances(every, point))
+        for factor in _LARGER:
+            missing = score.isinf() & (self.clean > 0)
+            if not missing.any():
+                break
+            point = self._in_balls((factor * self._ahead).masked_fill(~missing, torch.inf))
+            best, score = _better(best, score, point, _distances(every, point))
         for share in _SMALLER:
             point = self._in_balls(share * score)
             best, score = _better(best, score, point, _distances(every, point))
         return self.unless_wrong(best)
+
+    @cached_property
+    def _ahead(self) -> Tensor:
+        """``(batch,)`` how far the nearest boundary would be if margins were linear."""
+        every = self.every
+        margin, gradient = every.network.margin_and_gradient(every.x, every.label, every.target)
+        return (margin / gradient.norm(dim=1)).reshape(len(self.clean), -1).amin(1)
 
     def _in_balls(self, radius: Tensor) -> Tensor:
         """From worst points in balls to the boundary; NaN where these are not adversarial."""

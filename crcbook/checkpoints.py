@@ -29,6 +29,7 @@ _PROGRAM = (
     "torch unpickles parts of a saved program, which can run code: if you trust it, load it with "
     "torch.export.load and write what is to be certified with crcbook.save_model"
 )
+_COUNT = "n_averaged"  # beside the weights in an averaged model's state
 _OTHERS = dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _STATE) | {".pt2": _PROGRAM}
 
 
@@ -188,6 +189,7 @@ def _is_state_dict(held: Any) -> bool:
 
 def _named(state: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """A state dict under a module's own names, where wrappers put one prefix before all of them."""
+    state = {name: held for name, held in state.items() if name != _COUNT or name in names}
     first = next(iter(names), "")
     for name in state:
         prefix = str(name).removesuffix(first)
@@ -233,9 +235,16 @@ def save_model(path: Path | str, model: nn.Module, at: Tensor | None = None) -> 
         at: inputs, as in :func:`crcbook.networks.read_network`.
 
     Raises:
-        ValueError: for a network that cannot be read.
+        TypeError: for the arguments in another order.
+        ValueError: for a network that cannot be read, or a file that is named as one of another
+            kind.
         RuntimeError: where the file cannot be written.
     """
+    if isinstance(path, nn.Module):
+        raise TypeError("save_model takes the path first, and then the model")
+    suffix = Path(path).suffix.lower()
+    if suffix == ".onnx" or suffix in _OTHERS:
+        raise ValueError(f"save_model writes safetensors, which {suffix} files are not: rename it")
     try:
         facts, tensors = architecture(model), model.state_dict()
     except ValueError:
@@ -300,6 +309,10 @@ def load_model(path: Path | str, module: nn.Module | None = None) -> nn.Module:
         ValueError: for an ONNX file with a network that cannot be certified.
     """
     path = Path(path)
+    if path.suffix.lower() == ".onnx" and path.exists():
+        if module is not None:
+            raise ValueError(f"{path} holds a network of its own: load it without a module")
+        return load_onnx(path)
     if module is not None:
         if not isinstance(module, nn.Module):
             made = f", as {module.__name__}() makes one" if isinstance(module, type) else ""
@@ -311,8 +324,6 @@ def load_model(path: Path | str, module: nn.Module | None = None) -> nn.Module:
         except (RuntimeError, AttributeError, TypeError) as error:
             raise RuntimeError(f"cannot load {path} into the module: {error}") from error
         return module.eval()
-    if path.suffix == ".onnx" and path.exists():
-        return load_onnx(path)
     path = path / "model.safetensors" if path.is_dir() else path
     if path.suffix in _OTHERS and path.exists():
         raise RuntimeError(f"cannot read {path}: {_OTHERS[path.suffix]}")

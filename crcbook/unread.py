@@ -61,6 +61,8 @@ class Unread:
             again = torch.cat([opened.logits(few[:1]), opened.logits(few)[1:]])
             first, second = logits.topk(2, dim=1).indices.unbind(1)
             _, gradient = opened.margin_and_gradient(few, first, second)
+        if not logits.isfinite().all():
+            raise ValueError("the model gives NaN or infinity at some of the inputs")
         size = logits.abs().amax(1, keepdim=True) + 1
         if ((logits - again).abs() > torch.finfo(like.dtype).eps ** 0.5 * size).any():
             raise ValueError(
@@ -73,7 +75,21 @@ class Unread:
                 "attack has nothing to follow: where probabilities are rounded to 0 and 1, give a "
                 "function of the logits, and one that does not round"
             )
+        opened._check_logit(few)
         return opened
+
+    def _check_logit(self, few: Tensor) -> None:
+        """Refuse one output that looks like a probability, which is cut at 1/2 and not at 0."""
+        if self.classes != 2:
+            return
+        spread = torch.randn(few.shape, generator=torch.Generator().manual_seed(0)).to(few)
+        whole = torch.cat([few, few + 10 * spread * few.norm(dim=1, keepdim=True), 100 * spread])
+        first, second = self.logits(whole).unbind(1)
+        if (first == 0).all() and ((second >= 0) & (second <= 1)).all():
+            raise ValueError(
+                "the model's one output stays between 0 and 1, as a probability does: give a "
+                "function of the logit, without the sigmoid, whose classes are told apart at 0"
+            )
 
     @property
     def inputs(self) -> int:

@@ -197,6 +197,16 @@ def test_a_program_of_a_fixed_batch_that_cannot_be_read_is_attacked(batch):
         torch.testing.assert_close(moved.double(), found.distance, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_ball_holds_is_found_without_one(seed):
+    """Steps towards a linearised boundary can lose their way between the pieces of a ReLU."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+    x = torch.randn(30, 8)
+    in_ball = crc.attack(model, x, radius=5.0).success
+    assert in_ball.any() and (crc.attack(model, x).distance[in_ball] < torch.inf).all()
+
+
 def test_what_is_no_such_function_is_refused():
     weight, trained = torch.ones(12, 3), nn.Linear(12, 3)
     spread = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -213,6 +223,12 @@ def test_what_is_no_such_function_is_refused():
         (lambda t: t.flatten(1).argmax(1), ValueError, "of torch.int64"),
         (lambda t: (t, t), ValueError, "a tensor of logits; got tuple"),
         (mixing, ValueError, r"call model.eval\(\)"),
+        (lambda t: t.flatten(1) @ weight * torch.nan, ValueError, "gives NaN or infinity"),
+        (
+            lambda t: (t.flatten(1) @ spread[:, :1]).sigmoid(),
+            ValueError,
+            "between 0 and 1, as a pro",
+        ),
         (random, ValueError, r"call model.eval\(\)"),
         (lambda t: random(t), ValueError, r"call model.eval\(\)"),
     ):

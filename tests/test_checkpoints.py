@@ -114,6 +114,10 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
 
 
 CHECKPOINTS = {
+    "averaged": lambda state: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{name}": held for name, held in state.items()},
+    },
     "pt": lambda state: state,
     "checkpoint": lambda state: {"epoch": 3, "state_dict": state, "rng": torch.get_rng_state()},
     "another key": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
@@ -199,6 +203,18 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path, name, said):
         crc.load_model(tmp_path / name, nn.Linear(4, 2))
     with pytest.raises(TypeError, match=r"as Linear\(\) makes one"):
         crc.load_model(tmp_path / name, nn.Linear)
+
+
+def test_a_file_is_named_as_what_it_is(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    for name in ("net.onnx", "net.pt", "net.PTH", "net.pt2"):
+        with pytest.raises(ValueError, match="save_model writes safetensors"):
+            crc.save_model(tmp_path / name, model)
+    with pytest.raises(TypeError, match="the path first"):
+        crc.save_model(model, tmp_path / "net.safetensors")
+    (tmp_path / "net.ONNX").write_bytes(b"")
+    with pytest.raises(ValueError, match="load it without a module"):
+        crc.load_model(tmp_path / "net.ONNX", model)
 
 
 def test_tied_layers_are_saved(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_onnx
+from torch import nn
 
 import crcbook as crc
 from crcbook.commands import main, parser
@@ -137,7 +138,8 @@ def test_a_network_is_certified_on_data_of_its_size(tmp_path, capsys):
     assert main(words) == 1
     assert "does not say what it was trained on" in capsys.readouterr().err
     assert main([*words, "--dataset", "moons", "--radius", "0.1"]) == 1
-    assert "moons has 2 values an item, the network takes 64" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "moons has 2 values an item, of shape (2,), and the network takes 64" in said
 
 
 def test_of_several_gammas_validation_keeps_one(tmp_path, capsys):
@@ -612,3 +614,17 @@ def test_items_may_have_many_forms(own, change, more):
     wanted = y[: len(items)].tolist() if "y" in held else answers.tolist()
     assert [int(row["answer"]) for row in rows] == answers.tolist()
     assert [int(row["label"]) for row in rows] == wanted
+
+
+def test_radii_without_an_end_are_counted(tmp_path, capsys):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
+    crc.save_model(tmp_path / "net.safetensors", model)
+    np.savez(tmp_path / "x.npz", x=np.ones((6, 4), "float32"))
+    words = ["--model", str(tmp_path / "net.safetensors"), "--data", str(tmp_path / "x.npz")]
+    assert main(["certify", *words, "--json", str(tmp_path / "out.json")]) == 0
+    assert re.search(r"^at_any_radius +6$", capsys.readouterr().out, re.M)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["at_any_radius"] == 6 and found["mean_radius"] is None

@@ -64,8 +64,9 @@ def certify(
             ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; ``"parabolas"``, quadratic
             ones of the first layer (:mod:`crcbook.proof.parabolas`), at 40 to 90 times the price
-            of lines; or ``"best"`` of the others: the dual where it can win, Lipschitz and CROWN
-            where the radius is below 0.8 of the distance of the nearest adversarial point found.
+            of lines; or ``"best"`` of all but parabolas: the dual where it can win, Lipschitz and
+            CROWN where the radius is below 0.8 of the distance of the nearest adversarial point
+            found.
         deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
             runs, whatever the order of its sums: no float32 input closer than the radius is
             classified differently by it (:mod:`crcbook.deployed`). For models that apply Linear

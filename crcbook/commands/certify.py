@@ -55,6 +55,7 @@ def _summary(asked: Request, rows: list[Row]) -> dict:
         f"{one:g}": fraction(sum(bound >= one for bound in radius), len(rows))
         for one in asked.radius
     }
+    endless = sum(map(math.isinf, of_correct))
     average = mean(of_correct) if of_correct else math.inf
     middle = median(of_correct) if of_correct else math.inf
     return figures | {
@@ -62,6 +63,7 @@ def _summary(asked: Request, rows: list[Row]) -> dict:
         "mean_radius": average if math.isfinite(average) else None,
         "median_radius": middle if math.isfinite(middle) else None,
         "exact_fraction": fraction(sum(row["exact"] is True for row in correct), len(correct)),
+        **({"at_any_radius": endless} if endless else {}),
     }
 
 

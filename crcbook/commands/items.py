@@ -349,8 +349,10 @@ def _read_numpy(file: Path, name: str) -> dict[str, np.ndarray]:
             held = {name: read[name] for name in read.files}
             return {name: one for name, one in held.items() if isinstance(one, np.ndarray)}
     except Exception as error:  # those of zip files, of compression, of headers and of pickles
+        # What is no array at all numpy takes for a pickle, and says how to run it.
+        reason = "it holds something else than arrays" if "pickle" in str(error) else error
         raise RuntimeError(
-            f"cannot read {file} as numpy's .npz or .npy without pickles ({error}): {_ADVICE}"
+            f"cannot read {file} as numpy's .npz or .npy without pickles ({reason}): {_ADVICE}"
         ) from error
 
 

@@ -341,8 +341,6 @@ def _batch_norm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[S
     if func is not functional.batch_norm:  # torch's own order
         names[1:5] = "weight", "bias", "running_mean", "running_var"
     given = _arguments(args, kwargs, *names)
-    if given.get("training"):
-        raise Unreadable("batch_norm takes its statistics from the batch: call model.eval()")
     shape = (-1, *(1 for _ in x.shape[2:]))
     mean, variance, weight, bias = (
         None
@@ -351,6 +349,11 @@ def _batch_norm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[S
         for name in ("running_mean", "running_var", "weight", "bias")
     )
     if mean is None or variance is None:
+        raise Unreadable(
+            "batch_norm takes its statistics from the batch, for it keeps none: train it with "
+            "track_running_stats=True"
+        )
+    if given.get("training"):
         raise Unreadable("batch_norm takes its statistics from the batch: call model.eval()")
     variance = variance + float(given.get("eps", 1e-5))
     if not bool((variance > 0).all()):
@@ -428,8 +431,9 @@ _CORNERS = {
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh"),
     *("hardsigmoid", "hardswish", "threshold", "selu", "clamp", "clip", "clamp_min", "clamp_max"),
     *("abs", "max", "min", "amax", "amin", "maximum", "minimum", "softshrink", "hardshrink"),
-    *("sign", "round", "floor", "ceil", "sort", "topk", "where", "gt", "ge", "lt", "le"),
+    *("sign", "round", "floor", "ceil", "sort", "topk", "where"),
 }
+_CHECKS = {"isnan", "isinf", "isfinite", "any", "all", "gt", "ge", "lt", "le", "eq", "ne", "equal"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"}
 _SIZES = {"norm", "linalg_norm", "vector_norm", "linalg_vector_norm", "std", "var", "std_mean"}
 _UNREAD = {
@@ -574,6 +578,11 @@ def refusal(func: Callable) -> str:
         )
         name = "max pooling" if func in _MAXIMA else name
         return f"{name} has corners, where its curvature is not bounded: {advice}"
+    if name in _CHECKS:
+        return (
+            f"{name} looks at values: a check of the input can be left out, and what is chosen by "
+            "a comparison has a corner or a jump"
+        )
     if name in _NORMS:
         return (
             f"{name} divides each item by a size of its own, which is neither an affine map nor an "
