@@ -153,10 +153,10 @@ def no_such_file(path: Path) -> str:
 
 def _state_dict(path: Path) -> dict[str, Any]:
     """The tensors of a state dict, or of the only one that a checkpoint holds."""
+    if not path.exists():
+        raise RuntimeError(no_such_file(path))
     state: Any
     if path.suffix == ".safetensors":
-        if not path.exists():
-            raise RuntimeError(no_such_file(path))
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -164,8 +164,6 @@ def _state_dict(path: Path) -> dict[str, Any]:
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError as error:
-            raise RuntimeError(no_such_file(path)) from error
         except Exception as error:  # those of zip files, of pickles and of what torch refuses
             raise RuntimeError(
                 "it holds more than tensors, which is never unpickled, or is damaged: write it "

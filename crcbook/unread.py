@@ -75,21 +75,8 @@ class Unread:
                 "attack has nothing to follow: where probabilities are rounded to 0 and 1, give a "
                 "function of the logits, and one that does not round"
             )
-        opened._check_logit(few)
+        _check_logit(opened, few)
         return opened
-
-    def _check_logit(self, few: Tensor) -> None:
-        """Refuse one output that looks like a probability, which is cut at 1/2 and not at 0."""
-        if self.classes != 2:
-            return
-        spread = torch.randn(few.shape, generator=torch.Generator().manual_seed(0)).to(few)
-        whole = torch.cat([few, few + 10 * spread * few.norm(dim=1, keepdim=True), 100 * spread])
-        first, second = self.logits(whole).unbind(1)
-        if (first == 0).all() and ((second >= 0) & (second <= 1)).all():
-            raise ValueError(
-                "the model's one output stays between 0 and 1, as a probability does: give a "
-                "function of the logit, without the sigmoid, whose classes are told apart at 0"
-            )
 
     @property
     def inputs(self) -> int:
@@ -170,6 +157,20 @@ class Unread:
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits
+
+
+def _check_logit(model: Unread, few: Tensor) -> None:
+    """Refuse one output that looks like a probability, which is cut at 1/2 and not at 0."""
+    if model.classes != 2:
+        return
+    spread = torch.randn(few.shape, generator=torch.Generator().manual_seed(0)).to(few)
+    whole = torch.cat([few, few + 10 * spread * few.norm(dim=1, keepdim=True), 100 * spread])
+    first, second = model.logits(whole).unbind(1)
+    if (first == 0).all() and ((second >= 0) & (second <= 1)).all():
+        raise ValueError(
+            "the model's one output stays between 0 and 1, as a probability does: give a "
+            "function of the logit, without the sigmoid, whose classes are told apart at 0"
+        )
 
 
 @dataclass(frozen=True)

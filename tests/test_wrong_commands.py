@@ -149,7 +149,10 @@ WRONG = [
     ("certify " + NET, "give --data FILE or --dataset NAME"),
     ("certify " + GOOD + "--dataset digits", "name one source of items"),
     ("certify " + NET + "--dataset cifar", "invalid choice: 'cifar'"),
-    ("certify " + NET + "--dataset digits", "digits has 64 values an item, of shape "),
+    (
+        "certify " + NET + "--dataset digits",
+        "digits has 64 values an item, of shape (8, 8), and the network takes 4",
+    ),
     (
         "certify " + NET + "--data missing.npz",
         "cannot read missing.npz: there is no such file; the .npz files here: ",
@@ -168,8 +171,14 @@ WRONG = [
     ("certify " + NET + "--data bytes.npz", "(x / 255).astype('float32'); got uint8"),
     ("certify " + NET + "--data complex.npz", "floating-point numbers"),
     ("certify " + NET + "--data nan.npz", "x must be finite"),
-    ("certify " + NET + "--data wide.npz", "wide.npz has 8 values an item, of shape "),
-    ("certify " + NET + "--data flat.npz", "flat.npz has 1 values an item, of shape "),
+    (
+        "certify " + NET + "--data wide.npz",
+        "wide.npz has 8 values an item, of shape (8,), and the network takes 4",
+    ),
+    (
+        "certify " + NET + "--data flat.npz",
+        "flat.npz has 1 values an item, of shape (), and the network takes 4",
+    ),
     ("certify " + NET + "--data scalar.npz", "the network takes 4"),
     # Which labels?
     ("certify " + NET + "--data few_labels.npz", "there are 3 labels for 6 items"),

@@ -150,7 +150,8 @@ def show_table(header: Sequence[object], rows: Sequence[Sequence[object]], label
             f'{_FOLLOW_THE_PAGE}<div class="crc-figure" style="overflow-x:auto" tabindex="0" '
             f'role="region" aria-label="{html.escape(label)}"><table class="table">'
             '<caption style="caption-side:top;color:inherit;font-style:italic">'
-            f"{html.escape(label)}</caption><thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"{html.escape(label)}</caption>"
+            f"<thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table></div>"
         )
     )
 

@@ -63,7 +63,7 @@ def certify(
             ``"closed-form"``, the quadratic at the input (Entesari et al. 2024);
             ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; ``"parabolas"``, quadratic
-            ones of the first layer (:mod:`crcbook.proof.parabolas`), at 40 to 90 times the price
+            ones of the first layer (:mod:`crcbook.proof.parabolas`), at 40 to 100 times the price
             of lines; or ``"best"`` of all but parabolas: the dual where it can win, Lipschitz and
             CROWN where the radius is below 0.8 of the distance of the nearest adversarial point
             found.
