@@ -202,12 +202,16 @@ def as_classes(name: str, classes: Any, network: Classifier, batch: int | None =
     """
     found = _numbers(name, classes)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, the indices of classes; got {_short(found)}")
+        raise TypeError(
+            f"{name} must hold integers, the indices of classes; got {_short(found)}"
+            f"{_as_integers(name, found)}"
+        )
     found = found.to(torch.int64)  # few dtypes of integers can be compared
     if batch is not None and tuple(found.shape) != (batch,):
         raise ValueError(
             f"{name} must be ({batch},), one class an item, or ({batch}, {network.classes}) "
             f"one-hot rows; got {tuple(found.shape)}"
+            f"{f': give {name}[:, 0]' if tuple(found.shape) == (batch, 1) else ''}"
         )
     if found.numel() and not ((found >= 0) & (found < network.classes)).all():
         raise ValueError(
@@ -215,6 +219,12 @@ def as_classes(name: str, classes: Any, network: Classifier, batch: int | None =
             f"to {int(found.max())}"
         )
     return found.to(network.device)
+
+
+def _as_integers(name: str, values: Tensor) -> str:
+    """What to do about labels that are no integers, where they stand for some."""
+    whole = values.is_floating_point() and bool((values == values.round()).all())
+    return f": convert them, {name}.long()" if whole or values.dtype == torch.bool else ""
 
 
 def as_labels(y: Any, network: Classifier, items: Items) -> Tensor:

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from crcbook.activations import ROUNDING
 from crcbook.networks import Network, remembered
-from crcbook.networks.reading import applies_in_turn
+from crcbook.networks.reading import beside_products
 from crcbook.proof.arithmetic import OUTWARD, SINGLE, single_sums_hold
 from crcbook.proof.eigenvalues import spectral_norm_bound
 from crcbook.proof.prover import Prover
@@ -251,11 +251,12 @@ def deployed_prover(model: nn.Module, network: Network) -> Prover:
     """
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ValueError("deployed='float32' needs float32 weights: the program is a float32 one")
-    if not applies_in_turn(model, network):
+    if other := beside_products(model, network):
         raise ValueError(
             "deployed='float32' needs a model that applies Linear layers and activations in turn, "
             "with the weights that it stores, to flat inputs too, and ends in a Linear layer of "
-            "two logits or more; compiled ones are not covered. Of any other model, "
+            f"two logits or more; here is {other}, and compiled ones are not covered. Of any other "
+            "model, "
             "crcbook.save_model writes the Linear layers that it is read as, and "
             "crcbook.load_model(path).float() is a program of this kind, to deploy in its place"
         )

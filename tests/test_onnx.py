@@ -121,6 +121,73 @@ def test_activations_and_a_fixed_batch_are_read(tmp_path, kind, settings, opset)
     check(path, torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)))
 
 
+def constant(name, *values, dtype=np.int64):
+    """An operation that gives a constant."""
+    array = onnx.numpy_helper.from_array(np.array(values, dtype=dtype))
+    return ("Constant", (), (name,), {"value": array})
+
+
+ON_IMAGES = {
+    "pools that do not count their pads": [
+        ("AveragePool", ("h",), ("m",), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})
+    ],
+    "pools that count them": [
+        ("AveragePool", ("h",), ("m",),
+         {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1, "strides": [2, 2]})
+    ],
+    "reflected": [
+        constant("one", 0, 0, 0, 1, 0, 0, 0, 1),
+        ("Pad", ("h", "one"), ("m",), {"mode": "reflect"}),
+    ],
+    "folded": [  # the pads are worked out from constants
+        constant("four", 4), constant("eight", 8), constant("one", 1),
+        ("ConstantOfShape", ("four",), ("zeros",),
+         {"value": onnx.numpy_helper.from_array(np.array([0], dtype=np.int64))}),
+        ("Mod", ("eight", "four"), ("none",), {}), ("Sub", ("zeros", "none"), ("more",), {}),
+        ("Concat", ("more", "zeros"), ("pads",), {"axis": 0}),
+        ("Pad", ("h", "pads"), ("m",), {"mode": "edge"}),
+    ],
+    "transposed": [
+        ("ConvTranspose", ("h", "back", "bias"), ("m",),
+         {"strides": [2, 2], "pads": [1, 0, 1, 0], "output_padding": [1, 1]})
+    ],
+    "sliced": [
+        constant("first", 3, -1), constant("last", 0, -100), constant("axes", 2, -1),
+        constant("steps", -2, -1), ("Slice", ("h", "first", "last", "axes", "steps"), ("m",), {}),
+    ],
+    "sliced as it was": [
+        constant("first", 1), constant("last", 3), ("Slice", ("h", "first", "last"), ("all",), {}),
+        constant("one", 1), constant("end", 2**62),
+        ("Slice", ("h", "one", "end", "one"), ("m",), {}),
+    ],
+    "split": [
+        constant("sizes", 1, 3), ("Split", ("h", "sizes"), ("a", "b"), {"axis": 1}),
+        ("Concat", ("b", "a"), ("m",), {"axis": 1}),
+    ],
+    "gathered": [constant("places", -1, 0), ("Gather", ("h", "places"), ("m",), {"axis": 1})],
+    "summed": [
+        constant("axes", 1), ("ReduceSum", ("h", "axes"), ("a",), {"keepdims": 1}),
+        ("Sum", ("h", "a", "h"), ("m",), {}),
+    ],
+    "depth to space": [("DepthToSpace", ("h",), ("m",), {"blocksize": 2})],
+    "depth to space, by columns": [
+        ("DepthToSpace", ("h",), ("m",), {"blocksize": 2, "mode": "CRD"})
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_IMAGES)
+def test_linear_operations_are_read(tmp_path, name):
+    torch.manual_seed(0)
+    constants = {"w": numbers(4, 1, 3, 3), "back": numbers(4, 2, 3, 3), "bias": numbers(2)}
+    nodes = [
+        ("Conv", ("x", "w"), ("c",), {}), ("Tanh", ("c",), ("h",), {}), *ON_IMAGES[name],
+        ("Flatten", ("m",), ("logits",), {}),
+    ]  # fmt: skip
+    path = written(tmp_path / "net.onnx", nodes, constants, ("batch", 1, 6, 6), opset=18)
+    check(path, torch.rand(3, 1, 6, 6))
+
+
 def test_a_certificate_of_a_file(tmp_path):
     """From a file to radii, which are those of the same layers in torch."""
     w1, b1, w2 = numbers(5, 6), numbers(5), numbers(5, 3)

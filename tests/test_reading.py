@@ -173,6 +173,73 @@ def one_logit(*ending):
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1), *ending)
 
 
+class Branched(nn.Module):
+    """Two linear branches, and what is made of them before an activation."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.wide, self.low = nn.Linear(6, 4), nn.Linear(6, 2, bias=False)
+        self.back, self.last = nn.Linear(2, 4), nn.Linear(4, 3)
+        self.join = join
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.join(self, x)))
+
+
+def added_in_place(model, x):
+    h = model.wide(x)
+    h += model.back(model.low(x))
+    return h
+
+
+BRANCHES = {
+    "low rank": lambda model, x: model.wide(x) + model.back(model.low(x)),
+    "in place": added_in_place,
+    "twice": lambda model, x: torch.sub(input=2 * model.wide(x), other=model.wide(x)),
+    "less its mean": lambda model, x: model.wide(x - x.mean(1, keepdim=True)),
+    "its mean less": lambda model, x: model.wide(x.mean(1, keepdim=True) - x),
+    "beside": lambda model, x: torch.cat([model.wide(x)[:, 1:3], model.low(x)], 1),
+    "stacked": lambda model, x: torch.stack([model.wide(x), model.back(model.low(x))], 1).sum(1),
+    "apart": lambda model, x: torch.concat(model.wide(x).chunk(2, 1)[::-1], dim=-1),
+    "three": lambda model, x: sum([model.wide(x), 2 * model.wide(x), model.back(model.low(x))]),
+    "nested": lambda model, x: model.wide(x - (x - x.mean(1, keepdim=True)).flip(1)),
+}
+MOVES = {
+    "chunk": lambda h: h.chunk(2, 1)[1],
+    "split": lambda h: h.split([1, 3], dim=1)[1],
+    "unbind": lambda h: h.unbind(1)[2],
+    "expand": lambda h: h.mean(1, keepdim=True).expand(len(h), 3, -1, -1),
+    "repeat": lambda h: h.repeat(1, 2, 1, 1),
+    "tile": lambda h: h.tile(1, 1, 2, 1),
+    "repeat_interleave": lambda h: h.repeat_interleave(2, 1),
+    "index_select": lambda h: h.index_select(1, torch.tensor([2, 0])),
+    "indices": lambda h: h[:, [3, 1]],
+    "unfold": lambda h: functional.unfold(h, 2),
+    "windows": lambda h: h.unfold(2, 2, 1),
+    "nearest": lambda h: functional.interpolate(h, scale_factor=2),
+    "upsample": nn.Upsample(scale_factor=2),
+    "cumsum": lambda h: h.cumsum(1),
+    "mT": lambda h: h.mT,
+    "nan_to_num": lambda h: h.nan_to_num(),
+}
+
+
+def moved(move):
+    """A convolution whose channels are moved about."""
+
+    class Moved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(1, 4, 3, 2)
+            size = move(torch.zeros(1, 4, 3, 3)).numel()
+            self.last = nn.Linear(size, 3)
+
+        def forward(self, x):
+            return self.last(move(torch.tanh(self.first(x))).flatten(1))
+
+    return Moved()
+
+
 FLATTENINGS = [
     lambda x: x.view(x.size(0), -1),
     lambda x: x.reshape(x.shape[0], 32),
@@ -238,6 +305,8 @@ FORMS = {
     "constants alike": (
         Valued(lambda x, f: f(x + torch.full_like(x, 0.5)) * torch.ones_like(f(x))), VECTOR
     ),
+    **{f"branches {name}": (Branched(join), VECTOR) for name, join in BRANCHES.items()},
+    **{name: (moved(move), IMAGE) for name, move in MOVES.items()},
     "no hidden layer": (nn.Linear(6, 3), VECTOR),
     "activations": (nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 3), nn.Tanh()), VECTOR),
     "data parallel": (nn.DataParallel(small()), VECTOR),
@@ -524,8 +593,12 @@ def called_otherwise():
             "layer_norm divides.*BatchNorm in eval mode.*2 Linear, 1 LayerNorm",
         ),
         (
-            small(nn.Unflatten(1, (1, 5)), nn.Upsample(scale_factor=2)),
-            "linear map that crcbook does not read yet",
+            small(nn.Unflatten(1, (1, 5)), nn.Upsample(scale_factor=2, mode="linear")),
+            "mode='linear' is a linear map that crcbook does not read yet",
+        ),
+        (
+            Valued(lambda x, f: f(torch.fft.fft(x).real)),
+            "fft.* is a linear map that crcbook does not read yet",
         ),
         (small(nn.PReLU()), "PReLU: it has a corner"),
         (nn.Sequential(nn.LSTM(6, 3)), "LSTM: a recurrent network"),
@@ -533,7 +606,15 @@ def called_otherwise():
         (small(nn.Dropout()), r"draws at random: call model\.eval"),
         (small(nn.BatchNorm1d(5)), r"from the batch: call model\.eval"),
         (small(parametrizations.spectral_norm(nn.Linear(5, 5))), r"model\.eval|training mode"),
-        (Residual(), "add joins two branches.*write them as one Linear"),
+        (Residual(), "add joins two branches with tanh in one of them.*residual block"),
+        (Valued(lambda x, f: f(x - x.mean(1))), r"takes \(batch, 6\) and \(batch\): keep the dim"),
+        (Valued(lambda x, f: torch.cat([f(x), f(x)])), "cat puts items into the batch"),
+        (Valued(lambda x, f: torch.cat([f(x), f(x), torch.ones(3, 1)], 1)), "puts constants"),
+        (Valued(lambda x, f: torch.add(f(x), f(x), alpha=2)), "without alpha"),
+        (Valued(lambda x, f: f(x).unbind(0)[0]), "unbind mixes the items"),
+        (Valued(lambda x, f: f(x).T), "T mixes the items"),
+        (Valued(lambda x, f: f(x.expand(2, 3, 6)[0])), "expand adds a dimension"),
+        (Valued(lambda x, f: torch.hypot(f(x), f(x))), "hypot joins two branches, and is read"),
         (Valued(lambda x, f: f(x / x.norm(dim=1, keepdim=True))), "norm is a size of the item's"),
         (Valued(lambda x, f: f(torch.maximum(x, torch.zeros_like(x)))), "maximum has corners"),
         (Valued(lambda x, f: f(torch.where(x > 0, x, -x))), "gt looks at values"),
@@ -762,6 +843,10 @@ def exact_matrix(module, size):
         scales = [exact(g) / root for g, root in zip(module.weight.tolist(), roots, strict=True)]
         facts = zip(module.bias.tolist(), module.running_mean.tolist(), scales, strict=True)
         shift = [exact(b) - exact(mean) * scale for b, mean, scale in facts]
+    elif isinstance(module, Branches):
+        low, back = (mpmath.matrix(m.weight.tolist()) for m in (module.low, module.back))
+        whole = mpmath.eye(size) - back * low
+        return whole.tolist(), [-exact(b) for b in module.back.bias.tolist()]
     elif isinstance(module, Arithmetic):
         scales = [exact(module.factor) / exact(module.divisor)] * size
         shift = [exact(module.shift)] * size
@@ -779,6 +864,15 @@ class Arithmetic(nn.Module):
 
     def forward(self, x):
         return self.shift + x * self.factor / self.divisor
+
+
+class Branches(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.low, self.back = nn.Linear(size, 2, bias=False), nn.Linear(2, size)
+
+    def forward(self, x):
+        return x - self.back(self.low(x))
 
 
 class Added(nn.Module):
@@ -801,12 +895,15 @@ def affine_chains(draw):
     torch.manual_seed(draw(st.integers(0, 2**31)))
     inputs = size = draw(st.sampled_from([2, 4, 6]))
     chain, number = [], st.floats(-9, 9).filter(lambda value: abs(value) > 0.1)
-    for kind in draw(st.lists(st.sampled_from(["linear", "norm", "numbers", "pairs"]), max_size=4)):
+    kinds = st.sampled_from(["linear", "norm", "numbers", "pairs", "branches"])
+    for kind in draw(st.lists(kinds, max_size=4)):
         if kind == "pairs" and size % 2 == 0 and size > 2:
             chain.append(Pairs())
             size //= 2
         elif kind == "norm":
             chain.append(nn.BatchNorm1d(size))
+        elif kind == "branches":
+            chain.append(Branches(size))
         elif kind == "numbers":
             chain.append(Arithmetic(draw(number), draw(number), draw(number)))
         else:

@@ -6,6 +6,7 @@ the stages that were asked for, and read.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -196,8 +197,13 @@ class _Asked:
             ("deployed", self.deployed, (None, "float32")),
         ):
             if value not in choices:
-                known = ", ".join(map(str, choices))
-                raise ValueError(f"{name} must be one of {known}; got {value!r}")
+                known, asked = list(map(str, choices)), str(value)
+                asked = "crown" if asked == "lines" else asked.replace("_", "-")
+                near = next(iter(get_close_matches(asked, known, 1)), "")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}; got {value!r}"
+                    f"{f': did you mean {near!r}?' if near else ''}"
+                )
         if self.method in METHODS[1:] and (self.box is not None or self.local):
             raise ValueError(f"method {self.method!r} knows neither a box nor local curvature")
 

@@ -75,6 +75,8 @@ class Certificate:
             lines.append(f"  at any radius {int(self.radius.isinf().sum())}")
         if wrong := int((self.distance == 0).sum()):
             lines.append(f"  misclassified {wrong}")
+        if near := int((~positive & (self.distance > 0)).sum()):
+            lines.append(f"  radius 0      {near} more: a tie, or a margin that rounding may turn")
         won = [name for name, some in zip(self.method, positive.tolist(), strict=True) if some]
         if won:
             names = ", ".join(f"{name} {won.count(name)}" for name in sorted(set(won)))

@@ -99,13 +99,12 @@ class Rows:
             lines = log.read_text().splitlines(keepends=True)
             # A line is written at once, but a machine that stops can leave a piece of one.
             about, *chunks = [json.loads(line) for line in lines if line.endswith("\n")] or [None]
-        except (OSError, ValueError) as error:
+            self.items = sum(chunk["items"] for chunk in chunks)
+            self.rows = [row for chunk in chunks for row in chunk["rows"]]
+            self.seconds = sum(chunk["seconds"] for chunk in chunks)
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RuntimeError(f"cannot read {log} ({error}): delete it to begin anew") from error
         check_same_question(self.path if finished else log, about, self.about)
-        for chunk in chunks:
-            self.items += chunk["items"]
-            self.rows += chunk["rows"]
-            self.seconds += chunk["seconds"]
         if not finished:  # what goes on must begin on a line of its own
             whole = [self.about, *chunks]
             write_atomically(log, "".join(json.dumps(line) + "\n" for line in whole).encode())

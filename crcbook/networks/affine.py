@@ -111,7 +111,7 @@ def _bias(steps: Sequence[Affine], shape: Sequence[int]) -> tuple[Tensor, float]
 def _weight(steps: Sequence[Affine], shape: Sequence[int]) -> tuple[Tensor, float]:
     inputs, steps = torch.Size(shape).numel(), list(steps)
     while steps and steps[0].ordered:
-        shape = _shape_after(steps.pop(0), shape)
+        shape = shape_after(steps.pop(0), shape)
     if not steps:
         return torch.eye(inputs, dtype=torch.float64, device="cpu"), 0.0
     start = steps[0].matrix if tuple(shape) == (inputs,) else None
@@ -169,7 +169,16 @@ def _units(inputs: int, first: int, count: int, shape: Sequence[int]) -> Tensor:
     return units.reshape(count, *shape)
 
 
-def _shape_after(step: Affine, shape: Sequence[int]) -> torch.Size:
+def shape_after(step: Affine, shape: Sequence[int]) -> torch.Size:
+    """The shape of an item after a step.
+
+    Args:
+        step: the step.
+        shape: of an item before it.
+
+    Returns:
+        The shape.
+    """
     return step.linear(torch.zeros((1, *shape), dtype=torch.float64, device="cpu")).shape[1:]
 
 
@@ -177,6 +186,6 @@ def _widest(steps: Sequence[Affine], shape: Sequence[int]) -> int:
     """The most entries that an item has on its way."""
     sizes = [torch.Size(shape).numel()]
     for step in steps:
-        shape = _shape_after(step, shape)
+        shape = shape_after(step, shape)
         sizes.append(shape.numel())
     return max(sizes)

@@ -100,7 +100,8 @@ class OnnxNetwork(nn.Module):
             inputs: list[Any] = [values[name] if name else None for name in node.inputs]
             if node.kind == "Reshape":
                 inputs[1] = _free_batch(inputs[1], self.batch)
-            values[node.outputs[0]] = _OPERATIONS[node.kind](*inputs, **node.attributes)
+            made = _OPERATIONS[node.kind](*inputs, **node.attributes)
+            values |= zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False)
         return values[self.ends[1]]
 
 
@@ -136,6 +137,8 @@ def load_onnx(path: Path) -> OnnxNetwork:
 
 
 def _network(file, onnx) -> OnnxNetwork:
+    from onnx.reference import ReferenceEvaluator
+
     def tensor(value) -> Tensor:
         return torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
 
@@ -153,6 +156,12 @@ def _network(file, onnx) -> OnnxNetwork:
         if node.op_type == "Constant" and len(settings) == 1:
             (value,) = settings.values()
             constants[node.output[0]] = torch.as_tensor(value)
+        elif node.input and all(name in constants or not name for name in node.input):
+            given = {name: constants[name].numpy() for name in node.input if name}
+            made = ReferenceEvaluator(node).run(None, given)
+            constants |= zip(
+                node.output, map(torch.from_numpy, map(numpy.array, made)), strict=True
+            )
         else:
             nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), settings))
     inputs = [value for value in graph.input if value.name not in constants]
@@ -382,15 +391,67 @@ def _conv(x, weight, bias=None, **settings) -> Tensor:
     return function(_padded("Conv", x, settings), weight, bias, strides, 0, dilations, groups)
 
 
+def _conv_transpose(x, weight, bias=None, **settings) -> Tensor:
+    places = weight.dim() - 3
+    function = (
+        functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d
+    )[places]  # fmt: skip
+    names = ("strides", 1), ("output_padding", 0), ("group", 1), ("dilations", 1)
+    stride, more, groups, dilation = (settings.get(name, default) for name, default in names)
+    pads = _symmetric("ConvTranspose", settings, places + 1)
+    if settings.get("output_shape"):
+        raise ValueError("ConvTranspose is read with pads, not with output_shape")
+    return function(x, weight, bias, stride, pads, more, groups, dilation)
+
+
+def _symmetric(kind: str, settings: dict, count: int) -> list[int]:
+    """Pads that are the same on both sides, once."""
+    if settings.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise ValueError(f"{kind} is read with pads, not with auto_pad={settings['auto_pad']!r}")
+    pads = list(settings.get("pads", ())) or [0] * 2 * count
+    if pads[:count] != pads[count:]:
+        raise ValueError(f"{kind} is read with the same pads on both sides; got {pads}")
+    return pads[:count]
+
+
 def _average_pool(x, kernel_shape, **settings) -> Tensor:
-    if settings.get("ceil_mode", 0) or any(d != 1 for d in settings.get("dilations", ())):
-        raise ValueError("AveragePool is read without ceil_mode and dilations")
-    if any(settings.get("pads", ())) and not settings.get("count_include_pad", 0):
-        raise ValueError("AveragePool is read where its average counts what is padded")
-    x = _padded("AveragePool", x, settings)
+    if any(d != 1 for d in settings.get("dilations", ())):
+        raise ValueError("AveragePool is read without dilations")
     pools = functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d
+    pads = _symmetric("AveragePool", settings, len(kernel_shape))
     strides = settings.get("strides") or [1] * len(kernel_shape)
-    return pools[len(kernel_shape) - 1](x, kernel_shape, strides)
+    up, padded = bool(settings.get("ceil_mode", 0)), bool(settings.get("count_include_pad", 0))
+    return pools[len(kernel_shape) - 1](x, kernel_shape, strides, pads, up, padded)
+
+
+def _slice(x, starts, ends, axes=None, steps=None) -> Tensor:
+    """ONNX's slices, whose steps may be negative."""
+    whole = range(len(starts))
+    places = [*whole] if axes is None else _axes(axes)
+    for i in whole:
+        axis, step = places[i] % x.dim(), 1 if steps is None else int(steps[i])
+        kept = [*range(x.shape[axis])[slice(int(starts[i]), int(ends[i]), step)]]
+        if step < 0:
+            x, kept = x.flip(axis), [x.shape[axis] - 1 - place for place in kept]
+        first, last = (kept[0], kept[-1] + 1) if kept else (0, 0)
+        x = x[(slice(None),) * axis + (slice(first, last, abs(step)),)]
+    return x
+
+
+def _depth_to_space(x, blocksize, mode="DCR") -> Tensor:
+    if mode == "DCR":
+        x = x.unflatten(1, (blocksize * blocksize, -1)).transpose(1, 2).flatten(1, 2)
+    return functional.pixel_shuffle(x, blocksize)
+
+
+def _total(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
+    return x.sum(_axes(axes), keepdim=bool(keepdims))
+
+
+def _split(x, sizes=None, axis=0, num_outputs=None) -> tuple[Tensor, ...]:
+    if sizes is None:
+        return x.chunk(num_outputs, axis)
+    return x.split(sizes.tolist() if isinstance(sizes, Tensor) else list(sizes), axis)
 
 
 def _mean(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
@@ -399,6 +460,14 @@ def _mean(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
 
 def _axes(axes) -> list[int]:
     return axes.tolist() if isinstance(axes, Tensor) else list(axes)
+
+
+def _gather(x, index, axis=0) -> Tensor:
+    if index.dim() == 0:
+        return x.select(axis, int(index))
+    if index.dim() != 1:
+        raise ValueError("Gather is read with one row of indices")
+    return x.index_select(axis, torch.where(index < 0, index + x.shape[axis], index))
 
 
 def _squeeze(x, axes) -> Tensor:
@@ -418,9 +487,10 @@ def _pad(x, pads, value=None, axes=None, mode="constant") -> Tensor:
         raise ValueError("Pad is read for all axes at once")
     value = 0.0 if value is None else float(value)
     pads = _sides(_axes(pads))
-    while pads[-2:] == [0, 0]:
+    least = 0 if mode == "constant" else 2 * (x.dim() - 2)  # what torch wants to be named
+    while len(pads) > least and pads[-2:] == [0, 0]:
         pads = pads[:-2]
-    mode = "replicate" if mode == "edge" else mode
+    mode = {"edge": "replicate", "wrap": "circular"}.get(mode, mode)
     return functional.pad(x, pads, mode, value if mode == "constant" else None)
 
 
@@ -438,9 +508,15 @@ _OPERATIONS: dict[str, Callable] = {
     "MatMul": torch.matmul,
     "Gemm": _gemm,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "AveragePool": _average_pool,
     "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.dim())), keepdim=True),
     "ReduceMean": _mean,
+    "ReduceSum": _total,
+    "Sum": lambda *parts: sum(parts[1:], parts[0]),
+    "Slice": _slice,
+    "Split": _split,
+    "DepthToSpace": _depth_to_space,
     "BatchNormalization": _batch_norm,
     "Pad": _pad,
     "Identity": lambda x: x,
@@ -452,7 +528,7 @@ _OPERATIONS: dict[str, Callable] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Shape": lambda x: torch.tensor(x.shape),
-    "Gather": lambda x, index, axis=0: x.select(axis, int(index)),
+    "Gather": _gather,
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,

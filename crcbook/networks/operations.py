@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation, celu, softplus
 from crcbook.networks.affine import Affine
+from crcbook.networks.branches import joined
 from crcbook.networks.modules import gelu
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -153,6 +154,39 @@ def _reshaped(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Ste
 def _moved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     facts = (args[1:], tuple(kwargs.items()))
     return (_same(lambda a: func(a, *args[1:], **kwargs), name_of(func), facts=facts),)
+
+
+def _resized(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    mode = _arguments(args, kwargs, "input", "size", "scale_factor", "mode").get("mode", "nearest")
+    if not mode.startswith("nearest"):
+        raise Unreadable(
+            f"interpolate with mode={mode!r} is a linear map that crcbook does not read yet: use "
+            "mode='nearest'"
+        )
+    return _moved(func, x, args, kwargs)
+
+
+def _expanded(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    sizes = args[1] if isinstance(args[1], tuple | list) else args[1:]
+    if len(sizes) != x.dim():
+        raise Unreadable(f"expand adds a dimension before the batch: {tuple(sizes)}")
+    return _moved(func, x, (x, (-1, *sizes[1:])), kwargs)
+
+
+def _split(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    """A step for each of the parts."""
+
+    def part(place: int, a: Tensor) -> Tensor:
+        return func(a, *args[1:], **kwargs)[place]
+
+    facts = (args[1:], tuple(kwargs.items()))
+    parts = func(_zeros(x), *args[1:], **kwargs)
+    if any(one.dim() == 0 or len(one) != len(x) for one in parts):
+        raise Unreadable(f"{name_of(func)} takes a batch apart: give its dim")
+    return tuple(
+        _same(partial(part, place), name_of(func), facts=(place, *facts))
+        for place in range(len(parts))
+    )
 
 
 def _padded(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
@@ -402,6 +436,70 @@ def _celu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, .
     return (celu(float(_arguments(args, kwargs, "input", "alpha").get("alpha", 1.0))),)
 
 
+# Branches
+
+
+def join(
+    func: Callable,
+    inputs: Sequence[Tensor],
+    branches: Sequence[Sequence[Affine]],
+    shape: tuple[int, ...],
+    args: tuple,
+    kwargs: dict,
+) -> tuple[Affine, ...]:
+    """What adds linear branches up or puts them beside each other, as a chain of steps.
+
+    Args:
+        func: the function.
+        inputs: the branches' results, as it takes them.
+        branches: the steps of each, from the item that all of them begin with.
+        shape: of that item.
+        args: the function's arguments.
+        kwargs: those by name.
+
+    Returns:
+        The steps that follow that item.
+
+    Raises:
+        Unreadable: for another function.
+    """
+    name = name_of(func)
+    if _packet(func) in _TOGETHER:
+        given = _arguments(args, kwargs, "tensors", "dim")
+        dim = given.get("dim", given.get("axis", 0))
+        if len(given["tensors"]) != len(inputs):
+            raise Unreadable(f"{name} puts constants beside what depends on the input: use pad")
+        if dim % (inputs[0].dim() + ("stack" in name)) == 0:
+            raise Unreadable(f"{name} puts items into the batch: give its dim")
+
+        def whole(parts: list[Tensor]) -> Tensor:
+            return func(parts, dim)
+
+        return joined(name, branches, shape, whole, whole, (dim,))
+    reader = reader_of(func)
+    if reader not in (_added, _subtracted) or len(inputs) != 2:
+        raise Unreadable(
+            f"{name} joins two branches, and is read for add, sub, cat and stack alone"
+        )
+    given = _arguments(args, kwargs, "input", "other")
+    if given.get("alpha", 1) != 1:
+        raise Unreadable(f"{name} is read for branches without alpha")
+    if inputs[0].dim() != inputs[1].dim():
+        first, second = (_batch_of(x.shape) for x in inputs)
+        raise Unreadable(f"{name} takes {first} and {second}: keep the dimensions (keepdim=True)")
+    sign = 1 if reader is _added else -1
+    if _packet(func) in _REVERSED:
+        branches = branches[::-1]
+
+    def total(parts: list[Tensor]) -> Tensor:
+        return parts[0] + sign * parts[1]
+
+    def sizes(parts: list[Tensor]) -> Tensor:
+        return parts[0] + parts[1]
+
+    return joined(name, branches, shape, total, sizes, (sign,), terms=1)
+
+
 def _softmax(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     dim = _arguments(args, kwargs, "input", "dim").get("dim")
     if x.dim() != 2 or dim not in (1, -1, None):
@@ -433,13 +531,14 @@ _CORNERS = {
     *("abs", "max", "min", "amax", "amin", "maximum", "minimum", "softshrink", "hardshrink"),
     *("sign", "round", "floor", "ceil", "sort", "topk", "where"),
 }
+_TOGETHER = set(_called("cat", "concat", "concatenate", "stack"))
 _CHECKS = {"isnan", "isinf", "isfinite", "any", "all", "gt", "ge", "lt", "le", "eq", "ne", "equal"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"}
 _SIZES = {"norm", "linalg_norm", "vector_norm", "linalg_vector_norm", "std", "var", "std_mean"}
 _UNREAD = {
-    *("interpolate", "upsample", "einsum", "unfold", "fold", "tensordot", "bmm", "mv", "cumsum"),
-    *("baddbmm", "cat", "stack", "repeat", "expand", "expand_as", "chunk", "split", "unbind"),
-    *("repeat_interleave", "index_select", "gather", "take", "tile", "diff", "rfft", "fft"),
+    *("upsample", "einsum", "fold", "tensordot", "bmm", "mv", "baddbmm", "diff"),
+    *("cat", "stack", "hstack", "vstack", "gather", "take", "vmap", "addcmul", "addcdiv", "lerp"),
+    *("masked_fill", "masked_fill_", "__setitem__", "index_put", "scatter", "tril", "triu"),
 }
 _NEW = set(_called("new_tensor", "new_full", "new_zeros", "new_ones"))
 _ALIKE = set(_called("to", "type_as"))
@@ -447,10 +546,15 @@ _FILLED = set(_called("zeros_like", "ones_like", "full_like"))
 _READERS: dict = {}
 for _reader, _names in {
     _unchanged: ("contiguous", "clone", "detach", "float", "double", "to", "cpu", "cuda", "alias",
-                 "type_as"),
+                 "type_as", "nan_to_num"),
     _reshaped: ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"),
     _moved: ("permute", "transpose", "swapaxes", "movedim", "flip", "narrow", "roll", "slice",
-             "select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+             "select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "tile",
+             "repeat_interleave", "index_select", "index", "unfold", "im2col", "upsample_nearest1d",
+             "upsample_nearest2d", "upsample_nearest3d"),
+    _resized: ("interpolate",),
+    _expanded: ("expand",),
+    _split: ("chunk", "split", "split_with_sizes", "tensor_split", "unbind"),
     _padded: ("pad",),
     _added: ("add",),
     _subtracted: ("sub", "subtract", "rsub"),
@@ -462,7 +566,7 @@ for _reader, _names in {
     _addmm: ("addmm",),
     _convolved: tuple(f"conv{kind}{n}d" for n in (1, 2, 3) for kind in ("", "_transpose")),
     _averaged: (*(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_")),
-                "mean", "sum"),
+                "mean", "sum", "cumsum"),
     _batch_norm: ("batch_norm",),
     _dropped: ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
                "feature_alpha_dropout", "feature_dropout"),
@@ -483,6 +587,7 @@ for _reader, _names in {
 _READERS[Tensor.data.__get__] = _unchanged  # type: ignore[attr-defined]
 _READERS[Tensor.__rsub__] = _subtracted
 _READERS[Tensor.__getitem__] = _moved
+_READERS[Tensor.T.__get__] = _READERS[Tensor.mT.__get__] = _moved  # type: ignore[attr-defined]
 
 
 def reader_of(func: Callable) -> Reader | None:
@@ -500,6 +605,18 @@ def reader_of(func: Callable) -> Reader | None:
 def _packet(func: Callable) -> Callable:
     """A function of an exported program without its overload; any other as it is."""
     return getattr(func, "overloadpacket", func)
+
+
+def takes_apart(func: Callable) -> bool:
+    """Whether a function gives several tensors, each of which its reader has a step for.
+
+    Args:
+        func: the function.
+
+    Returns:
+        Whether it does.
+    """
+    return reader_of(func) is _split
 
 
 def multiplies(func: Callable) -> bool:
@@ -593,7 +710,7 @@ def refusal(func: Callable) -> str:
             f"{name} is a size of the item's own, no affine map and no activation: "
             "where it scales the item, use BatchNorm in eval mode"
         )
-    if name in _UNREAD:
+    if name in _UNREAD or name.startswith("fft_"):
         return f"{name} is a linear map that crcbook does not read yet: write it as Linear or Conv"
     if name in ("__bool__", "item", "__float__", "__int__", "tolist", "numpy", "__index__"):
         return f"the forward pass looks at values ({name}), so it is not one formula for all inputs"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crcbook.activations import IDENTITY, Activation
-from crcbook.networks.affine import Affine, compose
+from crcbook.networks.affine import Affine, compose, shape_after
 from crcbook.networks.comparing import (
     Reading,
     Segment,
@@ -341,9 +341,7 @@ def _segments(
     for step in steps:
         if isinstance(step, Affine):
             affine.append(step)
-            shape = step.linear(torch.zeros((1, *shape), dtype=torch.float64, device="cpu")).shape[
-                1:
-            ]
+            shape = tuple(shape_after(step, shape))
         elif isinstance(step, Activation):
             segments.append(Segment(tuple(affine), tuple(start), tuple(shape), step))
             affine, start = [], shape
@@ -436,21 +434,22 @@ def _digest(digest: Any, fact: Any) -> None:
         digest.update(b"%d:%b" % (len(text), text))
 
 
-def applies_in_turn(model: nn.Module, network: Network) -> bool:
-    """Whether torch, as it runs a model, applies a network's layers one by one.
+def beside_products(model: nn.Module, network: Network) -> str:
+    """What torch, as it runs a model, does beside applying a network's layers one by one.
 
     Args:
         model: the model.
         network: what was read from it.
 
     Returns:
-        Whether each layer is one product with a matrix, of the very numbers of the network, and its
-        bias and activation; False for what is compiled, which may compute in other ways.
+        Something that is not one product with a matrix, of the very numbers of the network, and
+        its bias and activation; nothing where there is no such thing. What is compiled may
+        compute in other ways.
     """
     model = as_module(model)
     for module in model.modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-            return False
+            return "what a compiler makes of it"
     model = _unwrapped(model)
     for shape in _shapes(model, torch.empty(1, network.inputs, device="cpu")):
         try:  # not from a float64 copy: what is made of the weights is to be as it is rounded
@@ -458,9 +457,16 @@ def applies_in_turn(model: nn.Module, network: Network) -> bool:
         except Exception:  # whatever a model raises for items of another shape
             continue
         segments, heads = _segments(steps, shape)
-        same = len(segments) == len(network.layers) and not heads
-        return same and all(map(_is_product, segments, network.layers))
-    return False
+        if heads:
+            return heads[0].name
+        if len(segments) != len(network.layers):
+            return "something else for flat inputs"
+        for segment, layer in zip(segments, network.layers, strict=True):
+            if not _is_product(segment, layer):
+                others = [s.name for s in segment.steps if not s.ordered and s.matrix is None]
+                return ", ".join(dict.fromkeys(others)) or "layers that follow each other as one"
+        return ""
+    return "what flat inputs do not fit"
 
 
 def _is_product(segment: Segment, layer: Layer) -> bool:

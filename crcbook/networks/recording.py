@@ -19,11 +19,13 @@ from crcbook.networks.operations import (
     Head,
     Step,
     Unreadable,
+    join,
     makes_constant,
     multiplies,
     name_of,
     reader_of,
     refusal,
+    takes_apart,
     works_in_place,
 )
 
@@ -35,11 +37,13 @@ class Recorded(Tensor):
 
     Attributes:
         steps: what was done to the input, in order.
+        start: the shape of an item of the input.
         refused: the errors of what could not be noted, of all tensors of a recording; a model may
             catch them, and goes another way then than it does with numbers.
     """
 
     steps: tuple[Step, ...]
+    start: tuple[int, ...]
     refused: list[Exception]
 
     @staticmethod
@@ -49,11 +53,13 @@ class Recorded(Tensor):
         dtype: torch.dtype,
         device,
         steps: tuple = (),
+        start: Sequence[int] | None = None,
         refused: list[Exception] | None = None,
     ):
         """A tensor that other code takes for an ordinary one."""
         made = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         made.steps = steps
+        made.start = tuple(shape[1:] if start is None else start)
         made.refused = [] if refused is None else refused
         return made
 
@@ -82,20 +88,16 @@ class Recorded(Tensor):
         if row is not None:
             return _extended(inputs[0], row)
         if len(inputs) > 1:
-            how, advice = (
-                ("multiplies what depends on the input by what depends on it (as a gate does)", "")
-                if multiplies(func)
-                else (
-                    "joins two branches (as a residual block does, or an item less its mean)",
-                    ": where both are linear, write them as one Linear",
-                )
-            )
-            raise Unreadable(
-                f"{name_of(func)} {how}, and networks are carried here as chains of layers{advice}"
-            )
+            result = _joined(func, inputs, args, kwargs)
+            if works_in_place(func, args, kwargs):
+                inputs[0].steps = result.steps
+            return result
         if reader is None:
             return _about_shape(func, args, kwargs)
-        result = _extended(inputs[0], *reader(func, inputs[0], args, kwargs))
+        steps = reader(func, inputs[0], args, kwargs)
+        if takes_apart(func):
+            return tuple(_extended(inputs[0], step) for step in steps)
+        result = _extended(inputs[0], *steps)
         if works_in_place(func, args, kwargs):
             if args[0] is not inputs[0]:
                 raise Unreadable(f"{name_of(func)} writes the input into a constant")
@@ -137,7 +139,7 @@ class InBatches(nn.Module):
         """
         if isinstance(x, Recorded):
             sizes = self.batch, *x.shape[1:]
-            return self.model(Recorded(sizes, x.dtype, x.device, x.steps, x.refused))
+            return self.model(Recorded(sizes, x.dtype, x.device, x.steps, x.start, x.refused))
         missing = -len(x) % self.batch if len(x) else self.batch
         filler = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
         whole = torch.cat([x, filler.expand(missing, *x.shape[1:])])
@@ -196,6 +198,35 @@ def _product_row(func: Callable, inputs: list[Recorded]) -> Activation | None:
     return None if row is None else {**ACTIVATIONS, **OTHER_ACTIVATIONS}[row]
 
 
+def _joined(func: Callable, inputs: list[Recorded], args: tuple, kwargs: dict) -> Recorded:
+    """What a function makes of several branches, where all of them are linear."""
+    if multiplies(func):
+        raise Unreadable(
+            f"{name_of(func)} multiplies what depends on the input by what depends on it (as a "
+            "gate does), and networks are carried here as chains of layers"
+        )
+    same = 0
+    for steps in zip(*(x.steps for x in inputs), strict=False):
+        if any(step is not steps[0] for step in steps):
+            break
+        same += 1
+    branches: list[list[Affine]] = [[] for _ in inputs]
+    for x, branch in zip(inputs, branches, strict=True):
+        for step in x.steps[same:]:
+            if not isinstance(step, Affine):
+                raise Unreadable(
+                    f"{name_of(func)} joins two branches with {step.name} in one of them (as a "
+                    "residual block does), and networks are carried here as chains of layers: "
+                    "only linear branches can be joined"
+                )
+            branch.append(step)
+    common = inputs[0].steps[:same]
+    x = Recorded((len(inputs[0]), *inputs[0].start), inputs[0].dtype, inputs[0].device,
+                 refused=inputs[0].refused)  # fmt: skip
+    x = _extended(x, *common)
+    return _extended(x, *join(func, inputs, branches, tuple(x.shape[1:]), args, kwargs))
+
+
 def _about_shape(func: Callable, args: tuple, kwargs: dict) -> Any:
     """What a function says of a shape; anything about numbers is refused."""
     try:
@@ -215,7 +246,7 @@ def _extended(x: Recorded, *steps: Step) -> Recorded:
     for step in steps:
         if isinstance(step, Affine):
             shape = _checked(step, shape)
-    return Recorded((len(x), *shape), x.dtype, x.device, (*x.steps, *steps), x.refused)
+    return Recorded((len(x), *shape), x.dtype, x.device, (*x.steps, *steps), x.start, x.refused)
 
 
 def _checked(step: Affine, shape: tuple[int, ...]) -> tuple[int, ...]:
