@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from torch import nn
 
 import crcbook as crc
 from crcbook import hessian
@@ -28,6 +29,17 @@ def examples(share):
 
 SMOOTH = sorted(crc.ACTIVATIONS)
 ROWS = {**crc.ACTIVATIONS, "softplus(4)": softplus(4.0), "softplus(0.1)": softplus(0.1)}
+# Those that crcbook.mlp has no name for.
+OTHERS = {
+    "gelu-tanh": nn.GELU("tanh"),
+    "mish": nn.Mish(),
+    "elu": nn.ELU(),
+    "celu(0.7)": nn.CELU(0.7),
+    "logsigmoid": nn.LogSigmoid(),
+    "softsign": nn.Softsign(),
+    "softplus(4)": nn.Softplus(4.0),
+}
+EVERY = [*SMOOTH, *OTHERS]
 EXACT = {
     "softplus": lambda z: mpmath.log1p(mpmath.exp(z)),
     "softplus(4)": lambda z: mpmath.log1p(mpmath.exp(4 * z)) / 4,
@@ -40,13 +52,21 @@ EXACT = {
 }
 
 
+def network_of(sizes, activation, seed):
+    """A network with a named activation, also where crcbook.mlp has no name for it."""
+    other = OTHERS.get(activation)
+    model = crc.mlp(sizes, "softplus" if other else activation, seed=seed)
+    parts = (other if other and isinstance(part, nn.Softplus) else part for part in model)
+    return nn.Sequential(*parts)
+
+
 @st.composite
 def random_networks(draw, max_inputs=6, max_width=12, max_classes=4, activations=SMOOTH):
     """A network of 2 to 5 layers whose weights are scaled by 1/4 to 4, and its generator."""
     seed = draw(st.integers(0, 2**31 - 1))
     hidden = draw(st.lists(st.integers(1, max_width), min_size=1, max_size=4))
     sizes = [draw(st.integers(1, max_inputs)), *hidden, draw(st.integers(2, max_classes))]
-    model = crc.mlp(sizes, draw(st.sampled_from(activations)), seed=seed)
+    model = network_of(sizes, draw(st.sampled_from(activations)), seed)
     scale = draw(st.sampled_from([0.25, 1.0, 4.0]))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -73,7 +93,7 @@ def every_pair(classes, y):
 
 def thin_model(sizes, activation, scale, seed, rest=0.05):
     """A network whose first layer has few directions that count, and its generator."""
-    model = crc.mlp(sizes, activation, seed=seed).double()
+    model = network_of(sizes, activation, seed).double()
     generator = torch.Generator().manual_seed(seed)
     tall, wide = (torch.randn(*shape, generator=generator, dtype=torch.float64)
                   for shape in ((sizes[1], 2), (2, sizes[0])))  # fmt: skip
@@ -86,7 +106,7 @@ def bent_lines(count):
     """Sharply bent networks of one input, with inputs around which a grid sees whole balls."""
     for seed in range(count):
         hidden, scale = 2 + seed % 3, (4.0, 8.0, 16.0)[seed // 3 % 3]
-        model = crc.mlp([1, *[3] * hidden, 2], SMOOTH[seed % len(SMOOTH)], seed=seed).double()
+        model = network_of([1, *[3] * hidden, 2], EVERY[seed % len(EVERY)], seed).double()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(scale)

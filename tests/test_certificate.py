@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMOOTH, examples, random_networks
+from conftest import EVERY, SMOOTH, examples, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize, minimize_scalar
@@ -32,7 +32,7 @@ def inputs_and_predictions(model, generator, count=4):
     return x, model(x).argmax(1)
 
 
-@given(random_networks())
+@given(random_networks(activations=EVERY))
 def test_no_attack_beats_a_certificate(case):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -46,7 +46,7 @@ def test_no_attack_beats_a_certificate(case):
         assert (smallest_margin(read_network(model), point, y) > -1e-9).all()
 
 
-@given(random_networks(), st.sampled_from([0.05, 0.5, 2.0]))
+@given(random_networks(activations=EVERY), st.sampled_from([0.05, 0.5, 2.0]))
 def test_no_attack_beats_a_verdict(case, radius):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -57,7 +57,7 @@ def test_no_attack_beats_a_verdict(case, radius):
     assert torch.equal(verdict.robust, verdict.margin > 0)
 
 
-@given(random_networks())
+@given(random_networks(activations=EVERY))
 def test_exact_radii_have_an_adversary_at_that_distance(case):
     model, generator = case
     x, y = inputs_and_predictions(model, generator, count=8)
@@ -71,7 +71,7 @@ def test_exact_radii_have_an_adversary_at_that_distance(case):
     assert (distance[found] >= certificate.radius[found]).all()
 
 
-@given(random_networks())
+@given(random_networks(activations=EVERY))
 def test_runner_up_is_never_below_all(case):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -387,7 +387,7 @@ def test_bad_options_are_refused():
         crc.certify(torch.relu, GOOD_X, GOOD_Y)
 
 
-@given(random_networks(), st.sampled_from([0.0, 0.3, 2.0]))
+@given(random_networks(activations=EVERY), st.sampled_from([0.0, 0.3, 2.0]))
 def test_a_box_helps_and_no_attack_inside_it_beats_a_certificate(case, room):
     model, generator = case
     x, y = inputs_and_predictions(model, generator)
@@ -466,7 +466,7 @@ def test_impossible_boxes_are_refused(box, error, message):
             call(crc.mlp([4, 8, 3]), GOOD_X, GOOD_Y, box=box)
 
 
-@given(random_networks(max_inputs=4, max_width=8), st.booleans())
+@given(random_networks(max_inputs=4, max_width=8, activations=EVERY), st.booleans())
 @examples(1 / 4)
 def test_local_curvature_helps_and_no_attack_beats_it(case, boxed):
     model, generator = case
@@ -539,7 +539,7 @@ def test_verdicts_with_local_curvature_do_not_depend_on_the_batch():
     assert not both.robust[1]
 
 
-@given(random_networks(max_inputs=3, max_width=8))
+@given(random_networks(max_inputs=3, max_width=8, activations=EVERY))
 @examples(1 / 4)
 def test_local_verdicts_agree_with_distances_in_any_batch(case):
     model, generator = case
@@ -551,7 +551,7 @@ def test_local_verdicts_agree_with_distances_in_any_batch(case):
         assert not (verdict.robust & (distance < radius)).any()
 
 
-@given(random_networks(max_inputs=2, max_width=5, max_classes=3))
+@given(random_networks(max_inputs=2, max_width=5, max_classes=3, activations=EVERY))
 @examples(1 / 5)
 def test_every_option_that_helps_never_hurts(case):
     model, generator = case
@@ -677,7 +677,7 @@ LEFT = {"dual": 0.0, "closed-form": 0.0, "lipschitz": 0.0, "crown": 0.0, "parabo
 METHODS = tuple(LEFT)
 
 
-@given(random_networks(max_width=8))
+@given(random_networks(max_width=8, activations=EVERY))
 @examples(1 / 3)
 def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
     model, generator = case
@@ -698,7 +698,7 @@ def test_no_attack_beats_any_method_and_the_best_is_the_largest(case):
     assert (attacked.distance >= best.radius).all()
 
 
-@given(random_networks(max_width=8), st.sampled_from([None, (-9.0, 9.0)]))
+@given(random_networks(max_width=8, activations=EVERY), st.sampled_from([None, (-9.0, 9.0)]))
 @examples(1 / 3)
 def test_the_default_decides_whatever_the_dual_does(case, box):
     model, generator = case

@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 import pytest
 import torch
 from conftest import (
-    SMOOTH,
+    EVERY,
     bent_lines,
     examples,
     random_networks,
@@ -110,7 +110,7 @@ def problem(case, unit, logits, boxed):
     model, generator = case
     model = scaled(model, unit, logits)
     x = unit * torch.rand(3, model[1].in_features, generator=generator, dtype=torch.float64)
-    prover = Prover.of(read_network(model))
+    prover = Prover.of(read_network(model, x))
     order = prover.network.logits(x).argsort(1, descending=True)
     box = as_box((0.0, unit), x) if boxed else None
     allowed = None if box is None else box.around(x)
@@ -134,7 +134,7 @@ UNITS, LOGITS = st.sampled_from([1.0, 2.0**-133, 2.0**133]), st.sampled_from([1.
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
-@given(random_networks(max_width=8), UNITS, LOGITS, st.booleans())
+@given(random_networks(max_width=8, activations=EVERY), UNITS, LOGITS, st.booleans())
 @examples(1 / 3)
 def test_no_adversary_is_inside_of_a_bound(name, case, unit, logits, boxed):
     prover, entries, box, generator = problem(case, unit, logits, boxed)
@@ -144,7 +144,12 @@ def test_no_adversary_is_inside_of_a_bound(name, case, unit, logits, boxed):
 
 
 @pytest.mark.parametrize("name", IN_BALLS)
-@given(random_networks(max_inputs=4, max_width=6), UNITS, st.booleans(), st.sampled_from([1, 3.0]))
+@given(
+    random_networks(max_inputs=4, max_width=6, activations=EVERY),
+    UNITS,
+    st.booleans(),
+    st.sampled_from([1, 3.0]),
+)
 @examples(1 / 4)
 def test_nor_of_a_bound_in_a_ball_which_ends_there(name, case, unit, boxed, share):
     prover, entries, box, generator = problem(case, unit, 1.0, boxed)
@@ -160,7 +165,7 @@ def test_nor_of_a_bound_in_a_ball_which_ends_there(name, case, unit, boxed, shar
 @pytest.mark.parametrize("question", [Radius(), Margin], ids=["radius", "margin"])
 @given(
     st.sampled_from([[8, 12, 3], [8, 10, 6, 3]]),
-    st.sampled_from(SMOOTH),
+    st.sampled_from(EVERY),
     st.sampled_from([1e-2, 1.0, 30.0]),
     st.integers(0, 99),
 )
@@ -183,7 +188,8 @@ def test_nor_of_one_in_few_directions_and_digits(question, sizes, activation, sc
     bound, start = stage(question, entries)
     assert_sound(prover, question, entries, bound, None, generator)
     full, _ = Dual(prover)(question, replace(entries, start=start))
-    assert (bound <= full + 1e-3 * full.abs()).all()
+    # Beyond the goal no search goes on, and each may end elsewhere.
+    assert (bound.minimum(goal) <= full + 1e-3 * full.abs()).all()
 
 
 @pytest.mark.parametrize("box", [False, True], ids=["", "box"])

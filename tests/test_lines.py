@@ -6,7 +6,7 @@ import sys
 import mpmath
 import pytest
 import torch
-from conftest import EXACT, ROWS, evaluate_exactly, every_pair, random_networks
+from conftest import EVERY, EXACT, ROWS, evaluate_exactly, every_pair, random_networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +102,7 @@ def test_convex_softplus_gets_its_tangent_and_its_secant(centre, width):
     assert row.value(middle) - at_middle <= 0.003 * room + 1e-11
 
 
-@given(random_networks(), st.sampled_from([0.01, 0.1, 0.5, 2.0]))
+@given(random_networks(activations=EVERY), st.sampled_from([0.01, 0.1, 0.5, 2.0]))
 def test_no_point_of_a_ball_is_below_a_margin(case, radius):
     model, generator = case
     network = read_network(model)
@@ -119,7 +119,7 @@ def test_no_point_of_a_ball_is_below_a_margin(case, radius):
         assert (margin <= value).all()
 
 
-@given(random_networks(max_inputs=4, max_width=8))
+@given(random_networks(max_inputs=4, max_width=8, activations=EVERY))
 @settings(max_examples=25)
 def test_no_attack_beats_a_radius(case):
     model, generator = case
@@ -181,7 +181,7 @@ def test_units_worked_out_by_hand():
     assert two == pytest.approx(tangents, abs=1e-3) and two <= tangents
 
 
-@given(random_networks())
+@given(random_networks(activations=EVERY))
 def test_a_ball_of_no_width_holds_the_clean_margin(case):
     model, generator = case
     network = read_network(model)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import SMOOTH, every_pair, random_networks
+from conftest import EVERY, SMOOTH, every_pair, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def product_of_norms(model, label, target):
     return product.item()
 
 
-@given(random_networks())
+@given(random_networks(activations=EVERY))
 def test_no_attack_beats_a_radius(case):
     model, generator = case
     network = read_network(model)
@@ -49,7 +49,7 @@ def test_no_attack_beats_a_radius(case):
     assert (attacked.distance >= radius.reshape(4, -1).amin(1)).all()
 
 
-@given(random_networks(), st.sampled_from([0.1, 1.0, 5.0]))
+@given(random_networks(activations=EVERY), st.sampled_from([0.1, 1.0, 5.0]))
 def test_a_bound_lies_between_the_gradients_and_the_product_of_norms(case, spread):
     model, generator = case
     network = read_network(model)

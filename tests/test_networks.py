@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMOOTH, random_networks
+from conftest import EVERY, SMOOTH, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -12,7 +12,7 @@ from crcbook.networks import Layer, Network, deepen, mean_of, nearly_linear, rea
 from crcbook.proof.rounding import reading_bounds
 
 
-@given(random_networks())
+@given(random_networks(activations=EVERY))
 def test_margin_and_gradient_match_autograd(case):
     model, generator = case
     network = read_network(model)

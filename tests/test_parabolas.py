@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROWS, every_pair, random_networks
+from conftest import EVERY, ROWS, every_pair, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +69,9 @@ def test_the_chosen_parabolas_touch(name):
     assert (lost >= -1e-12 * (1 + wide)).all() and (lost <= 1e-2 * wide).all()
 
 
-@given(random_networks(max_inputs=2, max_width=6), st.sampled_from([0.1, 0.5, 2.0]))
+@given(
+    random_networks(max_inputs=2, max_width=6, activations=EVERY), st.sampled_from([0.1, 0.5, 2.0])
+)
 def test_no_point_of_a_disk_goes_below_a_margin(case, radius):
     model, generator = case
     network = read_network(model)

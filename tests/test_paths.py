@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMOOTH, bent_lines, margin_hessian, random_networks
+from conftest import EVERY, SMOOTH, bent_lines, margin_hessian, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ def ball(x, radius, generator, points=20):
     return x + radius * length * torch.nn.functional.normalize(noise, dim=1)
 
 
-@given(random_networks(), st.sampled_from([0.01, 0.3, 2.0, 10.0]))
+@given(random_networks(activations=EVERY), st.sampled_from([0.01, 0.3, 2.0, 10.0]))
 def test_no_point_of_the_ball_is_below_the_bound(case, radius):
     model, generator = case
     x = torch.randn(model[1].in_features, generator=generator, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_no_point_of_the_ball_is_below_the_bound(case, radius):
     assert bound <= lowest + 1e-12 * (1 + logits.abs().max())
 
 
-@given(random_networks(), st.sampled_from([0.1, 1.0]))
+@given(random_networks(activations=EVERY), st.sampled_from([0.1, 1.0]))
 def test_in_a_box_only_its_points_count(case, radius):
     model, generator = case
     x = torch.rand(model[1].in_features, generator=generator, dtype=torch.float64)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_networks
+from conftest import EVERY, random_networks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def points_of_slab(slab, generator, count=200):
     return slab.entries.x[:1] + along * axis + across
 
 
-@given(random_networks(), st.sampled_from([0.05, 0.5, 3.0]), st.booleans())
+@given(random_networks(activations=EVERY), st.sampled_from([0.05, 0.5, 3.0]), st.booleans())
 def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient):
     model, generator = case
     prover = Prover.of(read_network(model))
@@ -68,7 +68,7 @@ def test_no_point_of_a_ball_is_below_its_slabs(case, radius, along_the_gradient)
         assert (bound <= least + 1e-12 * (1 + least.abs())).all()
 
 
-@given(random_networks(), st.sampled_from([0.5, 3.0]), st.integers(0, 7))
+@given(random_networks(activations=EVERY), st.sampled_from([0.5, 3.0]), st.integers(0, 7))
 def test_a_slab_knows_its_values_its_units_and_its_curvature(case, radius, place):
     model, generator = case
     prover = Prover.of(read_network(model))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it asks questions itself
 
 _TRIALS = 5  # balls an image: each halves what is left between proof and attack
 _GAP = 1e-3  # of the distance; closer than that, local curvature is not worth its price
+_ON_THE_EDGE = 1 + 1e-5  # of a ball's radius: a float32 point there may lie beyond by its roundings
 
 
 class Question(Protocol):
@@ -94,10 +95,12 @@ class Question(Protocol):
             ``(entries,)`` l2 distances.
         """
 
-    def refuted(self, margin: Tensor) -> Tensor:
+    def refuted(self, entries: Entries, d: Tensor, margin: Tensor) -> Tensor:
         """Where the margin at a point of a search answers the question with no.
 
         Args:
+            entries: the margins.
+            d: ``(entries, n)`` displacements of the points.
             margin: ``(entries,)`` at the points.
 
         Returns:
@@ -198,7 +201,7 @@ class Radius:
         """As far as the goal; without one, as the bound that is known."""
         return torch.where(entries.goal.isfinite(), entries.goal, entries.bound)
 
-    def refuted(self, margin: Tensor) -> Tensor:
+    def refuted(self, entries: Entries, d: Tensor, margin: Tensor) -> Tensor:
         """Never: every input has a radius."""
         return torch.zeros_like(margin, dtype=torch.bool)
 
@@ -294,9 +297,9 @@ class Margin:
         """The ball's radius."""
         return self.radius[entries.image]
 
-    def refuted(self, margin: Tensor) -> Tensor:
-        """Where it is negative: an adversary in the ball."""
-        return margin < 0
+    def refuted(self, entries: Entries, d: Tensor, margin: Tensor) -> Tensor:
+        """Where it is negative: an adversary in the ball, on whose edge a search's points are."""
+        return (margin < 0) & (d.norm(dim=1) <= _ON_THE_EDGE * self.radius[entries.image])
 
     def goal(self, bound: Tensor, first: bool) -> Tensor:
         """Zero: a positive margin is proof."""

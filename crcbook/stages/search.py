@@ -65,12 +65,12 @@ def search(
         best[active[better]] = bound[better]
         found.index_copy_(0, active[better], d.index_select(0, better))
         stalled = torch.where(gain > least * bound.abs(), 0, stalled + 1)
+        keep = ~question.refuted(entries, d, evaluation.margin)
         move = next_point(question, entries, evaluation) - d
         d = d + acceleration.step(d, move)
         left = move.norm(dim=1)
-        keep = left.isfinite() & ~(left <= _SETTLED * d.norm(dim=1))
+        keep &= left.isfinite() & ~(left <= _SETTLED * d.norm(dim=1))
         keep &= (stalled < patience) & ~(best[active] > enough[active])
-        keep &= ~question.refuted(evaluation.margin)
         if not keep.all():
             index = keep.nonzero().squeeze(1)
             if not len(index):
