@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import crcbook as crc
+from crcbook.book import widgets
 from crcbook.book.explorer import radius_field
 from crcbook.book.widgets import (
     attack_at,
@@ -24,6 +25,7 @@ from crcbook.book.widgets import (
     live_rivals,
     live_spectrum,
     live_training,
+    show,
 )
 
 ENDS = (-1.0, 1.0)
@@ -275,3 +277,14 @@ def test_a_slider_trains_anew():
     before = picture.value
     gamma.value = 1.0
     assert picture.value != before and text.value.startswith("Accuracy")
+
+
+def test_a_page_has_a_still_of_what_is_live_elsewhere(monkeypatch):
+    displayed, widget = [], live_guess()
+    monkeypatch.setattr(widgets, "display", displayed.append)
+    monkeypatch.delenv("CRCBOOK_BUILD", raising=False)
+    show(widget)
+    assert displayed == [widget]
+    monkeypatch.setenv("CRCBOOK_BUILD", "1")
+    show(widget)
+    assert "Claimed radius" in displayed[1].data

@@ -121,7 +121,7 @@ def show(figure: go.Figure | Figure, alt: str) -> None:
     elif isinstance(figure, go.Figure):
         styled = go.Figure(figure).update_layout(template=_PLOTLY)
         # Live notebooks know how to draw a plotly figure; the book's builder skips it.
-        display(HTML(_plotly_html(styled, alt)) if _building_the_book() else styled)
+        display(HTML(_plotly_html(styled, alt)) if building_the_book() else styled)
     else:
         raise TypeError(
             f"figure must be a plotly or a matplotlib figure; got {type(figure).__name__}"
@@ -179,7 +179,12 @@ def svg(figure: Figure, alt: str) -> str:
     )
 
 
-def _building_the_book() -> bool:
+def building_the_book() -> bool:
+    """Whether a page of the book is being made, on which nothing can recompute a figure.
+
+    Returns:
+        Whether it is.
+    """
     return os.environ.get("CRCBOOK_BUILD") == "1"
 
 

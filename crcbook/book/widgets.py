@@ -8,6 +8,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import HTML, display
 from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
@@ -33,7 +34,7 @@ from crcbook.book.explorer import (
     radius_field,
     radius_fields,
 )
-from crcbook.book.plots import PALETTE, svg
+from crcbook.book.plots import PALETTE, building_the_book, svg
 from crcbook.certificate import Certificate, certify, curvature_bounds
 from crcbook.datasets import Split
 from crcbook.networks import read_network
@@ -140,6 +141,19 @@ def _live(controls: Sequence[ipywidgets.Widget], draw: Callable[..., tuple]) -> 
     for control in controls:
         control.observe(redraw, "value")
     return ipywidgets.VBox([*controls, *parts])
+
+
+def show(widget: ipywidgets.VBox) -> None:
+    """Display a live widget; on a page of the book, where nothing moves it, a still of it.
+
+    Args:
+        widget: one of this module's.
+    """
+    if building_the_book():
+        parts = (part.value for part in widget.children if isinstance(part, ipywidgets.HTML))
+        display(HTML(f'<div class="crc-figure">{"".join(parts)}</div>'))
+    else:
+        display(widget)
 
 
 def _slider(name: str, ends: Sequence[float]) -> ipywidgets.FloatSlider:
