@@ -22,8 +22,8 @@ from crcbook.proof.prover import Entries, Prover
 from crcbook.steps import step_to_boundary, step_to_sphere
 from crcbook.unread import SegmentMargins, Unread
 
-_CHUNK_VALUES = 2**22
-_BISECTIONS = 300
+_CHUNK_VALUES = 2**22  # of items attacked at once: 32 MB in float64
+_BISECTIONS = 300  # at most, of a segment that crosses a boundary
 _CLOSE = 1e-9  # of the distance
 # What a descent can still gain, in what it gained so far, over the square of its step in radii;
 # steps from which it is left where that does not decide the sign are between the other two.

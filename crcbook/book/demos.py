@@ -26,10 +26,10 @@ from crcbook.stages.search import search
 from crcbook.training import Recipe, train
 from crcbook.training.losses import ibp_margins
 
-_DESCENT_STEPS = 2000
-_SMALL_RESIDUAL = 1e-9
-_FIXED_POINT_STEPS = 60
-_SEARCH_STEPS = 100
+_DESCENT_STEPS = 2000  # at most, of an inner problem in one or two dimensions
+_SMALL_RESIDUAL = 1e-9  # of a gradient: where a descent ends
+_FIXED_POINT_STEPS = 60  # towards a good point of expansion
+_SEARCH_STEPS = 100  # as many as the package's own search takes at most
 
 
 @dataclass(frozen=True)

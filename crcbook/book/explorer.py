@@ -23,8 +23,8 @@ from crcbook.book.plots import PALETTE
 from crcbook.certificate import Certificate, certify
 from crcbook.networks import Network, read_network
 
-_BOUNDARY_POINTS = 161
-_RESTARTS = 4
+_BOUNDARY_POINTS = 161  # a side of the grid that a boundary is drawn from
+_RESTARTS = 4  # of the attack that looks for a nearest point
 
 
 @dataclass(frozen=True)

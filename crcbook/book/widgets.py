@@ -39,7 +39,7 @@ from crcbook.certificate import Certificate, certify, curvature_bounds
 from crcbook.datasets import Split
 from crcbook.networks import read_network
 
-_BACKGROUND_POINTS = 61
+_BACKGROUND_POINTS = 61  # a side of the grid that is certified anew with a network
 _RINGS = ("--", ":", "-.", (0, (1, 4)))
 
 

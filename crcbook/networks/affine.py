@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_UNIT = 2.0**-53
+_UNIT = 2.0**-53  # float64's relative rounding
 _TINY = 1e-290  # more than underflow takes from sums of numbers of the sizes that are accepted
 _OUTWARD = 1 + 2.0**-20  # for the bounds' own rounding
-_BLOCK_ENTRIES = 2**22
+_BLOCK_ENTRIES = 2**22  # of images of unit vectors at once: 32 MB in float64
 MOST_ENTRIES = 2 * 10**7  # of a matrix
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crcbook.activations import Activation
 
-_REMEMBERED_NETWORKS = 16
+_REMEMBERED_NETWORKS = 16  # of which what is proved is kept, the last ones used
 _LARGE = 1e12  # beyond it, or below its inverse, float32 would not do for a search
 
 

@@ -43,7 +43,7 @@ _NEVER = {
 _INCREASING = ("sigmoid", "logsigmoid")  # at the end, they change no answer
 # Where squares and products neither vanish nor overflow, however the proofs arrange them.
 _SIZES, _PRODUCTS, _MOST_UNITS = (1e-50, 1e50), (1e-100, 1e100), 200_000
-_REMEMBERED_READINGS = 4
+_REMEMBERED_READINGS = 4  # networks, the last ones used: each holds its matrices
 
 
 def read_network(model: nn.Module, at: Tensor | None = None) -> Network:

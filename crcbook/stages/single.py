@@ -18,7 +18,7 @@ from crcbook.proof.prover import Change, Entries, Prover
 from crcbook.proof.sketches import NormSketch, Reduced
 from crcbook.stages.search import next_point, search
 
-_STEPS = 3
+_STEPS = 3  # full ones of the search in few directions; the next stage goes on
 _FIRST = 0.8  # of the longest step, 1/k: full ones overshoot
 _LEAST_SHRINK = 0.3  # near the end of the sketch, where its coordinates mean little
 
