@@ -188,6 +188,62 @@ def test_linear_operations_are_read(tmp_path, name):
     check(path, torch.rand(3, 1, 6, 6))
 
 
+def test_equal_parts_and_all_items_are_read(tmp_path):
+    nodes = [
+        constant("first", 0), constant("last", 2**31 - 1),
+        ("Slice", ("x", "first", "last"), ("all",), {}),
+        ("Split", ("all",), ("a", "b", "c"), {"axis": 1}),
+        ("Sum", ("a", "c", "b"), ("s",), {}), constant("axes", -1),
+        ("ReduceSum", ("s", "axes"), ("t",), {"noop_with_empty_axes": 1}),
+        ("Gemm", ("t", "w"), ("logits",), {"transB": 1}),
+    ]  # fmt: skip
+    path = written(tmp_path / "net.onnx", nodes, {"w": numbers(3, 1)}, opset=13)
+    check(path, torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13])
+def test_files_of_older_operator_sets_are_read(tmp_path, opset):
+    nodes = [
+        ("Conv", ("x", "w1"), ("a",), {}),
+        ("BatchNormalization", ("a", "s", "t", "m", "v"), ("b",), {}),
+        ("Tanh", ("b",), ("c",), {}), ("Flatten", ("c",), ("d",), {}),
+        ("MatMul", ("d", "w2"), ("logits",), {}),
+    ]  # fmt: skip
+    constants = {
+        "w1": numbers(2, 1, 3, 3), "s": numbers(2), "t": numbers(2), "m": numbers(2),
+        "v": numbers(2) ** 2 + 1, "w2": numbers(8, 3),
+    }  # fmt: skip
+    path = written(tmp_path / "net.onnx", nodes, constants, ("batch", 1, 4, 4), opset=opset)
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, variance, s, t = (torch.from_numpy(constants[name]) for name in "mvst")
+    h = torch.nn.functional.conv2d(x, torch.from_numpy(constants["w1"]))
+    h = torch.nn.functional.batch_norm(h, mean, variance, s, t).tanh().flatten(1)
+    expected = h @ torch.from_numpy(constants["w2"])
+    torch.testing.assert_close(crc.load_model(path)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["RandomNormalLike", "Bernoulli"])
+def test_what_is_drawn_at_random_is_no_constant(tmp_path, kind):
+    nodes = [
+        constant("half", 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, dtype=np.float32),
+        (kind, ("half",), ("noise",), {"seed": 1.0}), ("Add", ("x", "noise"), ("a",), {}),
+        ("Gemm", ("a", "w"), ("logits",), {"transB": 1}),
+    ]  # fmt: skip
+    path = written(tmp_path / "net.onnx", nodes, {"w": numbers(3, 6)})
+    with pytest.raises(ValueError, match=f"{kind} are not read"):
+        crc.load_model(path)
+
+
+def test_a_dropout_that_draws_is_refused(tmp_path):
+    nodes = [
+        constant("half", 0.5, dtype=np.float32), constant("on", True, dtype=bool),
+        ("Dropout", ("x", "half", "on"), ("a",), {}),
+        ("Gemm", ("a", "w"), ("logits",), {"transB": 1}),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="draws at random"):
+        crc.load_model(written(tmp_path / "net.onnx", nodes, {"w": numbers(3, 6)}))
+
+
 def test_a_certificate_of_a_file(tmp_path):
     """From a file to radii, which are those of the same layers in torch."""
     w1, b1, w2 = numbers(5, 6), numbers(5), numbers(5, 3)

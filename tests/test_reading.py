@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from conftest import random_networks
@@ -202,6 +203,11 @@ BRANCHES = {
     "stacked": lambda model, x: torch.stack([model.wide(x), model.back(model.low(x))], 1).sum(1),
     "apart": lambda model, x: torch.concat(model.wide(x).chunk(2, 1)[::-1], dim=-1),
     "three": lambda model, x: sum([model.wide(x), 2 * model.wide(x), model.back(model.low(x))]),
+    "a scalar": lambda model, x: model.wide(x - x.mean(1)[:, None]),
+    "unbound": lambda model, x: model.wide(torch.stack(x.unbind(1), 1)),
+    "a constant beside": lambda model, x: model.wide(
+        torch.cat([x[:, :5], torch.ones(len(x), 1)], 1)
+    ),
     "nested": lambda model, x: model.wide(x - (x - x.mean(1, keepdim=True)).flip(1)),
 }
 MOVES = {
@@ -326,6 +332,14 @@ FORMS = {
     "negated": (of_another_class(), VECTOR),
     "own forward": (with_own_forward(), VECTOR),
     "hooks": (hooked(), VECTOR),
+    "copied and written": (
+        Valued(lambda x, f: f(x.clone().add_(1) + x.index_select(dim=1, index=torch.arange(6)))),
+        VECTOR,
+    ),
+    "whole numbers": (
+        Valued(lambda x, f: f(x * torch.arange(6) * (torch.arange(6) > 2) + torch.arange(6))),
+        VECTOR,
+    ),
     "in place": (small(nn.SiLU(inplace=True), nn.Linear(5, 5), nn.ELU(inplace=True)), VECTOR),
     "matrices": (nn.Sequential(nn.Linear(6, 5), nn.CELU(0.7), nn.Linear(5, 3, bias=False)), VECTOR),
     "transposed": (
@@ -556,6 +570,29 @@ class Residual(nn.Module):
         return self.last(x + torch.tanh(self.first(x)))
 
 
+def written_through(write, after=False):
+    """A forward pass that writes into a view and goes on with what it is a view of."""
+
+    def forward(x, f):
+        h = f(x)
+        view = h[:, 1:]
+        write(h)
+        return view if after else h
+
+    return forward
+
+
+class HalfOfItsInput(nn.Module):
+    """It rounds its input, and writes into a view: no float64 copy of it can be evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.to(torch.bfloat16)) + 1))
+
+
 def called_otherwise():
     model = small()
     model[0]._compiled_call_impl = lambda x: x[:, :5]
@@ -609,7 +646,15 @@ def called_otherwise():
         (Residual(), "add joins two branches with tanh in one of them.*residual block"),
         (Valued(lambda x, f: f(x - x.mean(1))), r"takes \(batch, 6\) and \(batch\): keep the dim"),
         (Valued(lambda x, f: torch.cat([f(x), f(x)])), "cat puts items into the batch"),
-        (Valued(lambda x, f: torch.cat([f(x), f(x), torch.ones(3, 1)], 1)), "puts constants"),
+        (
+            Valued(lambda x, f: torch.cat([f(x), torch.arange(3.0)[:, None]], 1)),
+            "must be the same for every item",
+        ),
+        (Valued(written_through(lambda h: h[:, :2].add_(1))), "through another view"),
+        (Valued(written_through(lambda h: h.chunk(2, 1)[0].mul_(2))), "through another view"),
+        (Valued(written_through(lambda h: h.view(-1, 3).neg_())), "through another view"),
+        (Valued(written_through(lambda h: h.detach().add_(1))), "through another view"),
+        (Valued(written_through(lambda h: h.tanh_(), after=True)), "through another view"),
         (Valued(lambda x, f: torch.add(f(x), f(x), alpha=2)), "without alpha"),
         (Valued(lambda x, f: f(x).unbind(0)[0]), "unbind mixes the items"),
         (Valued(lambda x, f: f(x).T), "T mixes the items"),
@@ -678,7 +723,9 @@ def test_the_shape_of_an_input_is_that_of_the_weight_and_not_of_what_it_is_made_
 @pytest.mark.parametrize("beta", [0.5, 1.0, 10.0])
 def test_a_softplus_that_overflows_is_read_and_a_wrong_one_seen(beta, dtype, monkeypatch):
     """Without a threshold torch evaluates an exponential that overflows, and gives infinity."""
+    torch.manual_seed(0)
     model = small(nn.Softplus(beta, threshold=1e6)).to(dtype)
+    model[0].weight.data.abs_()  # far out on the diagonal every unit overflows
     assert not model(torch.full((1, 6), 1e4, dtype=dtype)).isfinite().all()
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
     network = read_network(model, at=x)
@@ -1035,8 +1082,25 @@ class OverflowingHalf(nn.Module):
 
 
 def test_a_model_that_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="cannot be compared"):
+    with pytest.raises(ValueError, match="its float64 copy cannot be evaluated"):
         read_network(OverflowingHalf())
+
+
+def test_a_half_model_without_a_float64_copy_is_refused():
+    with pytest.raises(ValueError, match="let it keep the dtype of its input"):
+        read_network(HalfOfItsInput().bfloat16())
+
+
+def test_many_indices_are_told_apart():
+    """What is remembered of a model is not found for one with another NumPy array of indices."""
+    weight = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
+    x, order = weight[:1] * 3, np.arange(1500)
+    for swap in (700, 800):
+        own = order.copy()
+        own[[swap, swap + 1]] = own[[swap + 1, swap]]
+        model = Valued(lambda x, f, own=own: functional.linear(torch.tanh(x)[:, own], weight))
+        network = read_network(model, at=x)
+        torch.testing.assert_close(network.logits(x.double()).float(), model(x))
 
 
 class WithMish(nn.Module):

@@ -44,7 +44,7 @@ def joined(
     shapes = [torch.Size(shape)] * count
 
     def copies(a: Tensor) -> Tensor:
-        return a.flatten(1).repeat(1, count)
+        return a.reshape(len(a), -1).repeat(1, count)
 
     steps = [Affine("branches", copies, copies, facts=(count, tuple(shape)))]
     for place, branch in enumerate(branches):
@@ -78,7 +78,7 @@ def _beside(step: Affine, shapes: Sequence[torch.Size], place: int) -> Affine:
     def lifted(function: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
         parts = _parts(a, before)
         parts[place] = function(parts[place])
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+        return torch.cat([part.reshape(len(a), -1) for part in parts], dim=1)
 
     shift = step.shift
     if shift is not None:

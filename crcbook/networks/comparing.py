@@ -166,9 +166,9 @@ def compare(reading: Reading, answers: Sequence[tuple[Tensor, Tensor]], points: 
             found, explained = float(gap[wrong].max()), float(allowed[wrong].max())
             raise ValueError(
                 "the model computes something else than what was read from it: logits differ by "
-                f"{found:.3g}, where rounding explains {explained:.3g}. Is it in training mode, or "
-                "does something (a patched method, a module or a tensor with operations of its "
-                "own) change its forward pass?"
+                f"{found:.3g}, where rounding explains {explained:.3g}. Is it in training mode, "
+                "does it look at how many inputs it is given, or does something (a patched "
+                "method, a module or a tensor with operations of its own) change its forward pass?"
             )
 
 

@@ -17,6 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Operations of constants alone that exporters leave in a file, most of them about shapes.
+_FOLDED = {
+    *("Abs", "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand", "Floor"),
+    *("Gather", "Identity", "MatMul", "Mod", "Mul", "Neg", "Pow", "Range", "Reciprocal", "Reshape"),
+    *("Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose"),
+    *("Unsqueeze", "Where", "ReduceMean", "ReduceProd", "ReduceSum"),
+}
+_CORNERS = {
+    *("Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Selu", "Clip", "HardSwish", "HardSigmoid"),
+    *("MaxPool", "GlobalMaxPool", "Max", "Min", "Abs", "Shrink"),
+}
+_NEWEST = 17  # the operator set that older files are converted to
 _STRAIGHT = 40.0  # from here on softplus is the identity in float64
 _ROUNDED = 2.0**-24 * (1 + 2.0**-10)  # float32's relative rounding, and that of what is done to it
 
@@ -69,9 +81,14 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         unknown = sorted({node.kind for node in nodes} - set(_OPERATIONS))
         if unknown:
-            newer = " GELU is one operation from opset 20 on." if "Erf" in unknown else ""
+            more = " GELU is one operation from opset 20 on." if "Erf" in unknown else ""
+            if corners := ", ".join(kind for kind in unknown if kind in _CORNERS):
+                more += (
+                    f" {corners} has corners, where curvature is not bounded: use a smooth "
+                    "activation such as softplus, and average pooling."
+                )
             raise ValueError(
-                f"the ONNX operations {', '.join(unknown)} are not read.{newer} Those that are: "
+                f"the ONNX operations {', '.join(unknown)} are not read.{more} Those that are: "
                 f"{', '.join(sorted(_OPERATIONS))}"
             )
         self.nodes, self.ends = tuple(nodes), ends
@@ -100,7 +117,10 @@ class OnnxNetwork(nn.Module):
             inputs: list[Any] = [values[name] if name else None for name in node.inputs]
             if node.kind == "Reshape":
                 inputs[1] = _free_batch(inputs[1], self.batch)
-            made = _OPERATIONS[node.kind](*inputs, **node.attributes)
+            settings = dict(node.attributes)
+            if node.kind == "Split" and len(inputs) < 2:
+                settings["num_outputs"] = len(node.outputs)
+            made = _OPERATIONS[node.kind](*inputs, **settings)
             values |= zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False)
         return values[self.ends[1]]
 
@@ -131,9 +151,29 @@ def load_onnx(path: Path) -> OnnxNetwork:
         ) from error
     if not file.graph.node:  # some other files pass for one without any operation
         raise RuntimeError(f"cannot read {path} as an ONNX file: it holds no operations; export it")
-    network = _network(file, onnx)
-    _check(network, file)
+    file = _converted(file, onnx)
+    try:
+        network = _network(file, onnx)
+        _check(network, file)
+    except (ValueError, RuntimeError):
+        raise
+    except Exception as error:  # what onnx, NumPy or torch make of what they do not know
+        raise ValueError(
+            f"{path} cannot be read ({error}): export it with the operator set {_NEWEST}, float "
+            "weights and no control flow"
+        ) from error
     return network
+
+
+def _converted(file, onnx):
+    """A file of an older operator set as one of a set whose operations are read."""
+    own = [one.version for one in file.opset_import if one.domain in ("", "ai.onnx")]
+    if not own or min(own) >= _NEWEST:
+        return file
+    try:
+        return onnx.version_converter.convert_version(file, _NEWEST)
+    except Exception:  # what the converter does not know may be read as it is
+        return file
 
 
 def _network(file, onnx) -> OnnxNetwork:
@@ -156,9 +196,9 @@ def _network(file, onnx) -> OnnxNetwork:
         if node.op_type == "Constant" and len(settings) == 1:
             (value,) = settings.values()
             constants[node.output[0]] = torch.as_tensor(value)
-        elif node.input and all(name in constants or not name for name in node.input):
+        elif node.op_type in _FOLDED and all(name in constants or not name for name in node.input):
             given = {name: constants[name].numpy() for name in node.input if name}
-            made = ReferenceEvaluator(node).run(None, given)
+            made = ReferenceEvaluator(_alone(node, given, file, onnx)).run(None, given)
             constants |= zip(
                 node.output, map(torch.from_numpy, map(numpy.array, made)), strict=True
             )
@@ -176,6 +216,20 @@ def _network(file, onnx) -> OnnxNetwork:
         raise ValueError(f"the input must be (batch, *input_shape); its sizes are {shape}")
     ends = inputs[0].name, graph.output[0].name
     return OnnxNetwork(_fused(nodes, constants, ends[1]), constants, ends, shape, batch)
+
+
+def _alone(node, given: dict[str, numpy.ndarray], file, onnx):
+    """An operation on constants as a model of its own, of the file's operator set."""
+    helper = onnx.helper
+    takes = [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in given.items()
+    ]
+    gives = [helper.make_empty_tensor_value_info(name) for name in node.output]
+    graph = helper.make_graph([node], "constants", takes, gives)
+    return helper.make_model(graph, opset_imports=file.opset_import, ir_version=file.ir_version)
 
 
 @dataclass(frozen=True)
@@ -424,12 +478,19 @@ def _average_pool(x, kernel_shape, **settings) -> Tensor:
     return pools[len(kernel_shape) - 1](x, kernel_shape, strides, pads, up, padded)
 
 
+_ALL = 2**31 - 1  # the end of a slice that takes everything
+
+
 def _slice(x, starts, ends, axes=None, steps=None) -> Tensor:
     """ONNX's slices, whose steps may be negative."""
+    if len(starts) > len(axes if axes is not None else starts):
+        raise ValueError("Slice is read with an axis for each of its starts")
     whole = range(len(starts))
     places = [*whole] if axes is None else _axes(axes)
     for i in whole:
         axis, step = places[i] % x.dim(), 1 if steps is None else int(steps[i])
+        if axis == 0 and (int(starts[i]), step) == (0, 1) and int(ends[i]) >= _ALL:
+            continue  # of all items
         kept = [*range(x.shape[axis])[slice(int(starts[i]), int(ends[i]), step)]]
         if step < 0:
             x, kept = x.flip(axis), [x.shape[axis] - 1 - place for place in kept]
@@ -445,21 +506,37 @@ def _depth_to_space(x, blocksize, mode="DCR") -> Tensor:
 
 
 def _total(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
-    return x.sum(_axes(axes), keepdim=bool(keepdims))
+    places = _axes(axes)
+    if not places and noop_with_empty_axes:
+        return x
+    return x.sum(places, keepdim=bool(keepdims))
 
 
-def _split(x, sizes=None, axis=0, num_outputs=None) -> tuple[Tensor, ...]:
-    if sizes is None:
-        return x.chunk(num_outputs, axis)
+def _running_total(x, axis, exclusive=0, reverse=0) -> Tensor:
+    if exclusive or reverse:
+        raise ValueError("CumSum is read from the first entry to the last, that one included")
+    return x.cumsum(int(axis))
+
+
+def _split(x, sizes=None, axis=0, num_outputs=1, split=None) -> tuple[Tensor, ...]:
+    sizes = split if sizes is None else sizes
+    if sizes is None:  # equal ones, and a smaller last one
+        whole, most = x.shape[axis], -(-x.shape[axis] // num_outputs)
+        sizes = [min(most, whole - most * i) for i in range(num_outputs)]
+        if min(sizes) < 1:
+            raise ValueError(f"Split cannot make {num_outputs} parts of {whole} entries")
     return x.split(sizes.tolist() if isinstance(sizes, Tensor) else list(sizes), axis)
 
 
 def _mean(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
-    return x.mean(_axes(axes), keepdim=bool(keepdims))
+    places = _axes(axes)
+    if not places and noop_with_empty_axes:
+        return x
+    return x.mean(places, keepdim=bool(keepdims))
 
 
 def _axes(axes) -> list[int]:
-    return axes.tolist() if isinstance(axes, Tensor) else list(axes)
+    return axes.tolist() if isinstance(axes, Tensor) else list(axes or ())
 
 
 def _gather(x, index, axis=0) -> Tensor:
@@ -470,14 +547,23 @@ def _gather(x, index, axis=0) -> Tensor:
     return x.index_select(axis, torch.where(index < 0, index + x.shape[axis], index))
 
 
-def _squeeze(x, axes) -> Tensor:
-    for axis in sorted(_axes(axes), reverse=True):
+def _dropout(x, ratio=None, training_mode=None, **_) -> Tensor:
+    if training_mode is not None and bool(training_mode):
+        raise ValueError("Dropout draws at random: export the model in eval mode")
+    return x
+
+
+def _squeeze(x, axes=None) -> Tensor:
+    if axes is None:
+        raise ValueError("Squeeze is read with axes: without them it may take the batch")
+    for axis in sorted((axis % x.dim() for axis in _axes(axes)), reverse=True):
         x = x.squeeze(axis)
     return x
 
 
 def _unsqueeze(x, axes) -> Tensor:
-    for axis in sorted(_axes(axes)):
+    places = _axes(axes)
+    for axis in sorted(axis % (x.dim() + len(places)) for axis in places):
         x = x.unsqueeze(axis)
     return x
 
@@ -515,12 +601,14 @@ _OPERATIONS: dict[str, Callable] = {
     "ReduceSum": _total,
     "Sum": lambda *parts: sum(parts[1:], parts[0]),
     "Slice": _slice,
+    "Tile": lambda x, repeats: x.repeat(repeats.tolist()),
+    "CumSum": _running_total,
     "Split": _split,
     "DepthToSpace": _depth_to_space,
     "BatchNormalization": _batch_norm,
     "Pad": _pad,
     "Identity": lambda x: x,
-    "Dropout": lambda x, *_, **__: x,
+    "Dropout": _dropout,
     "Cast": lambda x, to, **_: x,
     "Flatten": lambda x, axis=1: x.flatten(axis),
     "Reshape": _reshape,

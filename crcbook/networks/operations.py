@@ -7,7 +7,7 @@ gives the steps that this is. It is found by the function itself, not by a name.
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -119,6 +119,17 @@ def _same(function: Callable[[Tensor], Tensor], name: str, **facts) -> Affine:
     return Affine(name, function, function, **facts)
 
 
+def _row_of(constant: Tensor, batch: int, name: str) -> Tensor:
+    """What a constant with a batch dimension gives every item."""
+    value = _constant(constant, f"a constant of {name}")
+    if value.dim() == 0 or len(value) not in (1, batch) or not (value == value[:1]).all():
+        raise Unreadable(
+            f"{name} takes a constant of shape {tuple(value.shape)} beside a batch: it must be the "
+            "same for every item"
+        )
+    return value[0]
+
+
 def _arguments(args: tuple, kwargs: dict, *names: str) -> dict:
     """Arguments by name, without those not given."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
@@ -209,9 +220,13 @@ def _operand(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tens
     """The constant, as an item takes it, and whether it comes first."""
     given = _arguments(args, kwargs, "input", "other")
     first = given["input"] is not x
-    value = _constant(given["input"] if first else given["other"], f"a constant of {name_of(func)}")
-    if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
-        raise Unreadable(f"{name_of(func)} takes further arguments: {set(given)}")
+    value = given["input"] if first else given["other"]
+    if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+        value = value.to(torch.float64)  # as torch does beside floating-point numbers
+    value = _constant(value, f"a constant of {name_of(func)}")
+    for more in ("alpha", "rounding_mode"):
+        if given.get(more, 1) not in (1, None):
+            raise Unreadable(f"{name_of(func)} is read without {more}; got {given[more]!r}")
     if value.dim() == x.dim() and value.shape[0] == 1:
         value = value[0]
     if value.dim() >= x.dim():
@@ -345,6 +360,18 @@ def _convolved(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[St
     return (step,)
 
 
+def _convolution(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    """That of a decomposed program, which is told by its arguments what kind it is."""
+    names = "input", "weight", "bias", "stride", "padding", "dilation", "transposed"
+    given = _arguments(args, kwargs, *names, "output_padding", "groups")
+    kind = "conv_transpose" if given["transposed"] else "conv"
+    function = getattr(functional, f"{kind}{given['weight'].dim() - 2}d")
+    more = {name: given[name] for name in ("stride", "padding", "dilation", "groups")}
+    if given["transposed"]:
+        more["output_padding"] = given["output_padding"]
+    return _convolved(function, x, (x, given["weight"], given["bias"]), more)
+
+
 def _averaged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     def average(a: Tensor) -> Tensor:
         return func(a, *args[1:], **kwargs)
@@ -467,15 +494,30 @@ def join(
     if _packet(func) in _TOGETHER:
         given = _arguments(args, kwargs, "tensors", "dim")
         dim = given.get("dim", given.get("axis", 0))
-        if len(given["tensors"]) != len(inputs):
-            raise Unreadable(f"{name} puts constants beside what depends on the input: use pad")
         if dim % (inputs[0].dim() + ("stack" in name)) == 0:
             raise Unreadable(f"{name} puts items into the batch: give its dim")
+        # A constant where it stands, None for a branch.
+        constants = [
+            None if any(one is x for x in inputs) else _row_of(one, len(inputs[0]), name)
+            for one in given["tensors"]
+        ]
 
         def whole(parts: list[Tensor]) -> Tensor:
-            return func(parts, dim)
+            rest, count = iter(parts), len(parts[0])
+            return func(
+                [
+                    next(rest) if row is None else torch.zeros_like(row).expand(count, *row.shape)
+                    for row in constants
+                ],
+                dim,
+            )
 
-        return joined(name, branches, shape, whole, whole, (dim,))
+        steps = joined(name, branches, shape, whole, whole, (dim, len(constants)))
+        if all(row is None for row in constants):
+            return steps
+        nothing = (torch.zeros(1, *x.shape[1:], dtype=torch.float64, device="cpu") for x in inputs)
+        shift = func([next(nothing) if row is None else row[None] for row in constants], dim)[0]
+        return (*steps[:-1], replace(steps[-1], shift=shift, facts=(*steps[-1].facts, shift)))
     reader = reader_of(func)
     if reader not in (_added, _subtracted) or len(inputs) != 2:
         raise Unreadable(
@@ -532,12 +574,13 @@ _CORNERS = {
     *("sign", "round", "floor", "ceil", "sort", "topk", "where"),
 }
 _TOGETHER = set(_called("cat", "concat", "concatenate", "stack"))
+_COPIES = set(_called("clone"))
 _CHECKS = {"isnan", "isinf", "isfinite", "any", "all", "gt", "ge", "lt", "le", "eq", "ne", "equal"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"}
 _SIZES = {"norm", "linalg_norm", "vector_norm", "linalg_vector_norm", "std", "var", "std_mean"}
 _UNREAD = {
     *("upsample", "einsum", "fold", "tensordot", "bmm", "mv", "baddbmm", "diff"),
-    *("cat", "stack", "hstack", "vstack", "gather", "take", "vmap", "addcmul", "addcdiv", "lerp"),
+    *("hstack", "vstack", "gather", "take", "vmap", "addcmul", "addcdiv", "lerp"),
     *("masked_fill", "masked_fill_", "__setitem__", "index_put", "scatter", "tril", "triu"),
 }
 _NEW = set(_called("new_tensor", "new_full", "new_zeros", "new_ones"))
@@ -565,6 +608,7 @@ for _reader, _names in {
     _product: ("matmul", "mm", "__matmul__"),
     _addmm: ("addmm",),
     _convolved: tuple(f"conv{kind}{n}d" for n in (1, 2, 3) for kind in ("", "_transpose")),
+    _convolution: ("convolution",),
     _averaged: (*(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_")),
                 "mean", "sum", "cumsum"),
     _batch_norm: ("batch_norm",),
@@ -605,6 +649,31 @@ def reader_of(func: Callable) -> Reader | None:
 def _packet(func: Callable) -> Callable:
     """A function of an exported program without its overload; any other as it is."""
     return getattr(func, "overloadpacket", func)
+
+
+def may_be_view(func: Callable) -> bool:
+    """Whether what a function gives may be the same numbers in memory as what it takes.
+
+    Args:
+        func: the function.
+
+    Returns:
+        Whether it may.
+    """
+    same = _unchanged, _reshaped, _moved, _expanded, _split, _dropped
+    return reader_of(func) in same and _packet(func) not in _COPIES
+
+
+def joins(func: Callable) -> bool:
+    """Whether a function puts tensors beside each other, constants among them.
+
+    Args:
+        func: the function.
+
+    Returns:
+        Whether it does.
+    """
+    return _packet(func) in _TOGETHER
 
 
 def takes_apart(func: Callable) -> bool:

@@ -10,6 +10,7 @@ from itertools import chain
 from threading import Lock
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -106,6 +107,11 @@ def _read(model: nn.Module, like: Tensor, at: Tensor | None) -> Network:
     reading, points, twin = _reading(model, like, at)
     own = evaluated(model, points.to(like)), like
     if twin is None:
+        if like.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                "a model of half precision is compared with what was read from it in float64, and "
+                "its float64 copy cannot be evaluated: let it keep the dtype of its input"
+            )
         compare(reading, [own], points)
         return reading.network
     copied, logits = twin
@@ -429,6 +435,9 @@ def _digest(digest: Any, fact: Any) -> None:
     elif isinstance(fact, Tensor):
         digest.update(f"{fact.dtype} {tuple(fact.shape)}:".encode())
         digest.update(fact.detach().cpu().contiguous().numpy())
+    elif isinstance(fact, numpy.ndarray):  # whose repr leaves most of many numbers out
+        digest.update(f"{fact.dtype} {fact.shape}:".encode())
+        digest.update(fact.tobytes())
     else:
         text = repr(fact).encode()
         digest.update(b"%d:%b" % (len(text), text))

@@ -20,7 +20,9 @@ from crcbook.networks.operations import (
     Step,
     Unreadable,
     join,
+    joins,
     makes_constant,
+    may_be_view,
     multiplies,
     name_of,
     reader_of,
@@ -38,12 +40,16 @@ class Recorded(Tensor):
     Attributes:
         steps: what was done to the input, in order.
         start: the shape of an item of the input.
+        memory: what it shares with the tensors that are views of the same numbers.
+        version: how often those numbers had been written when it was made.
         refused: the errors of what could not be noted, of all tensors of a recording; a model may
             catch them, and goes another way then than it does with numbers.
     """
 
     steps: tuple[Step, ...]
     start: tuple[int, ...]
+    memory: "_Memory"
+    version: int
     refused: list[Exception]
 
     @staticmethod
@@ -55,11 +61,14 @@ class Recorded(Tensor):
         steps: tuple = (),
         start: Sequence[int] | None = None,
         refused: list[Exception] | None = None,
+        memory: "_Memory | None" = None,
     ):
         """A tensor that other code takes for an ordinary one."""
         made = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         made.steps = steps
         made.start = tuple(shape[1:] if start is None else start)
+        made.memory = _Memory() if memory is None else memory
+        made.version = made.memory.version
         made.refused = [] if refused is None else refused
         return made
 
@@ -76,8 +85,17 @@ class Recorded(Tensor):
 
     @classmethod
     def _note(cls, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if not args and "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         reader = reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
+        for x in inputs:
+            if x.version != x.memory.version:
+                raise Unreadable(
+                    f"{name_of(func)} takes what was written into through another view of it: "
+                    "write into a clone(), or add without writing"
+                )
         if len(inputs) == 1 and makes_constant(func, args[0] is inputs[0]):
             # Of one item, which goes with any number of them.
             shape = (1, *inputs[0].shape[1:])
@@ -87,27 +105,45 @@ class Recorded(Tensor):
         row = _product_row(func, inputs)
         if row is not None:
             return _extended(inputs[0], row)
-        if len(inputs) > 1:
+        if len(inputs) > 1 or joins(func):
             result = _joined(func, inputs, args, kwargs)
             if works_in_place(func, args, kwargs):
-                inputs[0].steps = result.steps
+                inputs[0]._write(result.steps)
+                return inputs[0]
             return result
         if reader is None:
             return _about_shape(func, args, kwargs)
         steps = reader(func, inputs[0], args, kwargs)
+        memory = inputs[0].memory if may_be_view(func) else None
         if takes_apart(func):
-            return tuple(_extended(inputs[0], step) for step in steps)
-        result = _extended(inputs[0], *steps)
+            return tuple(_extended(inputs[0], step, memory=memory) for step in steps)
+        result = _extended(inputs[0], *steps, memory=memory)
         if works_in_place(func, args, kwargs):
             if args[0] is not inputs[0]:
                 raise Unreadable(f"{name_of(func)} writes the input into a constant")
-            inputs[0].steps = result.steps
+            inputs[0]._write(result.steps)
+            return inputs[0]
         return result
+
+    def _write(self, steps: tuple[Step, ...]) -> None:
+        """Take over what an operation in place has made; other views of the same are stale."""
+        self.memory.version += 1
+        self.steps, self.version = steps, self.memory.version
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         """Refuse whatever would need numbers."""
         raise _NoNumbers(str(func))
+
+
+class _Memory:
+    """Numbers that several recorded tensors may be views of.
+
+    Attributes:
+        version: how often they were written.
+    """
+
+    version = 0
 
 
 class _NoNumbers(RuntimeError):
@@ -139,7 +175,8 @@ class InBatches(nn.Module):
         """
         if isinstance(x, Recorded):
             sizes = self.batch, *x.shape[1:]
-            return self.model(Recorded(sizes, x.dtype, x.device, x.steps, x.start, x.refused))
+            shared = x.steps, x.start, x.refused, x.memory
+            return self.model(Recorded(sizes, x.dtype, x.device, *shared))
         missing = -len(x) % self.batch if len(x) else self.batch
         filler = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
         whole = torch.cat([x, filler.expand(missing, *x.shape[1:])])
@@ -238,15 +275,16 @@ def _about_shape(func: Callable, args: tuple, kwargs: dict) -> Any:
     return result
 
 
-def _extended(x: Recorded, *steps: Step) -> Recorded:
-    """The tensor after some more steps."""
+def _extended(x: Recorded, *steps: Step, memory: _Memory | None = None) -> Recorded:
+    """The tensor after some more steps, in memory of its own where none is given."""
     if steps and any(isinstance(step, Head) for step in x.steps):
         raise Unreadable(f"something follows {x.steps[-1].name}: it must be the last")
     shape = tuple(x.shape[1:])
     for step in steps:
         if isinstance(step, Affine):
             shape = _checked(step, shape)
-    return Recorded((len(x), *shape), x.dtype, x.device, (*x.steps, *steps), x.start, x.refused)
+    whole = (*x.steps, *steps)
+    return Recorded((len(x), *shape), x.dtype, x.device, whole, x.start, x.refused, memory)
 
 
 def _checked(step: Affine, shape: tuple[int, ...]) -> tuple[int, ...]:
