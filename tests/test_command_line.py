@@ -628,3 +628,12 @@ def test_radii_without_an_end_are_counted(tmp_path, capsys):
     assert re.search(r"^at_any_radius +6$", capsys.readouterr().out, re.M)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["at_any_radius"] == 6 and found["mean_radius"] is None
+
+
+def test_a_file_of_a_float32_network_is_certified_as_its_program(own, capsys):
+    assert main(f"{CERTIFY} --deployed float32 --rows rows.csv".split()) == 0
+    exact = f"{CERTIFY} --rows exact.csv".split()
+    assert main(exact) == 0
+    rows, others = table("rows.csv"), table("exact.csv")
+    assert all(float(a["radius"]) <= float(b["radius"]) for a, b in zip(rows, others, strict=True))
+    assert any(float(row["radius"]) > 0 for row in rows)

@@ -129,6 +129,8 @@ def read_request(options: argparse.Namespace) -> Request:
     check_source(options)
     model, where = _model(options)
     model = model.to(options.device)
+    if options.deployed == "float32":
+        model = _in_single(model)
     known = read_run(where)
     dataset = options.dataset or (None if options.data else known.get("dataset"))
     if dataset is None and options.data is None:
@@ -239,6 +241,14 @@ def _model(options: argparse.Namespace) -> tuple[nn.Module, Path]:
     return (load_model(where, module), where) if where else (module.eval(), options.module[0])
 
 
+def _in_single(model: nn.Module) -> nn.Module:
+    """A float64 model, as a file gives it, in float32, where that holds its weights."""
+    values = [parameter.detach() for parameter in model.parameters()]
+    if all(v.dtype == torch.float64 and torch.equal(v, v.float().double()) for v in values):
+        return model.float()
+    return model
+
+
 def build(file: Path, name: str) -> nn.Module:
     """Run a Python file, as ``python FILE.py`` would, for the network that it builds.
 
@@ -262,14 +272,14 @@ def build(file: Path, name: str) -> nn.Module:
     try:
         spec.loader.exec_module(program)
         made = getattr(program, name, None)
-        if made is not None and not isinstance(made, nn.Module):
+        if callable(made) and not isinstance(made, nn.Module):
             made = made()
     except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise RuntimeError(f"{file}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if not isinstance(made, nn.Module):
-        kind = "is not there" if made is None else f"builds a {type(made).__name__}"
+        kind = "is not there" if made is None else f"gives a {type(made).__name__}"
         raise RuntimeError(
             f"{name} in {file} {kind}: --module FILE.py:NAME names a torch.nn.Module, or what "
             "returns one"
