@@ -134,7 +134,7 @@ WRONG = [
     ("certify --module net.py --data x.npz", "must be FILE.py:NAME"),
     ("certify --module none.py:net --data x.npz", "there is no such file"),
     ("certify --module net.py:other --data x.npz", "other in net.py is not there"),
-    ("certify --module net.py:number --data x.npz", "'int' object is not callable"),
+    ("certify --module net.py:number --data x.npz", "number in net.py gives int: --module"),
     ("certify --module net.py:fails --data x.npz", "net.py: OSError: no such weights"),
     ("certify --module typo.py:net --data x.npz", "typo.py: SyntaxError"),
     ("certify --module net.py:relu --data x.npz", "relu has corners"),

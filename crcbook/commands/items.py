@@ -279,7 +279,7 @@ def build(file: Path, name: str) -> nn.Module:
     finally:
         sys.path.pop(0)
     if not isinstance(made, nn.Module):
-        kind = "is not there" if made is None else f"gives a {type(made).__name__}"
+        kind = "is not there" if made is None else f"gives {type(made).__name__}"
         raise RuntimeError(
             f"{name} in {file} {kind}: --module FILE.py:NAME names a torch.nn.Module, or what "
             "returns one"
