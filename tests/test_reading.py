@@ -650,6 +650,7 @@ def called_otherwise():
             Valued(lambda x, f: torch.cat([f(x), torch.arange(3.0)[:, None]], 1)),
             "must be the same for every item",
         ),
+        (Valued(lambda x, f: torch.add(x, 1.0, out=f(x))), "leave out= away"),
         (Valued(written_through(lambda h: h[:, :2].add_(1))), "through another view"),
         (Valued(written_through(lambda h: h.chunk(2, 1)[0].mul_(2))), "through another view"),
         (Valued(written_through(lambda h: h.view(-1, 3).neg_())), "through another view"),

@@ -88,6 +88,8 @@ class Recorded(Tensor):
         if not args and "input" in kwargs:
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)
+        if kwargs.get("out") is not None:
+            raise Unreadable(f"{name_of(func)} writes into another tensor: leave out= away")
         reader = reader_of(func)
         inputs = list(_recorded((args, kwargs.values())))
         for x in inputs:
