@@ -192,9 +192,21 @@ def _magnitudes(network: Network) -> tuple[float, ...]:
     return tuple(spectral_norm_bound(layer.weight.abs()) for layer in network.layers[:-1])
 
 
+def float32_holds(values: Tensor) -> bool:
+    """Whether float64 numbers are float32 numbers.
+
+    Args:
+        values: finite ones, of any shape.
+
+    Returns:
+        Whether all of them are.
+    """
+    return bool((values == values.float().double()).all())
+
+
 def _check_weights(network: Network) -> None:
     for place, layer in enumerate(network.layers):
-        if any((part != part.float().double()).any() for part in (layer.weight, layer.bias)):
+        if not (float32_holds(layer.weight) and float32_holds(layer.bias)):
             raise ValueError(
                 f"a float32 program needs weights that float32 holds; it would round those of "
                 f"Linear layer {place}: convert the model with model.float() first"

@@ -21,6 +21,7 @@ from crcbook.checkpoints import load_model, no_such_file
 from crcbook.checks import as_box, as_labels, as_radius
 from crcbook.commands.arguments import add_device, code, count, path, radius
 from crcbook.datasets import DATASETS, load
+from crcbook.deployed import float32_holds
 from crcbook.networks import read_network
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(certify).parameters.items()}
@@ -244,9 +245,8 @@ def _model(options: argparse.Namespace) -> tuple[nn.Module, Path]:
 def _in_single(model: nn.Module) -> nn.Module:
     """A float64 model, as a file gives it, in float32, where that holds its weights."""
     values = [parameter.detach() for parameter in model.parameters()]
-    if all(v.dtype == torch.float64 and torch.equal(v, v.float().double()) for v in values):
-        return model.float()
-    return model
+    held = all(value.dtype == torch.float64 and float32_holds(value) for value in values)
+    return model.float() if held else model
 
 
 def build(file: Path, name: str) -> nn.Module:

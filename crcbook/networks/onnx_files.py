@@ -9,6 +9,7 @@ out is read as the activation itself, whose constants the file holds as float32 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ _CORNERS = {
     *("Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Selu", "Clip", "HardSwish", "HardSigmoid"),
     *("MaxPool", "GlobalMaxPool", "Max", "Min", "Abs", "Shrink"),
 }
-_NEWEST = 17  # the operator set that older files are converted to
+# The operator set that older files are converted to: from here on the reference evaluation of a
+# BatchNormalization takes the statistics that it keeps.
+_OLDEST = 14
+_ALL = 2**31 - 1  # the end of a slice that takes everything
 _STRAIGHT = 40.0  # from here on softplus is the identity in float64
 _ROUNDED = 2.0**-24 * (1 + 2.0**-10)  # float32's relative rounding, and that of what is done to it
 
@@ -159,19 +163,19 @@ def load_onnx(path: Path) -> OnnxNetwork:
         raise
     except Exception as error:  # what onnx, NumPy or torch make of what they do not know
         raise ValueError(
-            f"{path} cannot be read ({error}): export it with the operator set {_NEWEST}, float "
-            "weights and no control flow"
+            f"{path} cannot be read ({error}): export it with operator set {_OLDEST} or a newer "
+            "one, float weights and no control flow"
         ) from error
     return network
 
 
 def _converted(file, onnx):
-    """A file of an older operator set as one of a set whose operations are read."""
+    """A file of an older operator set as one of ``_OLDEST``, as onnx's own converter makes it."""
     own = [one.version for one in file.opset_import if one.domain in ("", "ai.onnx")]
-    if not own or min(own) >= _NEWEST:
+    if not own or min(own) >= _OLDEST:
         return file
     try:
-        return onnx.version_converter.convert_version(file, _NEWEST)
+        return onnx.version_converter.convert_version(file, _OLDEST)
     except Exception:  # what the converter does not know may be read as it is
         return file
 
@@ -478,12 +482,9 @@ def _average_pool(x, kernel_shape, **settings) -> Tensor:
     return pools[len(kernel_shape) - 1](x, kernel_shape, strides, pads, up, padded)
 
 
-_ALL = 2**31 - 1  # the end of a slice that takes everything
-
-
 def _slice(x, starts, ends, axes=None, steps=None) -> Tensor:
     """ONNX's slices, whose steps may be negative."""
-    if len(starts) > len(axes if axes is not None else starts):
+    if axes is not None and len(starts) > len(axes):
         raise ValueError("Slice is read with an axis for each of its starts")
     whole = range(len(starts))
     places = [*whole] if axes is None else _axes(axes)
@@ -505,11 +506,12 @@ def _depth_to_space(x, blocksize, mode="DCR") -> Tensor:
     return functional.pixel_shuffle(x, blocksize)
 
 
-def _total(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
+def _reduced(function, x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
+    """A sum or a mean over some axes."""
     places = _axes(axes)
     if not places and noop_with_empty_axes:
         return x
-    return x.sum(places, keepdim=bool(keepdims))
+    return function(x, places, keepdim=bool(keepdims))
 
 
 def _running_total(x, axis, exclusive=0, reverse=0) -> Tensor:
@@ -526,13 +528,6 @@ def _split(x, sizes=None, axis=0, num_outputs=1, split=None) -> tuple[Tensor, ..
         if min(sizes) < 1:
             raise ValueError(f"Split cannot make {num_outputs} parts of {whole} entries")
     return x.split(sizes.tolist() if isinstance(sizes, Tensor) else list(sizes), axis)
-
-
-def _mean(x, axes=None, keepdims=1, noop_with_empty_axes=0) -> Tensor:
-    places = _axes(axes)
-    if not places and noop_with_empty_axes:
-        return x
-    return x.mean(places, keepdim=bool(keepdims))
 
 
 def _axes(axes) -> list[int]:
@@ -597,8 +592,8 @@ _OPERATIONS: dict[str, Callable] = {
     "ConvTranspose": _conv_transpose,
     "AveragePool": _average_pool,
     "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.dim())), keepdim=True),
-    "ReduceMean": _mean,
-    "ReduceSum": _total,
+    "ReduceMean": partial(_reduced, torch.mean),
+    "ReduceSum": partial(_reduced, torch.sum),
     "Sum": lambda *parts: sum(parts[1:], parts[0]),
     "Slice": _slice,
     "Tile": lambda x, repeats: x.repeat(repeats.tolist()),

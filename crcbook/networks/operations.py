@@ -466,6 +466,11 @@ def _celu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, .
 # Branches
 
 
+def _beside(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    """One branch, with constants beside it."""
+    return join(func, [x], [()], _shape_of(x), args, kwargs)
+
+
 def join(
     func: Callable,
     inputs: Sequence[Tensor],
@@ -491,7 +496,7 @@ def join(
         Unreadable: for another function.
     """
     name = name_of(func)
-    if _packet(func) in _TOGETHER:
+    if reader_of(func) is _beside:
         given = _arguments(args, kwargs, "tensors", "dim")
         dim = given.get("dim", given.get("axis", 0))
         if dim % (inputs[0].dim() + ("stack" in name)) == 0:
@@ -573,7 +578,6 @@ _CORNERS = {
     *("abs", "max", "min", "amax", "amin", "maximum", "minimum", "softshrink", "hardshrink"),
     *("sign", "round", "floor", "ceil", "sort", "topk", "where"),
 }
-_TOGETHER = set(_called("cat", "concat", "concatenate", "stack"))
 _COPIES = set(_called("clone"))
 _CHECKS = {"isnan", "isinf", "isfinite", "any", "all", "gt", "ge", "lt", "le", "eq", "ne", "equal"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"}
@@ -609,6 +613,7 @@ for _reader, _names in {
     _addmm: ("addmm",),
     _convolved: tuple(f"conv{kind}{n}d" for n in (1, 2, 3) for kind in ("", "_transpose")),
     _convolution: ("convolution",),
+    _beside: ("cat", "concat", "concatenate", "stack"),
     _averaged: (*(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_")),
                 "mean", "sum", "cumsum"),
     _batch_norm: ("batch_norm",),
@@ -662,18 +667,6 @@ def may_be_view(func: Callable) -> bool:
     """
     same = _unchanged, _reshaped, _moved, _expanded, _split, _dropped
     return reader_of(func) in same and _packet(func) not in _COPIES
-
-
-def joins(func: Callable) -> bool:
-    """Whether a function puts tensors beside each other, constants among them.
-
-    Args:
-        func: the function.
-
-    Returns:
-        Whether it does.
-    """
-    return _packet(func) in _TOGETHER
 
 
 def takes_apart(func: Callable) -> bool:

@@ -20,7 +20,6 @@ from crcbook.networks.operations import (
     Step,
     Unreadable,
     join,
-    joins,
     makes_constant,
     may_be_view,
     multiplies,
@@ -107,7 +106,7 @@ class Recorded(Tensor):
         row = _product_row(func, inputs)
         if row is not None:
             return _extended(inputs[0], row)
-        if len(inputs) > 1 or joins(func):
+        if len(inputs) > 1:
             result = _joined(func, inputs, args, kwargs)
             if works_in_place(func, args, kwargs):
                 inputs[0]._write(result.steps)
