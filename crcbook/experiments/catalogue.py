@@ -276,7 +276,7 @@ def _rivals(layers: int) -> dict[str, Experiment]:
     epochs = {"crt-published": 10, "ibp": 30, "lipschitz": 20, "standard": 8, "adversarial": 8,
               "crown-ibp": 12}  # fmt: skip
     # With more layers the published one ends with curvatures that nothing certifies, if not dearer.
-    dear = {"crt-published": 0.05} if layers > 2 else {}
+    dear = {3: {"crt-published": 0.05}, 4: {"crt-published": 0.15}}.get(layers, {})
     found = {}
     for method, count in epochs.items():
         recipe = Recipe(method, gamma=dear.get(method, 0.005), epochs=count,
