@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from crcbook.activations import ACTIVATIONS
 from crcbook.networks import Network, architecture, mlp, read_network
-from crcbook.networks.modules import module_of
+from crcbook.networks.modules import module_of, row_facts
 from crcbook.networks.onnx_files import load_onnx
 
 _STATE = (
@@ -166,8 +167,7 @@ def _state_dict(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # those of zip files, of pickles and of what torch refuses
             raise RuntimeError(
-                "it holds more than tensors, which is never unpickled, or is damaged: write it "
-                "with torch.save(model.state_dict(), path)"
+                f"{_no_state_dict(path)}: write it with torch.save(model.state_dict(), path)"
             ) from error
     if not isinstance(state, dict):
         raise RuntimeError(f"it holds a {type(state).__name__}, not a state dict")
@@ -178,6 +178,21 @@ def _state_dict(path: Path) -> dict[str, Any]:
             f"meant with torch.save(checkpoint[{inner[0]!r}], path)"
         )
     return state[inner[0]] if inner else state
+
+
+def _no_state_dict(path: Path) -> str:
+    """What a file is that torch does not read as tensors alone."""
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if not is_zipfile(path):
+        return "it is none of torch.save, or damaged"
+    with ZipFile(path) as file:
+        code = any("/code/" in name for name in file.namelist())
+    return "it holds " + (
+        "a program of torch.jit, not a state dict"
+        if code
+        else "more than tensors, such as a whole model, which is never unpickled"
+    )
 
 
 def _is_state_dict(held: Any) -> bool:
@@ -267,7 +282,7 @@ def default_activation(network: Network) -> str | None:
 def _dense(network: Network) -> tuple[dict[str, Tensor], dict]:
     """The layers of a network, and what stands between them."""
     rows = [layer.activation for layer in network.layers]
-    facts: dict = {"activations": [[row.name, dict(row.settings)] for row in rows]}
+    facts: dict = {"activations": [row_facts(row) for row in rows]}
     if name := default_activation(network):
         facts["activation"] = name  # by which whoever checks a proof reads the file
     tensors = {}

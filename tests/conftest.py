@@ -29,8 +29,20 @@ def examples(share):
 
 SMOOTH = sorted(crc.ACTIVATIONS)
 ROWS = {**crc.ACTIVATIONS, "softplus(4)": softplus(4.0), "softplus(0.1)": softplus(0.1)}
+
+
+class Halves(nn.Module):
+    """tanh of the first half of the units; the others go on as they are."""
+
+    def forward(self, z):
+        half = (z.shape[-1] + 1) // 2
+        rest = [z[..., half:]] if half < z.shape[-1] else []
+        return torch.cat([torch.tanh(z[..., :half]), *rest], dim=-1)
+
+
 # Those that crcbook.mlp has no name for.
 OTHERS = {
+    "halves": Halves(),
     "gelu-tanh": nn.GELU("tanh"),
     "mish": nn.Mish(),
     "elu": nn.ELU(),

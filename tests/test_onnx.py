@@ -169,6 +169,10 @@ ON_IMAGES = {
         constant("axes", 1), ("ReduceSum", ("h", "axes"), ("a",), {"keepdims": 1}),
         ("Sum", ("h", "a", "h"), ("m",), {}),
     ],
+    "a residual block": [
+        ("Conv", ("h", "side"), ("a",), {"pads": [1, 1, 1, 1]}), ("Sigmoid", ("a",), ("b",), {}),
+        ("Add", ("b", "h"), ("c",), {}), ("Softplus", ("c",), ("m",), {}),
+    ],
     "depth to space": [("DepthToSpace", ("h",), ("m",), {"blocksize": 2})],
     "depth to space, by columns": [
         ("DepthToSpace", ("h",), ("m",), {"blocksize": 2, "mode": "CRD"})
@@ -179,7 +183,8 @@ ON_IMAGES = {
 @pytest.mark.parametrize("name", ON_IMAGES)
 def test_linear_operations_are_read(tmp_path, name):
     torch.manual_seed(0)
-    constants = {"w": numbers(4, 1, 3, 3), "back": numbers(4, 2, 3, 3), "bias": numbers(2)}
+    constants = {"w": numbers(4, 1, 3, 3), "back": numbers(4, 2, 3, 3), "bias": numbers(2),
+                 "side": numbers(4, 4, 3, 3)}  # fmt: skip
     nodes = [
         ("Conv", ("x", "w"), ("c",), {}), ("Tanh", ("c",), ("h",), {}), *ON_IMAGES[name],
         ("Flatten", ("m",), ("logits",), {}),

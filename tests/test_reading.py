@@ -193,6 +193,15 @@ def added_in_place(model, x):
     return h
 
 
+def bent_in_place(model, x):
+    h = model.wide(x)
+    return functional.silu(h.add_(model.back(torch.tanh(model.low(x)))), inplace=True)
+
+
+def residual(back, h):
+    return functional.softplus(h + back(torch.tanh(h[:, 1:3])))
+
+
 BRANCHES = {
     "low rank": lambda model, x: model.wide(x) + model.back(model.low(x)),
     "in place": added_in_place,
@@ -209,6 +218,14 @@ BRANCHES = {
         torch.cat([x[:, :5], torch.ones(len(x), 1)], 1)
     ),
     "nested": lambda model, x: model.wide(x - (x - x.mean(1, keepdim=True)).flip(1)),
+    "that bend": lambda model, x: model.wide(x) + model.back(torch.sigmoid(model.low(x))),
+    "that bend in place": bent_in_place,
+    "that bend beside": lambda model, x: torch.cat([model.wide(x)[:, :2], model.low(x).tanh()], 1),
+    "that bend apart": lambda model, x: functional.silu(model.wide(x)) - torch.atan(model.wide(x)),
+    "of several bends": lambda model, x: (
+        model.wide(x) + model.back(functional.mish(model.back(model.low(x).tanh())[:, 1:3]))
+    ),
+    "that bend nested": lambda model, x: residual(model.back, residual(model.back, model.wide(x))),
 }
 MOVES = {
     "chunk": lambda h: h.chunk(2, 1)[1],
@@ -244,6 +261,36 @@ def moved(move):
             return self.last(move(torch.tanh(self.first(x))).flatten(1))
 
     return Moved()
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(x + torch.tanh(self.first(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with normalisation, beside one of size 1."""
+
+    def __init__(self, channels, outputs, stride):
+        super().__init__()
+        self.first = nn.Conv2d(channels, outputs, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(3))
+        self.skip, self.act = nn.Conv2d(channels, outputs, 1, stride), nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        y = self.norms[1](self.second(self.act(self.norms[0](self.first(x)))))
+        y += self.norms[2](self.skip(x))
+        return self.act(y)
+
+
+def residual_convolutional():
+    blocks = ResidualBlock(1, 3, 2), ResidualBlock(3, 4, 2)
+    return settled(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
 
 
 FLATTENINGS = [
@@ -312,6 +359,8 @@ FORMS = {
         Valued(lambda x, f: f(x + torch.full_like(x, 0.5)) * torch.ones_like(f(x))), VECTOR
     ),
     **{f"branches {name}": (Branched(join), VECTOR) for name, join in BRANCHES.items()},
+    "residual": (Residual(), VECTOR),
+    "residual, convolutional": (residual_convolutional(), IMAGE),
     **{name: (moved(move), IMAGE) for name, move in MOVES.items()},
     "no hidden layer": (nn.Linear(6, 3), VECTOR),
     "activations": (nn.Sequential(nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 3), nn.Tanh()), VECTOR),
@@ -561,15 +610,6 @@ class Doubled(torch.Tensor):
         return 2 * result if function is functional.linear else result
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.last(x + torch.tanh(self.first(x)))
-
-
 def written_through(write, after=False):
     """A forward pass that writes into a view and goes on with what it is a view of."""
 
@@ -643,7 +683,10 @@ def called_otherwise():
         (small(nn.Dropout()), r"draws at random: call model\.eval"),
         (small(nn.BatchNorm1d(5)), r"from the batch: call model\.eval"),
         (small(parametrizations.spectral_norm(nn.Linear(5, 5))), r"model\.eval|training mode"),
-        (Residual(), "add joins two branches with tanh in one of them.*residual block"),
+        (
+            Valued(lambda x, f: f(x) + f(x).softmax(1)),
+            "add follows softmax, which must be the last",
+        ),
         (Valued(lambda x, f: f(x - x.mean(1))), r"takes \(batch, 6\) and \(batch\): keep the dim"),
         (Valued(lambda x, f: torch.cat([f(x), f(x)])), "cat puts items into the batch"),
         (

@@ -1,9 +1,11 @@
-"""Sums of linear branches: affine maps of the same items, added or put beside each other.
+"""Branches that meet again: what is computed side by side from the same items, and joined.
 
-An item less its mean, or a layer with a low-rank correction, is one affine map again. It is taken
-as a chain: the item is copied for every branch, each step of a branch works on its copy and leaves
-the others as they are, and the last step joins them. So nothing but chains is ever multiplied out,
-and their rounding bounds hold.
+An item less its mean, a residual block, or layers whose outputs are put beside each other are
+taken as a chain: the item is copied for every branch, each step of a branch works on its copy and
+leaves the others as they are, and the last step joins them. Activations are applied to all
+branches at once, the first of each, then the second; a branch without so many is done by then, and
+carried by the identity. So nothing but chains is ever multiplied out, and their rounding bounds
+hold.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from crcbook.activations import IDENTITY, Activation, mixed
 from crcbook.networks.affine import Affine, shape_after
 
 Parts = list[Tensor]
@@ -19,14 +22,14 @@ Parts = list[Tensor]
 
 def joined(
     name: str,
-    branches: Sequence[Sequence[Affine]],
+    branches: Sequence[Sequence[Affine | Activation]],
     shape: Sequence[int],
     join: Callable[[Parts], Tensor],
     magnitude: Callable[[Parts], Tensor],
     facts: tuple = (),
     terms: int = 0,
-) -> tuple[Affine, ...]:
-    """Branches of linear steps and what joins them, as one chain.
+) -> tuple[Affine | Activation, ...]:
+    """Branches and what joins them, as one chain.
 
     Args:
         name: what torch calls the function that joins them.
@@ -46,11 +49,21 @@ def joined(
     def copies(a: Tensor) -> Tensor:
         return a.reshape(len(a), -1).repeat(1, count)
 
-    steps = [Affine("branches", copies, copies, facts=(count, tuple(shape)))]
-    for place, branch in enumerate(branches):
-        for step in branch:
-            steps.append(_beside(step, shapes, place))
-            shapes[place] = shape_after(step, shapes[place])
+    steps: list[Affine | Activation] = [
+        Affine("branches", copies, copies, facts=(count, tuple(shape)))
+    ]
+    pieces = [_between_activations(branch) for branch in branches]
+    for number in range(max(map(len, pieces))):
+        rows = [IDENTITY] * count
+        for place, branch in enumerate(pieces):
+            maps, row = branch[number] if number < len(branch) else ((), IDENTITY)
+            for step in maps:
+                steps.append(_beside(step, shapes, place))
+                shapes[place] = shape_after(step, shapes[place])
+            rows[place] = row
+        sizes = [size.numel() for size in shapes]
+        steps.append(mixed([*zip(rows, sizes, strict=True)]))
+    steps.pop()  # that of the ends, all of which are the identity
     parts = partial(_parts, shapes=tuple(shapes))
     end = Affine(
         name,
@@ -60,6 +73,21 @@ def joined(
         facts=(*facts, tuple(map(tuple, shapes))),
     )
     return (*steps, end)
+
+
+def _between_activations(
+    branch: Sequence[Affine | Activation],
+) -> list[tuple[list[Affine], Activation]]:
+    """The affine steps up to each activation, with it, and up to the end, with the identity."""
+    pieces: list[tuple[list[Affine], Activation]] = []
+    maps: list[Affine] = []
+    for step in branch:
+        if isinstance(step, Affine):
+            maps.append(step)
+        else:
+            pieces.append((maps, step))
+            maps = []
+    return [*pieces, (maps, IDENTITY)]
 
 
 def _parts(a: Tensor, shapes: Sequence[torch.Size]) -> Parts:

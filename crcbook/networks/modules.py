@@ -1,6 +1,9 @@
 """Which torch module evaluates which row of the table of activations."""
 
-from torch import nn
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from crcbook.activations import (
     ACTIVATIONS,
@@ -8,6 +11,7 @@ from crcbook.activations import (
     OTHER_ACTIVATIONS,
     Activation,
     Arctan,
+    Mixed,
     softplus,
 )
 
@@ -47,12 +51,47 @@ def activation_module(name: str) -> nn.Module:
     return next(module for module, key in _MODULES.items() if key == name)()
 
 
-def module_of(name: str, settings: dict[str, float | str]) -> nn.Module:
+class MixedActivation(nn.Module):
+    """Several activations, each applied to a group of the units, which are the last dimension."""
+
+    def __init__(self, parts: Sequence[tuple[nn.Module, int]]) -> None:
+        """Keep the activations.
+
+        Args:
+            parts: the module of each group and how many units it has, in order.
+        """
+        super().__init__()
+        self.activations = nn.ModuleList(module for module, _ in parts)
+        self.counts = [count for _, count in parts]
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply each activation to its group."""
+        pieces = z.split(self.counts, dim=-1)
+        return torch.cat(
+            [f(piece) for f, piece in zip(self.activations, pieces, strict=True)], dim=-1
+        )
+
+
+def row_facts(row: Activation) -> list:
+    """What tells a row of the table from others, for a file.
+
+    Args:
+        row: the row.
+
+    Returns:
+        Its name and settings; the groups' names, settings and sizes where it has several.
+    """
+    if isinstance(row, Mixed):
+        return [row.name, [[*row_facts(part), count] for part, count in row.parts]]
+    return [row.name, dict(row.settings)]
+
+
+def module_of(name: str, settings: dict[str, float | str] | list) -> nn.Module:
     """The torch module that a row of any kind comes from.
 
     Args:
         name: the row's name.
-        settings: the row's settings.
+        settings: the row's settings, as :func:`row_facts` gives them.
 
     Returns:
         The module.
@@ -61,6 +100,8 @@ def module_of(name: str, settings: dict[str, float | str]) -> nn.Module:
         KeyError: for a name that no row has.
         TypeError: for settings that the module does not take.
     """
+    if isinstance(settings, list):
+        return MixedActivation([(module_of(*facts), count) for *facts, count in settings])
     modules = {key: module for module, key in _MODULES.items()} | _OTHER_MODULES
     return modules[name](**settings)
 

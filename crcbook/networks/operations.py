@@ -474,12 +474,12 @@ def _beside(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step,
 def join(
     func: Callable,
     inputs: Sequence[Tensor],
-    branches: Sequence[Sequence[Affine]],
+    branches: Sequence[Sequence[Affine | Activation]],
     shape: tuple[int, ...],
     args: tuple,
     kwargs: dict,
-) -> tuple[Affine, ...]:
-    """What adds linear branches up or puts them beside each other, as a chain of steps.
+) -> tuple[Affine | Activation, ...]:
+    """What adds branches up or puts them beside each other, as a chain of steps.
 
     Args:
         func: the function.
@@ -522,7 +522,9 @@ def join(
             return steps
         nothing = (torch.zeros(1, *x.shape[1:], dtype=torch.float64, device="cpu") for x in inputs)
         shift = func([next(nothing) if row is None else row[None] for row in constants], dim)[0]
-        return (*steps[:-1], replace(steps[-1], shift=shift, facts=(*steps[-1].facts, shift)))
+        end = steps[-1]
+        assert isinstance(end, Affine)
+        return (*steps[:-1], replace(end, shift=shift, facts=(*end.facts, shift)))
     reader = reader_of(func)
     if reader not in (_added, _subtracted) or len(inputs) != 2:
         raise Unreadable(

@@ -34,10 +34,10 @@ from crcbook.networks.recording import InBatches, Recorded, record
 _CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")  # what a module computes
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _NEVER = {
-    nn.MultiheadAttention: "attention multiplies what depends on x by what depends on x, and "
-    "networks are carried here as chains of affine maps and activations",
-    nn.RNNBase: "a recurrent network applies its layers again and again to parts of its input, and "
-    "networks are carried here as chains",
+    nn.MultiheadAttention: "attention multiplies what depends on x by what depends on x, "
+    "which is neither an affine map nor an activation",
+    nn.RNNBase: "a recurrent network multiplies what depends on x by what depends on x, which is "
+    "neither an affine map nor an activation",
     nn.PReLU: "it has a corner, where its curvature is not bounded: use a smooth activation such "
     "as softplus, or the recipe for ReLU in the book's chapter 'Certify your own network'",
 }
@@ -51,8 +51,8 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
     """Read a feed-forward model as a float64 network of dense layers.
 
     The forward pass is run once on a tensor without numbers that notes what is done to it (see
-    :mod:`crcbook.networks.recording`): a chain of affine maps and smooth activations. Affine maps
-    that follow each other become one layer. What was read is compared with the model itself, at
+    :mod:`crcbook.networks.recording`): affine maps and smooth activations, and sums of branches of
+    them. Affine maps that follow each other become one layer, and branches go side by side. What was read is compared with the model itself, at
     random points and at the inputs given. A model of lower precision is read from a float64 copy:
     what it computes from its parameters alone, such as a weight of spectral norm 1, is taken as
     float64 computes it. Constants that it makes in the dtype of its input, such as the mean of

@@ -177,7 +177,9 @@ class InBatches(nn.Module):
         if isinstance(x, Recorded):
             sizes = self.batch, *x.shape[1:]
             shared = x.steps, x.start, x.refused, x.memory
-            return self.model(Recorded(sizes, x.dtype, x.device, *shared))
+            whole = Recorded(sizes, x.dtype, x.device, *shared)
+            whole.version = x.version  # of a view that was written through another, still the old
+            return self.model(whole)
         missing = -len(x) % self.batch if len(x) else self.batch
         filler = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
         whole = torch.cat([x, filler.expand(missing, *x.shape[1:])])
@@ -237,26 +239,22 @@ def _product_row(func: Callable, inputs: list[Recorded]) -> Activation | None:
 
 
 def _joined(func: Callable, inputs: list[Recorded], args: tuple, kwargs: dict) -> Recorded:
-    """What a function makes of several branches, where all of them are linear."""
+    """What a function makes of several branches, from where they part."""
     if multiplies(func):
         raise Unreadable(
             f"{name_of(func)} multiplies what depends on the input by what depends on it (as a "
-            "gate does), and networks are carried here as chains of layers"
+            "gate does): that is neither an affine map nor an activation"
         )
     same = 0
     for steps in zip(*(x.steps for x in inputs), strict=False):
         if any(step is not steps[0] for step in steps):
             break
         same += 1
-    branches: list[list[Affine]] = [[] for _ in inputs]
+    branches: list[list[Affine | Activation]] = [[] for _ in inputs]
     for x, branch in zip(inputs, branches, strict=True):
         for step in x.steps[same:]:
-            if not isinstance(step, Affine):
-                raise Unreadable(
-                    f"{name_of(func)} joins two branches with {step.name} in one of them (as a "
-                    "residual block does), and networks are carried here as chains of layers: "
-                    "only linear branches can be joined"
-                )
+            if isinstance(step, Head):
+                raise Unreadable(f"{name_of(func)} follows {step.name}, which must be the last")
             branch.append(step)
     common = inputs[0].steps[:same]
     x = Recorded((len(inputs[0]), *inputs[0].start), inputs[0].dtype, inputs[0].device,

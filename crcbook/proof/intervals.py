@@ -133,6 +133,9 @@ def line_ranges(layer: Layer) -> Ranges:
     Returns:
         The ranges, ``(width,)`` each.
     """
-    ends = (*layer.activation.slope_range, *layer.activation.bend_range)
-    low_slope, high_slope, low_bend, high_bend = (torch.full_like(layer.bias, end) for end in ends)
+    found = torch.empty(4, len(layer.bias), dtype=layer.bias.dtype, device=layer.bias.device)
+    for row, units in layer.activation.groups():
+        for ends, end in zip(found, (*row.slope_range, *row.bend_range), strict=True):
+            ends[units] = end
+    low_slope, high_slope, low_bend, high_bend = found
     return low_slope, high_slope, low_bend, high_bend

@@ -54,7 +54,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from crcbook.activations import ROUNDING, Activation, value_at
+from crcbook.activations import IDENTITY, ROUNDING, Activation, value_at
 from crcbook.networks import Layer, Network, remembered
 from crcbook.proof.arithmetic import OUTWARD, TINY, TINY_NORM, UNIT, gamma
 from crcbook.proof.lipschitz import lipschitz_bound
@@ -194,6 +194,11 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
     Returns:
         The lines, of that shape; NaN where an end is not finite.
     """
+    groups = [*row.groups()]
+    if len(groups) > 1:
+        found = [enclosing_lines(own, lower[..., i], upper[..., i]) for own, i in groups]
+        columns = zip(*(vars(lines).values() for lines in found), strict=True)
+        return Lines(*(torch.cat(column, dim=-1) for column in columns))
     # On a processor so many at a time that all their grids stay in its cache.
     size = _CACHED_INTERVALS if lower.device.type == "cpu" else max(1, lower.numel())
     ends = zip(lower.flatten().split(size), upper.flatten().split(size), strict=True)
@@ -203,6 +208,9 @@ def enclosing_lines(row: Activation, lower: Tensor, upper: Tensor) -> Lines:
 
 def _enclosing(row: Activation, lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
     """The fields of the lines over intervals."""
+    if row is IDENTITY:  # which is its own line
+        none = 0 * (lower + upper)  # NaN where an end is not finite
+        return 1 + none, none, 1 + none, none, lower + none, upper + none
     points = grid(row, lower, upper)
     curve = Curve(points, row.value(points), row.slope(points), *bends(row, points))
     middle, ends = lower + (upper - lower) / 2, row.slope_interval(lower, upper)
@@ -242,6 +250,11 @@ def bends(row: Activation, points: Tensor) -> tuple[Tensor, Tensor]:
 
     The grid's own bends are evaluated once, and not as an end of two intervals each.
     """
+    groups = [*row.groups()]
+    if len(groups) > 1:
+        ends = (bends(own, points[..., units]) for own, units in groups)
+        first, second = (torch.cat(side, dim=-1) for side in zip(*ends, strict=True))
+        return first, second
     bend, (least, most) = row.bend(points), row.bend_range
     low, high = torch.minimum(bend[:-1], bend[1:]), torch.maximum(bend[:-1], bend[1:])
     for point in row.bend_extrema:

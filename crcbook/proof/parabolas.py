@@ -175,9 +175,9 @@ class _Units:
         off = (balls.centre.error[ball] + factor.error * radius) * OUTWARD + TINY_NORM
         reach = factor.stretch * radius * OUTWARD + TINY_NORM
         known = low[moving], high[moving], balls.centre.point[ball, moving]
-        points = grid(layer.activation, *known[:2], _PIECES)
-        sizes = factor.matrix, reach, off, points
-        return cls(layer.activation, moving, *known, *sizes, (lowest, highest))
+        row = layer.activation.take(moving)
+        sizes = factor.matrix, reach, off, grid(row, *known[:2], _PIECES)
+        return cls(row, moving, *known, *sizes, (lowest, highest))
 
     @property
     def chunk(self) -> int:

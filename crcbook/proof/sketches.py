@@ -366,8 +366,10 @@ class Glance:
         offset = bias[label] - bias[target]
         if len(network.layers) == 1:
             return torch.where((weights == 0).all(1), offset, -torch.inf)[place]
-        low, high = network.layers[-2].activation.value_range
-        lowest = torch.where(weights > 0, weights * low, weights * high)
+        lowest = torch.empty_like(weights)
+        for row, units in network.layers[-2].activation.groups():
+            (low, high), own = row.value_range, weights[:, units]
+            lowest[:, units] = torch.where(own > 0, own * low, own * high)
         lowest = torch.where(weights == 0, 0.0, lowest)
         size = lowest.abs().sum(1) + 2 * (bias[label].abs() + bias[target].abs())
         lowest = lowest.sum(1) + offset - gamma(weights.shape[1] + 8) * size
