@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from conftest import Halves
 from safetensors.torch import save_file
 from torch import nn
 

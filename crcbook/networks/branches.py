@@ -14,8 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from crcbook.activations import IDENTITY, Activation, mixed
+from crcbook.activations import IDENTITY, Activation
 from crcbook.networks.affine import Affine, shape_after
+from crcbook.networks.mixed import mixed
 
 Parts = list[Tensor]
 

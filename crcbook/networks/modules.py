@@ -11,9 +11,9 @@ from crcbook.activations import (
     OTHER_ACTIVATIONS,
     Activation,
     Arctan,
-    Mixed,
     softplus,
 )
+from crcbook.networks.mixed import Mixed
 
 _MODULES: dict[type[nn.Module], str] = {
     nn.Softplus: "softplus",

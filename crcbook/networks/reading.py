@@ -52,11 +52,12 @@ def read_network(model: nn.Module, at: Tensor | None = None) -> Network:
 
     The forward pass is run once on a tensor without numbers that notes what is done to it (see
     :mod:`crcbook.networks.recording`): affine maps and smooth activations, and sums of branches of
-    them. Affine maps that follow each other become one layer, and branches go side by side. What was read is compared with the model itself, at
-    random points and at the inputs given. A model of lower precision is read from a float64 copy:
-    what it computes from its parameters alone, such as a weight of spectral norm 1, is taken as
-    float64 computes it. Constants that it makes in the dtype of its input, such as the mean of
-    torchvision's ``Normalize``, are read as its own dtype rounds them.
+    them. Affine maps that follow each other become one layer, and branches go side by side. What
+    was read is compared with the model itself, at random points and at the inputs given. A model of
+    lower precision is read from a float64 copy: what it computes from its parameters alone, such as
+    a weight of spectral norm 1, is taken as float64 computes it. Constants that it makes in the
+    dtype of its input, such as the mean of torchvision's ``Normalize``, are read as its own dtype
+    rounds them.
 
     A model with one logit is read as one with two classes: class 0 has the logit 0, and class 1
     that of the model. A softmax, log-softmax, sigmoid or log-sigmoid at the end is left out.
