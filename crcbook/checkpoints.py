@@ -163,11 +163,15 @@ def _state_dict(path: Path) -> dict[str, Any]:
         except (OSError, SafetensorError) as error:
             raise RuntimeError(f"it is no safetensors file: {error}") from error
     else:
+        advice = "write it with torch.save(model.state_dict(), path)"
+        if reason := _no_state_dict(path):
+            raise RuntimeError(f"{reason}: {advice}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # those of zip files, of pickles and of what torch refuses
             raise RuntimeError(
-                f"{_no_state_dict(path)}: write it with torch.save(model.state_dict(), path)"
+                "it holds more than tensors, such as a whole model, which is never unpickled, or "
+                f"is damaged: {advice}"
             ) from error
     if not isinstance(state, dict):
         raise RuntimeError(f"it holds a {type(state).__name__}, not a state dict")
@@ -181,18 +185,14 @@ def _state_dict(path: Path) -> dict[str, Any]:
 
 
 def _no_state_dict(path: Path) -> str:
-    """What a file is that torch does not read as tensors alone."""
+    """What keeps a file from being read as tensors; nothing where it may well be."""
     if path.stat().st_size == 0:
         return "it is empty"
     if not is_zipfile(path):
-        return "it is none of torch.save, or damaged"
+        return ""
     with ZipFile(path) as file:
         code = any("/code/" in name for name in file.namelist())
-    return "it holds " + (
-        "a program of torch.jit, not a state dict"
-        if code
-        else "more than tensors, such as a whole model, which is never unpickled"
-    )
+    return "it holds a program of torch.jit, not a state dict" if code else ""
 
 
 def _is_state_dict(held: Any) -> bool:

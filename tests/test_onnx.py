@@ -169,6 +169,23 @@ ON_IMAGES = {
         constant("axes", 1), ("ReduceSum", ("h", "axes"), ("a",), {"keepdims": 1}),
         ("Sum", ("h", "a", "h"), ("m",), {}),
     ],
+    "repeated": [
+        constant("roi"), constant("factors", 1, 1, 2, 3, dtype=np.float32),
+        ("Resize", ("h", "roi", "factors"), ("m",), {
+            "mode": "nearest", "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        }),
+    ],
+    "repeated to a size": [
+        constant("size", 1, 4, 8, 8), ("Resize", ("h", "", "", "size"), ("m",), {}),
+    ],
+    "padded as by TensorFlow": [
+        ("Conv", ("h", "side"), ("m",), {"auto_pad": "SAME_UPPER", "strides": [2, 2]})
+    ],
+    "padded before": [
+        ("Conv", ("h", "even"), ("m",), {"auto_pad": "SAME_LOWER"})
+    ],
+    "windows": [constant("two", [0, 1], [1, 2]), ("Gather", ("h", "two"), ("m",), {"axis": 3})],
     "a residual block": [
         ("Conv", ("h", "side"), ("a",), {"pads": [1, 1, 1, 1]}), ("Sigmoid", ("a",), ("b",), {}),
         ("Add", ("b", "h"), ("c",), {}), ("Softplus", ("c",), ("m",), {}),
@@ -184,7 +201,7 @@ ON_IMAGES = {
 def test_linear_operations_are_read(tmp_path, name):
     torch.manual_seed(0)
     constants = {"w": numbers(4, 1, 3, 3), "back": numbers(4, 2, 3, 3), "bias": numbers(2),
-                 "side": numbers(4, 4, 3, 3)}  # fmt: skip
+                 "side": numbers(4, 4, 3, 3), "even": numbers(2, 4, 2, 2)}  # fmt: skip
     nodes = [
         ("Conv", ("x", "w"), ("c",), {}), ("Tanh", ("c",), ("h",), {}), *ON_IMAGES[name],
         ("Flatten", ("m",), ("logits",), {}),

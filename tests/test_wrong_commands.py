@@ -21,6 +21,9 @@ net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 number = 3
 def fails():
     raise OSError("no such weights")
+class Wide(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
 def relu():
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
 """
@@ -60,6 +63,11 @@ def files(tmp_path_factory):
     torch.save(nn.Linear(4, 3), folder / "whole.pt")
     (folder / "program.pt2").write_bytes(b"PK")
     (folder / "net.py").write_text(PROGRAM)
+    (folder / "part.py").write_text("from .net import net\n")
+    torch.jit.script(nn.Linear(4, 3)).save(folder / "traced.pt")
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "run.json").write_text("{}")
     (folder / "typo.py").write_text("import torch as\n")
     arrays("x.npz", x=x, y=y)
     arrays("no_x.npz", images=x, y=y)
@@ -137,6 +145,11 @@ WRONG = [
     ("certify --module net.py:number --data x.npz", "number in net.py gives int: --module"),
     ("certify --module net.py:fails --data x.npz", "net.py: OSError: no such weights"),
     ("certify --module typo.py:net --data x.npz", "typo.py: SyntaxError"),
+    ("certify --module part.py:net --data x.npz", "name a file beside the package"),
+    ("certify --module net.py:Wide --data x.npz", "name a function without arguments"),
+    ("certify --module net.py:net --model traced.pt --data x.npz", "a program of torch.jit"),
+    ("certify --module net.py:net --model empty.pt --data x.npz", "it is empty: write it with"),
+    ("certify --model net.safetensors --data far_labels.npz", "the labels of far_labels.npz"),
     ("certify --module net.py:relu --data x.npz", "relu has corners"),
     ("certify --module net.py:net --model state.pt --data x.npz", "that the file lacks"),
     (
@@ -243,6 +256,7 @@ WRONG = [
     ("certify " + GOOD + "--json table.csv", "table.csv exists, and is not as this command wrote"),
     ("prove " + GOOD + "--out table.csv", "table.csv exists already: name another file, or delete"),
     ("train --out somewhere", "--dataset"),
+    ("train --dataset digits --out foreign", "holds a run.json of something else"),
     ("train --dataset digits --out blocked/run", "cannot write blocked/run"),
     ("train --dataset digits --out somewhere --epochs 0", "epochs must be positive"),
     ("train --dataset digits --out somewhere --width 0", "must be at least 1"),

@@ -144,7 +144,11 @@ def read_request(options: argparse.Namespace) -> Request:
     x, y = x[: options.limit], None if y is None else y[: options.limit]
     network, checked = checks.read_items(model, x)
     answer = network.logits(checked.x).argmax(1).cpu()
-    labels = answer if y is None else as_labels(y, network, checked).cpu()
+    try:
+        labels = answer if y is None else as_labels(y, network, checked).cpu()
+    except (TypeError, ValueError) as error:
+        source = options.labels or options.data or dataset
+        raise type(error)(f"the labels of {source} are none of the network's: {error}") from error
     box = None if options.box is None else tuple(options.box)
     as_box(box, checked.x, checked.shape, checked.dtype)
     radii = options.radius or ([known["radius"]] if known else [])
@@ -275,7 +279,7 @@ def build(file: Path, name: str) -> nn.Module:
         if callable(made) and not isinstance(made, nn.Module):
             made = made()
     except (Exception, SystemExit) as error:  # whatever someone's code raises
-        raise RuntimeError(f"{file}: {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"{file}: {type(error).__name__}: {error}{_advice(error)}") from error
     finally:
         sys.path.pop(0)
     if not isinstance(made, nn.Module):
@@ -285,6 +289,15 @@ def build(file: Path, name: str) -> nn.Module:
             "returns one"
         )
     return made
+
+
+def _advice(error: BaseException) -> str:
+    """What to do where code fails for how it is run here."""
+    if "relative import" in str(error):
+        return ": name a file beside the package that imports the network from it"
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        return ": name a function without arguments that returns the network"
+    return ""
 
 
 def _fitting(x: Tensor, model: nn.Module, source: str) -> Tensor:

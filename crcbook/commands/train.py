@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> None:
     if (finished or any(begun)) and not options.resume:
         kind = "a finished" if finished else "an unfinished"
         raise ValueError(f"{options.out} holds {kind} run: --resume it, or name another --out")
+    if (options.out / "run.json").exists() and not (finished or any(begun)):
+        raise ValueError(f"{options.out} holds a run.json of something else: name another --out")
     if begun[len(options.gamma) == 1]:
         raise ValueError(f"{options.out} holds a run with another number of --gamma values")
     if abs(options.seed) >= 2**63:

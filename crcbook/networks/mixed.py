@@ -84,7 +84,10 @@ def mixed(parts: Sequence[tuple[Activation, int]]) -> Activation:
         That row alone where all are the same.
     """
     groups: list[tuple[Activation, int]] = []
-    for row, count in parts:
+    flat = (
+        one for row, n in parts for one in (row.parts if isinstance(row, Mixed) else [(row, n)])
+    )
+    for row, count in flat:
         if groups and (groups[-1][0].name, groups[-1][0].settings) == (row.name, row.settings):
             groups[-1] = groups[-1][0], groups[-1][1] + count
         elif count:

@@ -434,19 +434,32 @@ def _sides(pads: Sequence[int]) -> list[int]:
     return [pads[i + side] for i in reversed(range(half)) for side in (0, half)]
 
 
-def _padded(kind: str, x: Tensor, settings: dict) -> Tensor:
-    """The input of a convolution or a pool, with its pads."""
-    automatic, pads = settings.get("auto_pad", "NOTSET"), settings.get("pads", ())
-    if automatic not in ("NOTSET", "VALID"):
-        raise ValueError(f"{kind} is read with pads, not with auto_pad={automatic!r}")
-    return functional.pad(x, _sides(pads)) if any(pads) else x
+def _pads(x: Tensor, kernel: Sequence[int], settings: dict) -> list[int]:
+    """The pads of a convolution or a pool, starts before ends; those of TensorFlow are counted."""
+    count, kind = len(kernel), settings.get("auto_pad", "NOTSET")
+    given = list(settings.get("pads", ())) or [0] * 2 * count
+    if kind not in ("SAME_UPPER", "SAME_LOWER"):
+        return given
+    ones = [1] * count
+    strides, dilations = settings.get("strides", ones), settings.get("dilations", ones)
+    totals = [
+        max(0, (-(-size // stride) - 1) * stride + (length - 1) * dilation + 1 - size)
+        for size, length, stride, dilation in zip(
+            x.shape[2:], kernel, strides, dilations, strict=True
+        )
+    ]
+    more = int(kind == "SAME_LOWER")
+    starts = [(total + more) // 2 for total in totals]
+    return starts + [total - start for total, start in zip(totals, starts, strict=True)]
 
 
 def _conv(x, weight, bias=None, **settings) -> Tensor:
     function = (functional.conv1d, functional.conv2d, functional.conv3d)[weight.dim() - 3]
     names = ("strides", 1), ("dilations", 1), ("group", 1)
     strides, dilations, groups = (settings.get(name, default) for name, default in names)
-    return function(_padded("Conv", x, settings), weight, bias, strides, 0, dilations, groups)
+    pads = _pads(x, weight.shape[2:], settings)
+    x = functional.pad(x, _sides(pads)) if any(pads) else x
+    return function(x, weight, bias, strides, 0, dilations, groups)
 
 
 def _conv_transpose(x, weight, bias=None, **settings) -> Tensor:
@@ -456,17 +469,17 @@ def _conv_transpose(x, weight, bias=None, **settings) -> Tensor:
     )[places]  # fmt: skip
     names = ("strides", 1), ("output_padding", 0), ("group", 1), ("dilations", 1)
     stride, more, groups, dilation = (settings.get(name, default) for name, default in names)
-    pads = _symmetric("ConvTranspose", settings, places + 1)
+    if settings.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise ValueError(f"ConvTranspose is read with pads, not with {settings['auto_pad']}")
+    pads = _symmetric("ConvTranspose", list(settings.get("pads", ())) or [0] * 2 * (places + 1))
     if settings.get("output_shape"):
         raise ValueError("ConvTranspose is read with pads, not with output_shape")
     return function(x, weight, bias, stride, pads, more, groups, dilation)
 
 
-def _symmetric(kind: str, settings: dict, count: int) -> list[int]:
+def _symmetric(kind: str, pads: list[int]) -> list[int]:
     """Pads that are the same on both sides, once."""
-    if settings.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise ValueError(f"{kind} is read with pads, not with auto_pad={settings['auto_pad']!r}")
-    pads = list(settings.get("pads", ())) or [0] * 2 * count
+    count = len(pads) // 2
     if pads[:count] != pads[count:]:
         raise ValueError(f"{kind} is read with the same pads on both sides; got {pads}")
     return pads[:count]
@@ -476,7 +489,7 @@ def _average_pool(x, kernel_shape, **settings) -> Tensor:
     if any(d != 1 for d in settings.get("dilations", ())):
         raise ValueError("AveragePool is read without dilations")
     pools = functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d
-    pads = _symmetric("AveragePool", settings, len(kernel_shape))
+    pads = _symmetric("AveragePool", _pads(x, kernel_shape, settings))
     strides = settings.get("strides") or [1] * len(kernel_shape)
     up, padded = bool(settings.get("ceil_mode", 0)), bool(settings.get("count_include_pad", 0))
     return pools[len(kernel_shape) - 1](x, kernel_shape, strides, pads, up, padded)
@@ -537,9 +550,31 @@ def _axes(axes) -> list[int]:
 def _gather(x, index, axis=0) -> Tensor:
     if index.dim() == 0:
         return x.select(axis, int(index))
-    if index.dim() != 1:
-        raise ValueError("Gather is read with one row of indices")
-    return x.index_select(axis, torch.where(index < 0, index + x.shape[axis], index))
+    places = torch.where(index < 0, index + x.shape[axis], index).flatten()
+    found = x.index_select(axis, places)
+    return found if index.dim() == 1 else found.unflatten(axis, tuple(index.shape))
+
+
+def _resize(x, roi=None, scales=None, sizes=None, **settings) -> Tensor:
+    """Nearest neighbours, where each entry is repeated a whole number of times."""
+    if scales is None or scales.numel() == 0:
+        if sizes is None:
+            raise ValueError("Resize is read with scales or sizes")
+        factors = [int(size) / old for size, old in zip(sizes[2:], x.shape[2:], strict=True)]
+    else:
+        factors = [float(scale) for scale in scales[2:]]
+    mode = settings.get("mode", "nearest")
+    places = settings.get("coordinate_transformation_mode", "half_pixel")
+    nearest = settings.get("nearest_mode", "round_prefer_floor")
+    # Where a middle of a repeated entry is never half way between two, or the first is taken.
+    repeats = (places in ("half_pixel", "pytorch_half_pixel") and "round" in nearest) or (
+        (places, nearest) == ("asymmetric", "floor")
+    )
+    if mode != "nearest" or not repeats or any(factor != int(factor) for factor in factors):
+        raise ValueError("Resize is read for nearest neighbours and whole factors")
+    for axis, factor in enumerate(factors, start=2):
+        x = x.repeat_interleave(int(factor), axis)
+    return x
 
 
 def _dropout(x, ratio=None, training_mode=None, **_) -> Tensor:
@@ -600,6 +635,7 @@ _OPERATIONS: dict[str, Callable] = {
     "CumSum": _running_total,
     "Split": _split,
     "DepthToSpace": _depth_to_space,
+    "Resize": _resize,
     "BatchNormalization": _batch_norm,
     "Pad": _pad,
     "Identity": lambda x: x,
