@@ -73,11 +73,12 @@ def test_a_network_with_branches_is_read_as_what_it_computes(case):
 
 
 @examples(0.4)
-@given(branched(), st.sampled_from([*METHODS, "best"]), st.sampled_from(["global", "local"]))
-def test_no_adversary_of_one_is_closer_than_certified(case, method, curvature):
+@given(branched(), st.sampled_from([*METHODS, "best", "local"]))
+def test_no_adversary_of_one_is_closer_than_certified(case, method):
     model, generator = case
     x = torch.randn(3, model[0].in_features, generator=generator).double()
-    certificate = crc.certify(model, x, method=method, curvature=curvature)
+    options = {"curvature": "local"} if method == "local" else {"method": method}
+    certificate = crc.certify(model, x, **options)
     distance = crc.attack(model, x).distance
     assert not (certificate.radius > distance * (1 + 1e-9) + 1e-12).any()
     away = torch.randn(200, *x.shape, generator=generator).double()
@@ -95,12 +96,11 @@ def test_no_adversary_of_one_is_closer_than_certified(case, method, curvature):
 def test_its_curvature_bounds_hold(case):
     model, generator = case
     x = torch.randn(1, model[0].in_features, generator=generator).double()
-    bounds = crc.curvature_bounds(model)
+    lowest, highest = crc.curvature_bounds(model, 0, 1)
     hessian = margin_hessian(model, x[0], 0, 1)
     least, most = torch.linalg.eigvalsh(hessian)[[0, -1]]
     scale = 1e-9 * (1 + float(most.abs()) + float(least.abs()))
-    lowest, highest = (float(bound[0, 1]) for bound in bounds)
-    assert lowest <= float(least) + scale and float(most) <= highest + scale
+    assert float(lowest) <= float(least) + scale and float(most) <= float(highest) + scale
 
 
 @pytest.mark.parametrize("units", [[0], [1, 2], [0, 3, 4], [0, 1, 2, 3, 4]])
@@ -116,8 +116,6 @@ def test_some_units_of_a_mixed_layer_have_their_own_activations(units):
         whole, part = getattr(row, function)(z), getattr(own, function)(z[chosen])
         assert torch.equal(whole[chosen], part)
     for interval in ("value_interval", "slope_interval", "bend_interval"):
-        whole, part = (
-            getattr(row, interval)(z, z + 1),
-            getattr(own, interval)(z[chosen], z[chosen] + 1),
-        )
+        whole = getattr(row, interval)(z, z + 1)
+        part = getattr(own, interval)(z[chosen], z[chosen] + 1)
         assert all(torch.equal(a[chosen], b) for a, b in zip(whole, part, strict=True))
