@@ -210,7 +210,7 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
     recipe = replace(shallow, epochs=16, validate_every=16, curvature="local", curvature_every=2,
                      ball=1.0, centred=True)  # fmt: skip
     found = {}
-    for layers, gammas in ((3, (0.1, 0.0, 0.2)), (4, (0.1,))):
+    for layers, gammas in ((3, (0.1, 0.0, 0.2, 0.03)), (4, (0.1,))):
         for gamma in gammas:
             name = f"mnist-{layers}-softplus-crt-random-start-gamma-{gamma:g}"
             found[name] = Experiment(
