@@ -205,8 +205,8 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
 
     Only a ball's curvature is worth following there: that of all space counts slopes that no layer
     has at once. The late layers start nearly linear, and the gradients are centred, because what
-    such a layer answers has a mean far from 0. The long trainings take the price that was the best of
-    three layers in short ones.
+    such a layer answers has a mean far from 0. The long trainings take the price
+    that was the best of three layers in short ones.
     """
     recipe = replace(shallow, epochs=16, validate_every=16, curvature="local", curvature_every=2,
                      ball=1.0, centred=True)  # fmt: skip
@@ -219,7 +219,9 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
                 box=False, initial="nearly linear",
             )  # fmt: skip
         longer = replace(recipe, gamma=0.03, epochs=100, validate_every=100)
-        found[f"mnist-{layers}-softplus-crt-random-start-long"] = replace(found[name], recipe=longer)
+        found[f"mnist-{layers}-softplus-crt-random-start-long"] = replace(
+            found[name], recipe=longer
+        )
     return found
 
 
