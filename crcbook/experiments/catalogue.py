@@ -205,8 +205,8 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
 
     Only a ball's curvature is worth following there: that of all space counts slopes that no layer
     has at once. The late layers start nearly linear, and the gradients are centred, because what
-    such a layer answers has a mean far from 0. The long trainings take the price
-    that was the best of three layers in short ones.
+    such a layer answers has a mean far from 0. The long trainings take the price that was the best
+    of three layers in short ones.
     """
     recipe = replace(shallow, epochs=16, validate_every=16, curvature="local", curvature_every=2,
                      ball=1.0, centred=True)  # fmt: skip
