@@ -60,7 +60,7 @@ from crcbook.proof.lines import Balls, Curve, Factor, bends, down, grid, size_bo
 _PIECES = 32  # of an interval, between the points of its grid
 _LARGEST = 256  # order of the matrices: beyond it, lines have to do
 _STILL = 1e-2  # of the range that moves most: what a unit's activation hardly moves
-_DESCENT, _BISECTIONS = 8, 40
+_DESCENT, _NEWTON = 8, 6
 _SMOOTH, _RATE, _MEMORY = 0.02, 0.3, (0.8, 0.95)
 _NEAR = 1e-3  # of an interval: where a secant is too short to be read off
 _SLACKS = (1e-6, 1e-3)  # of the largest eigenvalue, above its estimate
@@ -294,22 +294,29 @@ class _Guesses:
         return found.nan_to_num(0.0, 0.0, 0.0)
 
     def _trust_region(self, bend: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """About the least value of a quadratic in the ball, its multiplier, and where it is."""
+        """About the least value of a quadratic in the ball, its multiplier, and where it is.
+
+        From below, where one eigenvector alone would fill the ball, Newton's method for the length
+        of y (Moré & Sorensen 1983) rises to the multiplier.
+        """
         radius, factor = self.units.radius, self.units.factor
         matrix = (factor.mT * bend[:, None]) @ factor
         values, vectors = eigenpairs_estimate(matrix)
         parts = (gradient[:, None] @ vectors)[:, 0]
-        low = (values[:, -1] + _SLACKS[0] * values.abs().amax(1)).clamp(min=0)
-        high = low + gradient.norm(dim=1) / radius
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            beyond = (parts / (middle[:, None] - values)).norm(dim=1) > radius
-            low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
-        y = parts / (high[:, None] - values)
-        least = -(parts * y).sum(1) / 2 - high * radius.square() / 2
+        slack = _SLACKS[0] * values.abs().amax(1)
+        multiplier = torch.maximum(values[:, -1] + slack, (values + parts.abs() / radius).amax(1))
+        multiplier = multiplier.clamp(min=0)
+        for _ in range(_NEWTON):
+            gaps = multiplier[:, None] - values
+            y = parts / gaps
+            length, turned = y.norm(dim=1), (y.square() / gaps).sum(1)
+            step = length.square() / turned * (length / radius - 1)
+            multiplier = (multiplier + step.nan_to_num(0.0, 0.0, 0.0)).clamp(min=0)
+        y = parts / (multiplier[:, None] - values)
+        least = -(parts * y).sum(1) / 2 - multiplier * radius.square() / 2
         u = -(vectors @ y[:, :, None])[:, :, 0]
         u = u * (radius / u.norm(dim=1).clamp(min=TINY)).clamp(max=1)[:, None]
-        return least, high, u.nan_to_num(0.0, 0.0, 0.0)
+        return least, multiplier, u.nan_to_num(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
