@@ -354,6 +354,8 @@ FORMS = {
     "children": (nn.Sequential(*small(nn.Mish()).children()), VECTOR),
     "linears": (nn.Sequential(nn.Linear(6, 6), small(nn.Tanh(), nn.Linear(5, 5))), VECTOR),
     "silu in full": (Valued(lambda x, f: f(x * torch.sigmoid(x))), VECTOR),
+    "swish": (Valued(lambda x, f: f(x * torch.sigmoid(1.702 * x))), VECTOR),
+    "swish turned": (Valued(lambda x, f: f(torch.sigmoid(-1.5 * x) * x)), VECTOR),
     "mish in full": (Valued(lambda x, f: f(functional.softplus(x).tanh() * x)), VECTOR),
     "constants alike": (
         Valued(lambda x, f: f(x + torch.full_like(x, 0.5)) * torch.ones_like(f(x))), VECTOR

@@ -281,9 +281,20 @@ def _divided(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step
         raise Unreadable("the input stands in a denominator")
     if (value == 0).any():
         raise Unreadable("div divides by zero")
+    return (*_spread(x, value), divided_by(value))
+
+
+def divided_by(value: Tensor) -> Affine:
+    """The step that divides items by constants.
+
+    Args:
+        value: numbers other than 0, of a shape that broadcasts with an item's.
+
+    Returns:
+        The step.
+    """
     size = value.abs()
-    step = Affine("div", lambda a: a / value, lambda a: a / size, 1, False, facts=(value,))
-    return (*_spread(x, value), step)
+    return Affine("div", lambda a: a / value, lambda a: a / size, 1, False, facts=(value,))
 
 
 # Sums of products

@@ -19,6 +19,7 @@ from crcbook.networks.operations import (
     Head,
     Step,
     Unreadable,
+    divided_by,
     join,
     makes_constant,
     may_be_view,
@@ -103,9 +104,9 @@ class Recorded(Tensor):
             like = torch.empty(shape, dtype=inputs[0].dtype, device=inputs[0].device)
             args = tuple(like if one is inputs[0] else one for one in args)
             return func(*args, **{k: like if v is inputs[0] else v for k, v in kwargs.items()})
-        row = _product_row(func, inputs)
-        if row is not None:
-            return _extended(inputs[0], row)
+        written_out = _activation_written_out(func, inputs)
+        if written_out:
+            return _extended(inputs[0], *written_out)
         if len(inputs) > 1:
             result = _joined(func, inputs, args, kwargs)
             if works_in_place(func, args, kwargs):
@@ -220,22 +221,27 @@ def _recorded(arguments: Iterable) -> Iterator[Recorded]:
             yield from _recorded(argument)
 
 
-def _product_row(func: Callable, inputs: list[Recorded]) -> Activation | None:
-    """The activation that a product of two branches is, where someone wrote one out.
+def _activation_written_out(func: Callable, inputs: list[Recorded]) -> tuple[Step, ...]:
+    """The steps of an activation that someone wrote out as a product of two branches, or none.
 
     The branch without it is put first.
     """
     if len(inputs) != 2 or name_of(func) != "mul":
-        return None
+        return ()
     inputs.sort(key=lambda x: len(x.steps))
     plain, curved = (x.steps for x in inputs)
-    names = [getattr(step, "name", "") for step in curved[len(plain) :]]
-    same = all(first is second for first, second in zip(plain, curved, strict=False))
-    row = {("sigmoid",): "silu", ("softplus", "tanh"): "mish"}.get(tuple(names)) if same else None
-    plain_settings = ACTIVATIONS["softplus"].settings
-    if row == "mish" and getattr(curved[-2], "settings", None) != plain_settings:
-        return None  # of another scale or threshold
-    return None if row is None else {**ACTIVATIONS, **OTHER_ACTIVATIONS}[row]
+    if not all(first is second for first, second in zip(plain, curved, strict=False)):
+        return ()
+    match [*curved[len(plain) :]]:
+        case [Activation(name="sigmoid")]:
+            return (ACTIVATIONS["silu"],)
+        case [Affine(name="mul", facts=(scale,)) as scaled, Activation(name="sigmoid")]:
+            # z sigmoid(bz) is silu(bz) / b.
+            return (scaled, ACTIVATIONS["silu"], divided_by(scale)) if (scale != 0).all() else ()
+        case [Activation(name="softplus", settings=settings), Activation(name="tanh")]:
+            usual = settings == ACTIVATIONS["softplus"].settings
+            return (OTHER_ACTIVATIONS["mish"],) if usual else ()
+    return ()
 
 
 def _joined(func: Callable, inputs: list[Recorded], args: tuple, kwargs: dict) -> Recorded:
