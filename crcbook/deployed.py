@@ -48,6 +48,7 @@ from torch import Tensor, nn
 
 from crcbook.activations import ROUNDING
 from crcbook.networks import Network, remembered
+from crcbook.networks.mixed import Mixed
 from crcbook.networks.reading import beside_products
 from crcbook.proof.arithmetic import OUTWARD, SINGLE, single_sums_hold
 from crcbook.proof.eigenvalues import spectral_norm_bound
@@ -263,6 +264,11 @@ def deployed_prover(model: nn.Module, network: Network) -> Prover:
     """
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ValueError("deployed='float32' needs float32 weights: the program is a float32 one")
+    if any(isinstance(layer.activation, Mixed) for layer in network.layers):
+        raise ValueError(
+            "deployed='float32' does not cover branches, such as residual blocks: leave it away, "
+            "and the network is certified in exact arithmetic"
+        )
     if other := beside_products(model, network):
         raise ValueError(
             "deployed='float32' needs a model that applies Linear layers and activations in turn, "

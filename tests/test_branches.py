@@ -1,6 +1,7 @@
 """Networks with branches: what is read is the model, and no adversary is inside of a bound."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -119,3 +120,81 @@ def test_some_units_of_a_mixed_layer_have_their_own_activations(units):
         whole = getattr(row, interval)(z, z + 1)
         part = getattr(own, interval)(z[chosen], z[chosen] + 1)
         assert all(torch.equal(a[chosen], b) for a, b in zip(whole, part, strict=True))
+
+
+def swaps():
+    """Models of the same weights, with the same activations or others in other branches."""
+    made = []
+    for name in ("sum of several bends", "beside"):
+        for activations in itertools.product(EVERY, repeat=2):
+            torch.manual_seed(0)
+            block = Block(2, name, activations)
+            made.append(nn.Sequential(nn.Linear(2, 2), block, nn.LazyLinear(2)))
+    return made
+
+
+def test_networks_are_told_apart_by_the_activations_of_their_branches():
+    """What is proved of one network is remembered under its key: no other may have that key."""
+    torch.manual_seed(0)
+    last = {width: nn.Linear(width, 2).double() for width in (2, 6)}
+    keys = {}
+    for model in swaps():
+        model[2] = last[model[:2](torch.zeros(1, 2)).shape[1]]
+        network = read_network(model.double().eval())
+        rows = [one.activation for one in network.layers]
+        facts = [[(part.name, part.settings, units.stop) for part, units in row.groups()]
+                 for row in rows]  # fmt: skip
+        shapes = [tuple(layer.weight.shape) for layer in network.layers]
+        keys.setdefault(network.key, set()).add(repr((facts, shapes)))
+    assert len(keys) >= len(EVERY) ** 2
+    assert all(len(described) == 1 for described in keys.values())
+
+
+def test_what_is_remembered_of_one_network_is_not_believed_of_another():
+    """A tanh had a sigmoid's bounds, for the ELU beside them bends more: radii were false."""
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(1)).double()
+
+    def join(first, second, layers, x):
+        there, back, along, along_back, last = layers
+        bent = x + 0.1 * back(first(there(x))) + 3 * along_back(second(along(x)))
+        return last(bent)
+
+    class Two(nn.Module):
+        def __init__(self, second):
+            super().__init__()
+            sizes = [(2, 16), (16, 2), (2, 16), (16, 2), (2, 3)]
+            self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
+            self.first, self.second = nn.ELU(), second
+
+        def forward(self, x):
+            return join(self.first, self.second, self.layers, x)
+
+    for second in (nn.Sigmoid(), nn.Tanh()):
+        for seed in range(5):  # more than are remembered as they were read
+            torch.manual_seed(seed)
+            model = Two(second).double().eval()
+            found = crc.certify(model, x)
+            assert (found.radius <= crc.attack(model, x).distance * (1 + 1e-6)).all()
+
+
+def test_a_constant_beside_a_branch_may_be_on_either_side():
+    torch.manual_seed(0)
+
+    class Beside(nn.Module):
+        def __init__(self, before):
+            super().__init__()
+            self.before, self.layer, self.last = before, nn.Linear(4, 4), nn.Linear(6, 3)
+
+        def forward(self, x):
+            parts = [torch.zeros(2).expand(len(x), 2), torch.tanh(self.layer(x))]
+            parts = parts if self.before else parts[::-1]
+            return self.last(torch.cat(tensors=parts, dim=1))
+
+    first, second = Beside(True), Beside(False)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(5, 4)
+    for model in (first, second):
+        with torch.no_grad():
+            expected = model(x).double()
+        found = read_network(model, x).logits(x.double())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -351,6 +351,24 @@ def test_a_network_in_an_onnx_file_or_beside_its_state_is_certified(own):
     assert len(table("onnx.csv")) == 250
 
 
+def test_rows_of_a_network_in_code_are_not_taken_for_those_of_another(own, capsys):
+    """The same weights, in a module of another activation."""
+    model, _, _ = own
+    torch.save(model.state_dict(), "state.pt")
+    text = "import crcbook as crc\ndef {}():\n    return crc.mlp([4, 8, 3], '{}')\n"
+    Path("net.py").write_text(text.format("first", "tanh") + text.format("second", "sigmoid"))
+    asked = "certify --model state.pt --data items.npz --device cpu --rows out.csv"
+    words = [*asked.split(), "--module"]
+    assert main([*words, "net.py:first"]) == 0
+    held = Path("out.csv").read_bytes()
+    capsys.readouterr()
+    assert main([*words, "net.py:second"]) == 1
+    assert "model" in capsys.readouterr().err and Path("out.csv").read_bytes() == held
+    Path("net.py").write_text(text.format("first", "silu"))
+    assert main([*words, "net.py:first"]) == 1
+    assert "model" in capsys.readouterr().err and Path("out.csv").read_bytes() == held
+
+
 def interrupt(monkeypatch, after):
     """Make a Ctrl-C come after some calls of ``certify``; returns the calls' items."""
     calls = []

@@ -22,7 +22,7 @@ from crcbook.checks import as_box, as_labels, as_radius
 from crcbook.commands.arguments import add_device, code, count, path, radius
 from crcbook.datasets import DATASETS, load
 from crcbook.deployed import float32_holds
-from crcbook.networks import read_network
+from crcbook.networks import Network, read_network
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(certify).parameters.items()}
 _ADVICE = "write one with numpy.savez(path, x=x, y=y)"
@@ -157,7 +157,7 @@ def read_request(options: argparse.Namespace) -> Request:
     about = {"model": str(where), "dataset": str(options.data or dataset)}
     if options.labels:
         about["labels"] = str(options.labels)
-    hashes = {"model": _model_hash(where, model), "data": _hash([x, labels])}
+    hashes = {"model": _model_hash(where, network), "data": _hash([x, labels])}
     quick = len(network.layers) <= 2 and options.curvature == "global"
     return Request(model, x, labels, answer, y is not None, tuple(dict.fromkeys(radii)), asked,
                  about, hashes, 20 if quick else 5)  # fmt: skip
@@ -385,10 +385,10 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
 
-def _model_hash(where: Path, model: nn.Module) -> str:
-    """Of the file, and of what the network holds: a file can refer to others."""
+def _model_hash(where: Path, network: Network) -> str:
+    """Of the file, and of the network that was read: a file can refer to others, and to code."""
     file = where / "model.safetensors" if where.is_dir() else where
-    return _hash(list(model.state_dict().values()), file.read_bytes())
+    return _hash([], f"{network.key} ".encode() + file.read_bytes())
 
 
 def _hash(tensors: list[Tensor], head: bytes = b"") -> str:

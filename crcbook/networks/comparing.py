@@ -232,6 +232,12 @@ def _expected(reading: Reading, x: Tensor, likes: Sequence[Tensor]) -> tuple[Ten
     for head in reading.heads:  # none of them is steeper than 2 in the largest entry
         x = head.value(x)
         rounded = [_ROUNDINGS * torch.finfo(like.dtype).eps * (1 + x.abs()) for like in likes]
+        if head.name in ("log_softmax", "logsigmoid"):
+            # As the logarithm of what may underflow, of which some programs make minus infinity.
+            rounded = [
+                torch.where(x < math.log(torch.finfo(like.dtype).tiny) + 1, torch.inf, more)
+                for like, more in zip(likes, rounded, strict=True)
+            ]
         allowed = [
             2 * error.amax(1, keepdim=True) + more
             for error, more in zip(allowed, rounded, strict=True)

@@ -227,7 +227,7 @@ def _operand(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tens
     for more in ("alpha", "rounding_mode"):
         if given.get(more, 1) not in (1, None):
             raise Unreadable(f"{name_of(func)} is read without {more}; got {given[more]!r}")
-    if value.dim() == x.dim() and value.shape[0] == 1:
+    if value.dim() == x.dim() and len(value) in (1, len(x)) and (value == value[:1]).all():
         value = value[0]
     if value.dim() >= x.dim():
         raise Unreadable(
@@ -528,7 +528,9 @@ def join(
                 dim,
             )
 
-        steps = joined(name, branches, shape, whole, whole, (dim, len(constants)))
+        # Where the branches stand among the constants.
+        facts = dim, *(None if row is None else tuple(row.shape) for row in constants)
+        steps = joined(name, branches, shape, whole, whole, facts)
         if all(row is None for row in constants):
             return steps
         nothing = (torch.zeros(1, *x.shape[1:], dtype=torch.float64, device="cpu") for x in inputs)

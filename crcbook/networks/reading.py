@@ -137,12 +137,15 @@ def _reading(
     for shape in _shapes(model, at):
         points = points_for(shape, at).to(like.dtype).double()
         twin = in_double(model, points) if like.dtype != torch.float64 else None
-        try:
-            steps = _ended(record(twin[0] if twin else model, shape, like))
-        except Exception as error:  # whatever a model of someone else raises
-            failed = failed or [error]
-            continue
-        return _as_read(steps, shape, like), points, twin
+        # Of the copy, weights that are computed are not rounded. It cannot be recorded where it
+        # multiplies them by something that is made in the dtype of the input.
+        for candidate in [twin[0], model] if twin else [model]:
+            try:
+                steps = _ended(record(candidate, shape, like))
+            except Exception as error:  # whatever a model of someone else raises
+                failed += [error] if candidate is model else []
+                continue
+            return _as_read(steps, shape, like), points, twin
     if failed:
         raise ValueError(_explained(model, at, failed[0])) from failed[0]
     raise ValueError(
@@ -423,8 +426,9 @@ def _hash(facts: Iterable) -> str:
 
 def _digest(digest: Any, fact: Any) -> None:
     """Add a fact, with its kind and length before it: no two lists of facts read alike."""
-    if isinstance(fact, Activation):
-        fact = fact.name, fact.settings, fact.max_bend, fact.deviation
+    if isinstance(fact, Activation):  # its functions are told apart by its name and settings
+        known = (getattr(fact, field.name) for field in fields(fact))
+        fact = [value for value in known if not callable(value)]
     elif isinstance(fact, Affine):
         fact = fact.name, fact.facts
     elif isinstance(fact, Layer):

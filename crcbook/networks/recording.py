@@ -98,7 +98,7 @@ class Recorded(Tensor):
                     f"{name_of(func)} takes what was written into through another view of it: "
                     "write into a clone(), or add without writing"
                 )
-        if len(inputs) == 1 and makes_constant(func, args[0] is inputs[0]):
+        if len(inputs) == 1 and makes_constant(func, bool(args) and args[0] is inputs[0]):
             # Of one item, which goes with any number of them.
             shape = (1, *inputs[0].shape[1:])
             like = torch.empty(shape, dtype=inputs[0].dtype, device=inputs[0].device)
