@@ -731,7 +731,7 @@ def called_otherwise():
         (Valued(lambda x, f: f(x) if x.sum() > 0 else -f(x)), "sum|looks at values"),
         (Valued(lambda x, f: f(x) if x[0, 0].item() > 0 else -f(x)), "select|item|__getitem__"),
         (Valued(lambda x, f: f(x) * f(x)), "mul multiplies what depends"),
-        (Valued(lambda x, f: f(x * torch.sigmoid(2 * x))), "mul multiplies what depends"),
+        (Valued(lambda x, f: f(x * torch.sigmoid(2 * x + 1))), "mul multiplies what depends"),
         (
             Valued(lambda x, f: f(x * functional.softplus(x, 2).tanh())),
             "mul multiplies what depends",
@@ -740,9 +740,10 @@ def called_otherwise():
         (Valued(lambda x, f: 1 / f(x)), "neither an affine map"),
         (Valued(lambda x, f: f(x.flip(0))), "flip mixes the items"),
         (
-            Valued(lambda x, f: f(x - torch.ones(3, 6))),
+            Valued(lambda x, f: f(x - torch.arange(18.0).reshape(3, 6))),
             r"constant of shape \(3, 6\) beside \(batch, 6\)",
         ),
+        (Valued(lambda x, f: f(x - torch.ones(3, 6))), "cannot be evaluated on"),
         (Valued(lambda x, f: (f(x),)), "must give one tensor"),
         (Valued(lambda x, f: f(x).softmax(1) * 2), "something follows softmax"),
         (Valued(lambda x, f: f(x).softmax(0)), "over the classes"),
