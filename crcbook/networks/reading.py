@@ -277,7 +277,8 @@ def _explained(model: nn.Module, at: Tensor | None, error: Exception) -> str:
         owner = trace.tb_frame.f_locals.get("self")
         where = owner if isinstance(owner, nn.Module) else where
         trace = trace.tb_next
-    text = str(where) if len(str(where)) < 100 else type(where).__name__
+    text = str(where)
+    text = text if len(text) < 100 and "\n" not in text else type(where).__name__
     for module in model.modules():
         for kind, reason in _NEVER.items():
             if isinstance(module, kind):
