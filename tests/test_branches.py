@@ -122,24 +122,14 @@ def test_some_units_of_a_mixed_layer_have_their_own_activations(units):
         assert all(torch.equal(a[chosen], b) for a, b in zip(whole, part, strict=True))
 
 
-def swaps():
-    """Models of the same weights, with the same activations or others in other branches."""
-    made = []
-    for name in ("sum of several bends", "beside"):
-        for activations in itertools.product(EVERY, repeat=2):
-            torch.manual_seed(0)
-            block = Block(2, name, activations)
-            made.append(nn.Sequential(nn.Linear(2, 2), block, nn.LazyLinear(2)))
-    return made
-
-
 def test_networks_are_told_apart_by_the_activations_of_their_branches():
     """What is proved of one network is remembered under its key: no other may have that key."""
-    torch.manual_seed(0)
-    last = {width: nn.Linear(width, 2).double() for width in (2, 6)}
     keys = {}
-    for model in swaps():
-        model[2] = last[model[:2](torch.zeros(1, 2)).shape[1]]
+    for (join, width), *activations in itertools.product(
+        [("sum of several bends", 2), ("beside", 6)], EVERY, EVERY
+    ):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 2), Block(2, join, activations), nn.Linear(width, 2))
         network = read_network(model.double().eval())
         rows = [one.activation for one in network.layers]
         facts = [[(part.name, part.settings, units.stop) for part, units in row.groups()]
@@ -154,11 +144,6 @@ def test_what_is_remembered_of_one_network_is_not_believed_of_another():
     """A tanh had a sigmoid's bounds, for the ELU beside them bends more: radii were false."""
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(1)).double()
 
-    def join(first, second, layers, x):
-        there, back, along, along_back, last = layers
-        bent = x + 0.1 * back(first(there(x))) + 3 * along_back(second(along(x)))
-        return last(bent)
-
     class Two(nn.Module):
         def __init__(self, second):
             super().__init__()
@@ -167,7 +152,9 @@ def test_what_is_remembered_of_one_network_is_not_believed_of_another():
             self.first, self.second = nn.ELU(), second
 
         def forward(self, x):
-            return join(self.first, self.second, self.layers, x)
+            there, back, along, along_back, last = self.layers
+            first = back(self.first(there(x)))
+            return last(x + 0.1 * first + 3 * along_back(self.second(along(x))))
 
     for second in (nn.Sigmoid(), nn.Tanh()):
         for seed in range(5):  # more than are remembered as they were read

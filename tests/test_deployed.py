@@ -310,6 +310,19 @@ def test_a_device_that_shortens_float32_products_is_refused(monkeypatch):
         crc.certify(crc.mlp([3, 4, 2]), torch.zeros(1, 3), torch.tensor([0]), deployed="float32")
 
 
+def test_branches_are_refused_as_such():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(x + torch.tanh(self.layer(x)))
+
+    with pytest.raises(ValueError, match="does not cover branches"):
+        crc.certify(Residual(), torch.zeros(1, 4), deployed="float32")
+
+
 def test_weights_that_float32_rounds_are_refused():
     model = crc.mlp([3, 4, 2], seed=0).double()
     model[1].weight.data.mul_(1 / 3)

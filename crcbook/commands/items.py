@@ -388,11 +388,11 @@ def _tensor(array: np.ndarray) -> Tensor:
 def _model_hash(where: Path, network: Network) -> str:
     """Of the file, and of the network that was read: a file can refer to others, and to code."""
     file = where / "model.safetensors" if where.is_dir() else where
-    return _hash([], f"{network.key} ".encode() + file.read_bytes())
+    return hashlib.sha256(f"{network.key} ".encode() + file.read_bytes()).hexdigest()
 
 
-def _hash(tensors: list[Tensor], head: bytes = b"") -> str:
-    state = hashlib.sha256(head)
+def _hash(tensors: list[Tensor]) -> str:
+    state = hashlib.sha256()
     for tensor in tensors:
         array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + array.tobytes())

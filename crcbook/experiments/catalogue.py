@@ -212,16 +212,12 @@ def _random_starts(shallow: Recipe) -> dict[str, Experiment]:
                      ball=1.0, centred=True)  # fmt: skip
     found = {}
     for layers, gammas in ((3, (0.1, 0.0, 0.2, 0.03)), (4, (0.1,))):
-        for gamma in gammas:
-            name = f"mnist-{layers}-softplus-crt-random-start-gamma-{gamma:g}"
-            found[name] = Experiment(
-                "mnist", layers, "softplus", replace(recipe, gamma=gamma),
-                box=False, initial="nearly linear",
-            )  # fmt: skip
-        longer = replace(recipe, gamma=0.03, epochs=100, validate_every=100)
-        found[f"mnist-{layers}-softplus-crt-random-start-long"] = replace(
-            found[name], recipe=longer
-        )
+        recipes = {f"gamma-{gamma:g}": replace(recipe, gamma=gamma) for gamma in gammas}
+        recipes["long"] = replace(recipe, gamma=0.03, epochs=100, validate_every=100)
+        for end, chosen in recipes.items():
+            found[f"mnist-{layers}-softplus-crt-random-start-{end}"] = Experiment(
+                "mnist", layers, "softplus", chosen, box=False, initial="nearly linear"
+            )
     return found
 
 

@@ -143,7 +143,8 @@ def _reading(
             try:
                 steps = _ended(record(candidate, shape, like))
             except Exception as error:  # whatever a model of someone else raises
-                failed += [error] if candidate is model else []
+                if candidate is model:
+                    failed.append(error)
                 continue
             return _as_read(steps, shape, like), points, twin
     if failed:

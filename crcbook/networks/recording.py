@@ -232,7 +232,7 @@ def _activation_written_out(func: Callable, inputs: list[Recorded]) -> tuple[Ste
     plain, curved = (x.steps for x in inputs)
     if not all(first is second for first, second in zip(plain, curved, strict=False)):
         return ()
-    match [*curved[len(plain) :]]:
+    match curved[len(plain) :]:
         case [Activation(name="sigmoid")]:
             return (ACTIVATIONS["silu"],)
         case [Affine(name="mul", facts=(scale,)) as scaled, Activation(name="sigmoid")]:
