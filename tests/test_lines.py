@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 
 import mpmath
 import pytest
@@ -17,6 +18,7 @@ from crcbook.proof import lines as module
 from crcbook.proof.lines import Balls, crown_margin, crown_radius, enclosing_lines
 from crcbook.proof.parabolas import BentBalls
 from crcbook.proof.prover import Prover
+from crcbook.stages.parabola_search import good_parabolas
 
 CENTRES = st.one_of(st.floats(-6, 6), st.floats(-1e3, 1e3), st.sampled_from([-1e6, 0.0, 1e6]))
 WIDTHS = st.one_of(
@@ -196,7 +198,7 @@ def test_a_ball_of_no_width_holds_the_clean_margin(case):
 
 @pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-@pytest.mark.parametrize("kind", [Balls, BentBalls])
+@pytest.mark.parametrize("kind", [Balls.of, partial(BentBalls.of, guess=good_parabolas)])
 def test_margins_hold_in_high_precision(kind, activation, scale):
     model = crc.mlp([4, 6, 5, 2], activation, seed=4)
     with torch.no_grad():

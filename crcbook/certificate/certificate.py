@@ -64,10 +64,10 @@ def certify(
             ``"closed-form"``, the quadratic at the input (Entesari et al. 2024);
             ``"lipschitz"``, the margin over a global Lipschitz constant;
             ``"crown"``, linear relaxations (Zhang et al. 2018), slow; ``"parabolas"``, quadratic
-            ones of the first layer (:mod:`crcbook.proof.parabolas`), at 40 to 100 times the price
-            of lines; or ``"best"`` of all but parabolas: the dual where it can win, Lipschitz and
-            CROWN where the radius is below 0.8 of the distance of the nearest adversarial point
-            found.
+            ones of the first layer (:mod:`crcbook.proof.parabolas`), slower; or ``"best"`` of all:
+            the dual where it can win, Lipschitz and CROWN where the radius is below 0.8 of the
+            distance of the nearest adversarial point found, parabolas where it is then below 0.9
+            of it, if there is one hidden layer, or with local curvature.
         deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
             runs, whatever the order of its sums: no float32 input closer than the radius is
             classified differently by it (:mod:`crcbook.deployed`). For models that apply Linear
@@ -215,10 +215,8 @@ class _Asked:
     @property
     def left(self) -> list[str]:
         """What was not asked for, and may prove more."""
-        words = (
-            'method="best"', 'curvature="local"', "box=(lowest, highest), if inputs have limits,",
-            'method="parabolas", at a price,',
-        )  # fmt: skip
+        limited = "box=(lowest, highest), if inputs have limits,"
+        words = 'method="best"', 'curvature="local"', limited
         return untried(self.method, self.curvature, self.box, words)
 
 
@@ -309,6 +307,7 @@ class _Problem:
         if plan.rivals:
             far = undecided & attacked.far_from(table, CLOSE)
             run(question, table, plan.rivals, question.together, far[:, None])
+        run(question, table, plan.dear, question.together, undecided[:, None])
         in_balls = in_balls + in_boxed_balls
         run(question, table, in_balls, question.together, undecided[:, None])
         margin, column = proved_margins(table)

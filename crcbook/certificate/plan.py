@@ -12,6 +12,7 @@ from crcbook.certificate.question import Margin, Question
 from crcbook.certificate.results import CLOSE
 from crcbook.certificate.table import Stage, Table, run
 from crcbook.proof.curvature import downward_curvature
+from crcbook.proof.parabolas import LARGEST
 from crcbook.proof.prover import Prover
 from crcbook.proof.sketches import Glance
 from crcbook.stages.closed_form import ClosedForm
@@ -24,6 +25,7 @@ from crcbook.stages.single import Single
 
 _REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
 _WORTH_A_SEARCH = 0.1  # of a radius: what a search must promise to go before the rivals
+_CLOSER = 0.9  # of an adversary's distance: as CLOSE, for what costs more and proves more
 _RAISED = 1e-3  # of a radius: what a rival must raise it by to be asked for more
 
 
@@ -72,6 +74,18 @@ class Plan:
         best = self.method == "best"
         return [Lipschitz(self.prover), Crown(self.prover)] if best else []
 
+    @cached_property
+    def dear(self) -> list[Stage]:
+        """What is tried where all that leaves much open, too: quadratic relaxations.
+
+        With one hidden layer a search for them costs a few times what the rest does; with more of
+        them, where it costs tens of times as much, it is asked along with curvature in balls.
+        """
+        layers = self.prover.network.layers
+        cheap = len(layers) == 2 and min(layers[0].weight.shape) <= LARGEST
+        asked = self.method == "best" and (cheap or (self.local and len(layers) > 2))
+        return [Parabolas(self.prover)] if asked else []
+
     def without_box(self, question: Question, table: Table) -> Limits:
         """Raise a table by everything that knows no box.
 
@@ -93,6 +107,10 @@ class Plan:
         left = self.promising(question, table)
         if left is not None and promising is not None:
             run(question, table, everywhere, only=left & ~promising)
+        if self.dear:
+            limits = Limits.of(table, limits)
+            wide = limits.far(table, _CLOSER)
+            run(question, table, self.dear, together=True, only=wide[:, None])
         run(question, table, in_balls, question.together)
         return limits
 

@@ -154,14 +154,12 @@ def untried(method: str, curvature: str, box: object, words: Sequence[str]) -> l
         method: that was asked for.
         curvature: that was asked for.
         box: that was given; None where there is none.
-        words: how to ask for every method of the default, for local curvature, with a box, and for
-            parabolas, which know neither of these two.
+        words: how to ask for every method of the default, for local curvature, and with a box.
 
     Returns:
         Those words that say something else than what was asked.
     """
-    local, boxed = curvature == "local", box is not None
-    tried = method == "best", local, boxed, method == "parabolas" or local or boxed
+    tried = method == "best", curvature == "local", box is not None
     return [word for word, done in zip(words, tried, strict=True) if not done]
 
 

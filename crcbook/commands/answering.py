@@ -12,10 +12,7 @@ from crcbook.commands.rows import Row, Rows
 from crcbook.experiments import environment
 from crcbook.outputs import check_same_question, check_writable
 
-_WAYS = (
-    "--method best", "--curvature local", "--box LOW HIGH, if inputs have limits,",
-    "--method parabolas, at a price,",
-)  # fmt: skip
+_WAYS = "--method best", "--curvature local", "--box LOW HIGH, if inputs have limits,"
 
 
 def answer(

@@ -48,8 +48,9 @@ activations (of the inputs) that W meets in the ball. All of it is subtracted. F
 every ball is wider by ``TINY_NORM`` in each coordinate, and every bound lower by ``TINY``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def crown_margin(
     label: Tensor,
     target: Tensor,
     radius: float | Tensor,
-    kind: "type[Balls] | None" = None,
+    kind: "Kind | None" = None,
 ) -> Tensor:
     """Proved lower bounds of margins over l2 balls.
 
@@ -99,12 +100,12 @@ def crown_margin(
         label: ``(pairs,)`` classes.
         target: ``(pairs,)`` classes.
         radius: the balls' l2 radius, at least 0, or ``(pairs,)`` radii.
-        kind: what proves in the balls; None for :class:`Balls`, by lines alone.
+        kind: looks at the hidden layers in balls; None for ``Balls.of``, by lines alone.
 
     Returns:
         ``(pairs,)`` float64; minus infinity where something overflowed.
     """
-    kind = kind or Balls
+    kind = kind or Balls.of
     radius = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
     balls, item = torch.unique_consecutive(
         torch.cat([x, radius[:, None]], dim=1), dim=0, return_inverse=True
@@ -114,8 +115,8 @@ def crown_margin(
     for start in range(0, len(balls), size):
         pairs = ((item >= start) & (item < start + size)).nonzero().squeeze(1)
         part = balls[start : start + size]
-        balls_of_part = kind.of(prover, part[:, :-1], part[:, -1])
-        margin[pairs] = _margins(
+        balls_of_part = kind(prover, part[:, :-1], part[:, -1])
+        margin[pairs] = margins_in(
             prover, balls_of_part, label[pairs], target[pairs], item[pairs] - start
         )
     return margin
@@ -488,13 +489,14 @@ class Balls:
     first: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, prover: Prover, x: Tensor, radius: Tensor) -> Self:
+    def of(cls, prover: Prover, x: Tensor, radius: Tensor, **more: Any) -> Self:
         """Look at all hidden layers in balls.
 
         Args:
             prover: the float64 network with its error bounds.
             x: ``(balls, n)`` centres.
             radius: ``(balls,)`` radii.
+            **more: attributes of a subclass.
 
         Returns:
             The balls, with all the hidden layers.
@@ -504,7 +506,8 @@ class Balls:
         first, *rest = prover.network.layers
         if not rest:
             size = torch.maximum(low.abs(), high.abs())
-            return cls(x, _Centre(x, torch.zeros_like(radius), size, None, radius), low, high)
+            centre = _Centre(x, torch.zeros_like(radius), size, None, radius)
+            return cls(x, centre, low, high, **more)
         z, error = prover.network.first(x), prover.rounding.first_error(x)
         size = torch.maximum(low.abs(), high.abs()) @ first.weight.abs().T + first.bias.abs()
         size = size * OUTWARD
@@ -512,7 +515,7 @@ class Balls:
         norms = first.weight.norm(dim=1) * OUTWARD + TINY_NORM
         reach = radius[:, None] * norms + error[:, None] + 4 * UNIT * size + TINY
         ends = z - reach * OUTWARD, z + reach * OUTWARD
-        balls = cls(x, centre, low, high, first=ends)._with(first, *ends)
+        balls = cls(x, centre, low, high, first=ends, **more)._with(first, *ends)
         for layer in rest[:-1]:
             balls = balls._with(layer, *balls.ends(layer))
         return balls
@@ -620,8 +623,8 @@ def _chunk_size(prover: Prover) -> int:
     return max(1, _CHUNK_VALUES // (widest * 4 * _PIECES))
 
 
-def _margins(prover: Prover, balls: Balls, label: Tensor, target: Tensor, item: Tensor) -> Tensor:
-    """:func:`crown_margin` for a chunk: balls, and pairs that name their ball."""
+def margins_in(prover: Prover, balls: Balls, label: Tensor, target: Tensor, item: Tensor) -> Tensor:
+    """:func:`crown_margin` for balls that were looked at, and pairs that name their ball."""
     x, radius = balls.x, balls.centre.radius
     weights = prover.network.margin_weights(label, target)
     bias = prover.network.layers[-1].bias
@@ -683,12 +686,15 @@ def _radii(
         radius = torch.full_like(x[rows, 0], torch.inf)
         radius = radius.scatter_reduce(0, place, bracket.trial[group[few]], "amin")
         margin, tried = torch.full_like(clean, torch.inf), torch.zeros_like(clean)
-        balls = search.kind.of(prover, x[rows], radius)
-        margin[few] = _margins(prover, balls, label[few], target[few], place)
+        balls = search.kind(prover, x[rows], radius)
+        margin[few] = margins_in(prover, balls, label[few], target[few], place)
         tried[few] = radius[place]
         found = torch.where(margin.isfinite() & (margin > 0), found.maximum(tried), found)
         bracket.update(group[few].unique(), least(tried, few), least(margin, few))
     return torch.where(everywhere, torch.inf, found)
+
+
+Kind = Callable[[Prover, Tensor, Tensor], Balls]
 
 
 @dataclass(frozen=True)
@@ -696,14 +702,14 @@ class Search:
     """How to look for the largest radii at which margins are proved.
 
     Attributes:
-        kind: what proves in the balls.
+        kind: looks at the hidden layers in balls.
         smallest: whether only the smallest radius of an input counts: one search an input then.
         tolerance: of a radius, what may be left.
         known: ``(pairs,)`` radii that are proved otherwise: nothing smaller is tried before the
             first failure. None for no such radii.
     """
 
-    kind: type[Balls] = Balls
+    kind: Kind = Balls.of
     smallest: bool = False
     tolerance: float = _TOLERANCE
     known: Tensor | None = None

@@ -42,4 +42,4 @@ class Crown:
 
     def _how(self, entries: Entries) -> Search:
         """By what the balls are bounded, and how their radii are looked for."""
-        return Search(Balls, smallest=True)
+        return Search(Balls.of, smallest=True)
