@@ -642,15 +642,22 @@ def test_a_network_of_any_layers_is_checked_as_it_is_saved(tmp_path, capsys, act
         (["check", "p", "model", "--labels", "y.npy"], "--labels belong to --data"),
         (["check", "empty", "model", "--data", "data.npz"], f"cannot read empty{SAFETENSORS}"),
         (["check", "bytes", "model", "--data", "data.npz"], f"cannot read bytes{SAFETENSORS}"),
-        (["check", "folder", "model", "--data", "data.npz"], f"cannot read folder{SAFETENSORS}"),
+        (["check", "folder", "model", "--data", "data.npz"], "cannot read folder: it is a folder"),
         (["check", "model", "model", "--data", "data.npz"], "model is no file of proofs"),
-        (["check", "proofs", "nowhere", "--data", "data.npz"], f"nowhere{SAFETENSORS}"),
+        (
+            ["check", "proofs", "nowhere", "--data", "data.npz"],
+            "cannot read nowhere: there is no such file",
+        ),
         (["check", "proofs", "folder", "--data", "data.npz"], "folder/model.safetensors"),
-        (["check", "proofs", "proofs", "--data", "data.npz"], "proofs has more than layers"),
-        (["check", "proofs", "named", "--data", "data.npz"], "named has more than layers"),
+        (["check", "proofs", "proofs", "--data", "data.npz"], "proofs has no layers 1.weight"),
+        (["check", "proofs", "named", "--data", "data.npz"], "named has no layers 1.weight"),
+        (["check", "proofs", "more", "--data", "data.npz"], "more has more than layers"),
         (["check", "proofs", "other", "--data", "data.npz"], "are about another model"),
         (["check", "proofs", "net.onnx", "--data", "data.npz"], "have crcbook.save_model write"),
-        (["check", "proofs", "model", "--data", "one.npz"], "about more than these 1 items"),
+        (
+            ["check", "proofs", "model", "--data", "one.npz"],
+            "about more than the 1 items of one.npz",
+        ),
         (["check", "proofs", "model", "--data", "few.npz"], "there are 1 labels for 2 items"),
         (["check", "proofs", "model", "--data", "bytes"], "cannot read bytes"),
         *(
@@ -672,6 +679,7 @@ def test_mistakes_end_in_one_line(words, message, tmp_path, monkeypatch, capsys)
     crc.save_model("model", model)
     crc.save_model("other", crc.mlp([64, 8, 10], seed=1))
     save_file({"first.weight": np.ones((10, 64))}, "named")
+    save_file({"0.weight": np.ones((10, 64)), "scale": np.ones(1)}, "more")
     prove(model, x, y, "proofs")
     np.savez("data.npz", x=x.numpy(), y=y.numpy())
     np.savez("one.npz", x=x[:1].numpy(), y=y[:1].numpy())
@@ -692,6 +700,19 @@ def test_mistakes_end_in_one_line(words, message, tmp_path, monkeypatch, capsys)
     (line,) = shown.err.splitlines()
     assert line.startswith("crcbook: ") and message in line and shown.out == ""
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_proofs_of_one_item_without_a_batch_are_checked(tmp_path, capsys):
+    """And so is a file with items after the last one proved, which nobody looked at."""
+    path, proofs = tmp_path / "model", tmp_path / "proofs"
+    model, x = crc.mlp([4, 8, 3]), torch.rand(2, 2, generator=torch.Generator().manual_seed(0))
+    crc.save_model(path, model)
+    np.savez(tmp_path / "one.npz", x=x.numpy())
+    np.savez(tmp_path / "more.npz", x=torch.stack([x, x * torch.nan]).numpy())
+    assert main(["prove", str(path), "--data", f"{tmp_path}/one.npz", "--out", str(proofs)]) == 0
+    for data in ("one", "more"):
+        assert main(["check", str(proofs), str(path), "--data", f"{tmp_path}/{data}.npz"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 images proved"
 
 
 def test_proofs_of_other_items_are_said_not_to_be_proved(tmp_path, capsys):

@@ -28,7 +28,7 @@ def relu():
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
 """
 
-HAS_ONNX = find_spec("onnx") is not None
+HAS_ONNX, HAS_CHECKER = (find_spec(name) is not None for name in ("onnx", "flint"))
 
 
 class Trap:
@@ -50,6 +50,8 @@ def files(tmp_path_factory):
         np.savez(folder / name, **held)
 
     crc.save_model(folder / "net.safetensors", crc.mlp([4, 5, 3], seed=0))
+    model = crc.load_model(folder / "net.safetensors")
+    crc.prove(model, torch.from_numpy(x), model(torch.from_numpy(x)).argmax(1), folder / "proofs")
     if HAS_ONNX:
         write_onnx(folder / "net.onnx")
         whole = (folder / "net.onnx").read_bytes()
@@ -84,6 +86,8 @@ def files(tmp_path_factory):
     arrays("scalar.npz", x=x[0, 0])
     arrays("nan.npz", x=np.where(x > 0.5, np.nan, x), y=y)
     arrays("complex.npz", x=x.astype(complex), y=y)
+    arrays("columns.npz", x=x, y=y[:, None])
+    arrays("soft.npz", x=x, y=np.full((6, 3), 1 / 3))
     arrays("pickled.npz", x=np.array([Trap()], dtype=object))
     np.save(folder / "x.npy", x)
     np.save(folder / "y.npy", y)
@@ -107,6 +111,7 @@ def files(tmp_path_factory):
 
 NET = "--model net.safetensors "
 GOOD = NET + "--data x.npz "
+CHECK = "check proofs net.safetensors "
 WRONG = [
     # Which network?
     ("certify --data x.npz", "name one network"),
@@ -203,6 +208,8 @@ WRONG = [
     ("certify " + NET + "--dataset digits --labels y.npy", "--labels belong to --data"),
     ("certify " + NET + "--data x.npy --labels missing.npy", "missing.npy: there is no such file"),
     ("certify " + NET + "--data x.npy --labels words.npz", "labels must be whole numbers"),
+    ("certify " + NET + "--data columns.npz", "or (6, 3) one-hot rows; got (6, 1): give y[:, 0]"),
+    ("certify " + NET + "--data soft.npz", "must have rows of zeros and a single one"),
     # What is asked?
     ("verify " + GOOD, "give --radius R"),
     ("verify " + GOOD + "--radius nan", "radius must be positive and finite; got nan"),
@@ -269,10 +276,21 @@ WRONG = [
 ]
 
 
+# What is wrong with items and labels for `certify` is so for `check`, in the same words.
+WRONG += [
+    (words.replace("certify " + NET, CHECK), said)
+    for words, said in WRONG
+    if words.startswith("certify " + NET + "--data ")
+    and not {*words.split()} & {"x.npz", "--dataset"}
+]
+
+
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
 def test_a_wrong_command_line_is_answered_in_one_line(words, said, files, capsys, monkeypatch):
     if ".onnx" in words and not HAS_ONNX:
         pytest.skip("ONNX files need the onnx package")
+    if words.startswith("check") and not HAS_CHECKER:
+        pytest.skip("the checker needs python-flint: crcbook[check]")
     monkeypatch.chdir(files)
     before = sorted(files.rglob("*"))
     words = [word.strip("'") for word in words.split()]

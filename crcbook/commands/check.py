@@ -1,17 +1,34 @@
 """``python -m crcbook check``: have the independent checker decide whether proofs are true."""
 
 import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from crcbook.activations import ACTIVATIONS
 from crcbook.checkpoints import read_json
+from crcbook.checks import read_items
 from crcbook.commands.arguments import path
-from crcbook.commands.items import check_source, fitting_labels, read_arrays, read_run
-from crcbook.datasets import DATASETS, load
+from crcbook.commands.items import (
+    arrays_of,
+    check_is_file,
+    check_source,
+    checked_labels,
+    fitting,
+    read_run,
+)
+from crcbook.datasets import DATASETS
+from crcbook.networks import mlp
 from crcbook.outputs import check_writable
+
+if TYPE_CHECKING:  # it needs python-flint
+    from crcbook_checker.check import Proofs
 
 _WANTED = "check wants what `prove` wrote, and the network and the items that `prove` was given"
 SUMMARY = "check a file of `prove` in ball arithmetic, by a program that shares no code with it"
@@ -42,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ImportError: where python-flint is missing.
         RuntimeError: where a claim is not proved, or a file cannot be read or written.
+        TypeError: for arrays of the wrong kind.
         ValueError: where it is not said which items the proofs are about, or it cannot be these.
     """
     try:
@@ -61,22 +79,39 @@ def run(options: argparse.Namespace) -> None:
         _check_cache(options.cache)
     words = [f"--{name}={getattr(options, name)}" for name in ("activation", "cache")
              if getattr(options, name) is not None]  # fmt: skip
-    x, y = _items(options)
-    try:
+    for file in (options.proofs, weights):
+        check_is_file(file)
+    with _what_is_wanted():
         proofs = check.Proofs(options.proofs)
-        if max(proofs.index, default=0) >= len(x):
-            raise ValueError(f"{options.proofs} is about more than these {len(x)} items")
-        if y is None:  # those that the proofs are about
-            y = np.zeros(len(x), dtype=np.int64)
-            y[proofs.index] = proofs.label
-        with TemporaryDirectory() as folder:
-            data = Path(folder) / "data.npz"
-            np.savez(data, x=x, y=y)
-            status = check.main([str(options.proofs), str(weights), str(data), *words])
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        raise RuntimeError(f"{error}; {_WANTED}") from error
+        model = _of_same_sizes(check.read_tensors(weights)[0], weights)
+    x, y = _items(options, model, proofs)
+    with _what_is_wanted(), TemporaryDirectory() as folder:
+        data = Path(folder) / "data.npz"
+        np.savez(data, x=x, y=y)
+        status = check.main([str(options.proofs), str(weights), str(data), *words])
     if status:
         raise RuntimeError(f"{options.proofs} is not proved, as the lines above say; {_WANTED}")
+
+
+@contextmanager
+def _what_is_wanted() -> Iterator[None]:
+    """Say what the checker takes where it refuses something."""
+    try:
+        yield
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise RuntimeError(f"{error}; {_WANTED}") from error
+
+
+def _of_same_sizes(tensors: dict[str, np.ndarray], path: Path) -> nn.Module:
+    """A network that takes and answers what that of a file does: all that items are held against.
+
+    Its weights are the checker's own business.
+    """
+    weights = {int(name.split(".")[-2]): one for name, one in tensors.items()
+               if re.search(r"(^|\.)\d+\.weight$", name) and one.ndim == 2}  # fmt: skip
+    if not weights:
+        raise ValueError(f"{path} has no layers 1.weight, 1.bias")
+    return mlp([weights[min(weights)].shape[1], len(weights[max(weights)])])
 
 
 def _check_cache(cache: Path) -> None:
@@ -92,20 +127,28 @@ def _check_cache(cache: Path) -> None:
         raise ValueError(f"{cache} is no whole cache of curvatures: name another --cache")
 
 
-def _items(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
-    """The inputs ``(items, n)`` in float64, and their labels where they have any."""
-    if options.data is not None:
-        x, y = read_arrays(options.data, options.labels)
-    else:
-        dataset = options.dataset or read_run(options.model).get("dataset")
-        if dataset is None:
-            raise ValueError(
-                f"{options.model} does not say what it was trained on: give --data FILE or "
-                "--dataset NAME"
-            )
-        test = load(dataset).test
-        x, y = test.x, test.y
-    x = x[None] if x.dim() == 1 else x
-    y = fitting_labels(y, len(x))
-    y = y if y is None or y.dim() == 1 else y.argmax(1)  # of one-hot rows
-    return x.flatten(1).double().numpy(), None if y is None else y.numpy()
+def _items(
+    options: argparse.Namespace, model: nn.Module, proofs: "Proofs"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs ``(items, n)`` in float64 and their labels, as far as the proofs are about them.
+
+    They are looked at as ``certify`` looks at its own. Where no label is given it is the proofs'.
+    """
+    dataset = options.dataset or (None if options.data else read_run(options.model).get("dataset"))
+    if dataset is None and options.data is None:
+        raise ValueError(
+            f"{options.model} does not say what it was trained on: give --data FILE or "
+            "--dataset NAME"
+        )
+    source = str(options.data or dataset)
+    x, y = fitting(*arrays_of(options, dataset), model, source)
+    count = max(proofs.index, default=0) + 1
+    if count > len(x):
+        raise ValueError(f"{options.proofs} is about more than the {len(x)} items of {source}")
+    x, y = x[:count], None if y is None else y[:count]
+    network, checked = read_items(model, x)
+    labels = np.zeros(len(checked), dtype=np.int64)
+    labels[proofs.index] = proofs.label
+    if y is not None:
+        labels = checked_labels(y, network, checked, str(options.labels or source)).numpy()
+    return checked.x.numpy(), labels

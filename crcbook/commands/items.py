@@ -138,17 +138,13 @@ def read_request(options: argparse.Namespace) -> Request:
         raise ValueError(
             f"{where} does not say what it was trained on: give --data FILE or --dataset NAME"
         )
-    x, y = read_arrays(options.data, options.labels) if options.data else _test_split(str(dataset))
-    x = _fitting(x, model, str(options.data or dataset))
-    y = fitting_labels(y, len(x))
+    x, y = arrays_of(options, dataset)
+    x, y = fitting(x, y, model, str(options.data or dataset))
     x, y = x[: options.limit], None if y is None else y[: options.limit]
     network, checked = checks.read_items(model, x)
     answer = network.logits(checked.x).argmax(1).cpu()
-    try:
-        labels = answer if y is None else as_labels(y, network, checked).cpu()
-    except (TypeError, ValueError) as error:
-        source = options.labels or options.data or dataset
-        raise type(error)(f"the labels of {source} are none of the network's: {error}") from error
+    source = str(options.labels or options.data or dataset)
+    labels = answer if y is None else checked_labels(y, network, checked, source)
     box = None if options.box is None else tuple(options.box)
     as_box(box, checked.x, checked.shape, checked.dtype)
     radii = options.radius or ([known["radius"]] if known else [])
@@ -206,23 +202,64 @@ def read_run(folder: Path) -> dict:
         ) from error
 
 
-def fitting_labels(y: Tensor | None, items: int) -> Tensor | None:
-    """Labels, one for each item.
+def fitting(
+    x: Tensor, y: Tensor | None, model: nn.Module, source: str
+) -> tuple[Tensor, Tensor | None]:
+    """Items of as many values as the network takes, with a label each.
 
     Args:
+        x: the items; one without a batch becomes a batch.
         y: the labels, of one item also a number alone; None where there are none.
-        items: how many items there are.
+        model: the network.
+        source: what the items are called.
 
     Returns:
-        They, or None.
+        They, and the labels or None.
 
     Raises:
-        ValueError: for another number of them.
+        ValueError: for items of another size, or another number of labels.
     """
+    x = _fitting(x, model, source)
     y = y[None] if y is not None and y.dim() == 0 else y
-    if y is not None and len(y) != items:
-        raise ValueError(f"there are {len(y)} labels for {items} items: give one for each")
-    return y
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"there are {len(y)} labels for {len(x)} items: give one for each")
+    return x, y
+
+
+def checked_labels(y: Tensor, network: Network, items: checks.Items, source: str) -> Tensor:
+    """Labels that the network can give.
+
+    Args:
+        y: the labels.
+        network: the network.
+        items: what they are of.
+        source: what they are called.
+
+    Returns:
+        ``(items,)`` int64 on the CPU.
+
+    Raises:
+        TypeError: for anything but integers.
+        ValueError: for a wrong shape, or a class that the network lacks.
+    """
+    try:
+        return as_labels(y, network, items).cpu()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the labels of {source} are none of the network's: {error}") from error
+
+
+def check_is_file(file: Path) -> None:
+    """Check that there is something to read.
+
+    Args:
+        file: what is to be read.
+
+    Raises:
+        RuntimeError: where it is a folder, or not there.
+    """
+    if not file.is_file():
+        reason = "it is a folder, name a file" if file.is_dir() else no_such_file(file)
+        raise RuntimeError(f"cannot read {file}: {reason}")
 
 
 def _check_apart(options: argparse.Namespace) -> None:
@@ -317,8 +354,24 @@ def _fitting(x: Tensor, model: nn.Module, source: str) -> Tensor:
     return x
 
 
-def _test_split(dataset: str) -> tuple[Tensor, Tensor | None]:
-    test = load(dataset).test
+def arrays_of(options: argparse.Namespace, dataset: str | None) -> tuple[Tensor, Tensor | None]:
+    """The items and labels that the words name.
+
+    Args:
+        options: what was typed.
+        dataset: whose test images are meant where no file is named.
+
+    Returns:
+        Items, and the labels or None.
+
+    Raises:
+        RuntimeError: for a file that cannot be read.
+        TypeError: for arrays of the wrong kind.
+        ValueError: for a file without items, or labels in two files.
+    """
+    if options.data is not None:
+        return read_arrays(options.data, options.labels)
+    test = load(str(dataset)).test
     return test.x, test.y
 
 
@@ -361,9 +414,7 @@ def read_arrays(data: Path, labels: Path | None = None) -> tuple[Tensor, Tensor 
 
 def _read_numpy(file: Path, name: str) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``, or the one of an ``.npy`` under a given name."""
-    if not file.is_file():
-        reason = "it is a folder, name a file" if file.is_dir() else no_such_file(file)
-        raise RuntimeError(f"cannot read {file}: {reason}")
+    check_is_file(file)
     try:
         read = np.load(file, allow_pickle=False)
         if isinstance(read, np.ndarray):
