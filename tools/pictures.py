@@ -42,6 +42,8 @@ def main() -> None:
         page.goto(f"{address}book/decision_boundaries.html")
         page.wait_for_load_state("networkidle")
         explorer = page.locator(".crc-explorer").first
+        # As wide as no column of a page is, so that the plot is no smaller than its panel.
+        explorer.evaluate("e => { document.body.replaceChildren(e); e.style.width = '58rem' }")
         explorer.get_by_role("button", name="exact").click()
         explorer.screenshot(path=ROOT / "book" / "explorer.png")
         plot = explorer.locator(".crc-plot > svg").screenshot()
