@@ -509,6 +509,114 @@ def test_exported_programs_are_read():
     torch.testing.assert_close(logits.float(), model(x))
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *(nn.Softplus(), nn.Softplus(3.0, 30.0), nn.Softsign(), nn.LogSigmoid(), nn.CELU(0.3)),
+        *(nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.ELU(), nn.Sigmoid(), nn.Tanh()),
+    ],
+)
+@pytest.mark.parametrize("batch", [None, 4])
+def test_decomposed_programs_are_read_as_the_model_itself(activation, batch):
+    x = 3 * torch.randn(4, *IMAGE, generator=torch.Generator().manual_seed(0)).double()
+    first, last = (nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), (nn.Flatten(), nn.Linear(72, 3))
+    more = nn.BatchNorm1d(3, affine=False, eps=0.1)
+    model = settled(nn.Sequential(*first, activation, *last, more).double())
+    sizes = None if batch else ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(model, (x,), dynamic_shapes=sizes).run_decompositions()
+    read, own = read_network(program, at=x), read_network(model, at=x)
+    torch.testing.assert_close(read.logits(x.flatten(1)), model(x), rtol=1e-12, atol=1e-12)
+    rows = [(layer.activation.name, layer.activation.settings) for layer in read.layers]
+    assert rows == [(layer.activation.name, layer.activation.settings) for layer in own.layers]
+
+
+def thresholded(threshold=20.0, scale=2.0, divisor=2.0, turned=False, other=torch.log1p):
+    """Softplus as torch's decompositions write it, or something like it."""
+
+    def forward(x, f):
+        z = f(x)
+        scaled = z * scale
+        curved = other(torch.exp(scaled)) / divisor
+        far = torch.gt(torch.tensor(threshold), scaled) if turned else scaled > threshold
+        return torch.where(far, z, curved)
+
+    return Ended(forward)
+
+
+class Ended(Valued):
+    """A linear layer after what someone wrote out."""
+
+    def __init__(self, look):
+        super().__init__(look)
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+def test_an_activation_that_is_written_out_is_known_by_its_parts():
+    read = read_network(thresholded())
+    assert read.layers[0].activation.settings == (("beta", 2.0), ("threshold", 20.0))
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    softsign = Ended(lambda x, f: f(x) / (1 + f(x).abs()))
+    with pytest.raises(ValueError, match="abs has corners"):  # of two layers, though the same
+        read_network(softsign)
+    once = Ended(lambda x, f: (lambda z: z / (1 + z.abs()))(f(x))).double()
+    network = read_network(once)
+    assert network.layers[0].activation.name == "softsign"
+    torch.testing.assert_close(network.logits(x.double()), once(x.double()))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (thresholded(divisor=3.0), "gt looks at values"),
+        (thresholded(turned=True), "gt looks at values"),
+        (thresholded(scale=torch.tensor([1.0, 2.0, 3.0])), "gt looks at values"),
+        (thresholded(other=torch.expm1), "gt looks at values"),
+        (thresholded(scale=-2.0, divisor=-2.0), "gt looks at values"),
+        (Ended(lambda x, f: torch.exp(f(x))), "exp is neither"),
+        (Ended(lambda x, f: torch.exp(f(x)).tanh()), "exp is neither"),
+        (Ended(lambda x, f: f(x) + f(x).abs()), "abs has corners"),
+        (Ended(lambda x, f: f(x).abs().relu()), "abs has corners"),
+        *(
+            (Ended(lambda x, f, made=made: made(f(x))), message)
+            for made, message in (
+                (lambda z: z / (2 + z.abs()), "abs has corners"),
+                (lambda z: (1 + z.abs()) / z, "abs has corners"),
+                (lambda z: z * (1 + z.abs()), "abs has corners"),
+                (lambda z: torch.where(z > 0, z, torch.expm1(z / 2)), "gt looks at values"),
+                (lambda z: torch.where(z > 1, z, torch.expm1(z / 2) * 2), "gt looks at values"),
+                (lambda z: torch.where(z > 0, torch.expm1(z / 2) * 2, z), "gt looks at values"),
+                (
+                    lambda z: (
+                        torch.minimum(torch.tensor(1.0), z) - torch.log1p(torch.exp(-z.abs()))
+                    ),
+                    "minimum has corners",
+                ),
+                (
+                    lambda z: (
+                        torch.log1p(torch.exp(-z.abs())) - torch.minimum(torch.tensor(0.0), z)
+                    ),
+                    "abs has corners",
+                ),
+            )
+        ),
+    ],
+)
+def test_what_only_looks_like_an_activation_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        read_network(model)
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_a_program_that_takes_statistics_from_the_batch_is_refused(track):
+    model = small(nn.BatchNorm1d(5, track_running_stats=track)).train(track)
+    program = torch.export.export(model, (torch.randn(4, 6),)).run_decompositions()
+    with pytest.raises(ValueError, match="batch_norm takes its statistics from the batch"):
+        read_network(program)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_programs_of_a_fixed_batch_are_read(batch):
     """As they are and as modules, for any number of inputs, whose shape they say themselves."""

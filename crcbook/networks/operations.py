@@ -40,7 +40,22 @@ class Head:
     value: Callable[[Tensor], Tensor]
 
 
-Step = Affine | Activation | Head
+@dataclass(frozen=True)
+class Piece:
+    """Part of an activation that someone wrote out, which is nothing by itself.
+
+    Attributes:
+        name: what torch calls it.
+        number: what it compares with; None for none.
+        reason: why it is refused where no activation is made of it.
+    """
+
+    name: str
+    number: float | None
+    reason: str
+
+
+Step = Affine | Activation | Head | Piece
 
 
 Reader = Callable[..., tuple[Step, ...]]
@@ -400,19 +415,13 @@ def _averaged(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Ste
 
 
 def _batch_norm(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
-    names = [
-        "input",
-        "running_mean",
-        "running_var",
-        "weight",
-        "bias",
-        "training",
-        "momentum",
-        "eps",
-    ]
-    if func is not functional.batch_norm:  # torch's own order
-        names[1:5] = "weight", "bias", "running_mean", "running_var"
-    given = _arguments(args, kwargs, *names)
+    statistics, affine = ["running_mean", "running_var"], ["weight", "bias"]
+    names = [*statistics, *affine] if func is functional.batch_norm else [*affine, *statistics]
+    if getattr(func, "_overloadname", "") == "no_stats":
+        names = affine
+    if not name_of(func).endswith("no_training"):
+        names = [*names, "training"]
+    given = _arguments(args, kwargs, "input", *names, "momentum", "eps")
     shape = (-1, *(1 for _ in x.shape[2:]))
     mean, variance, weight, bias = (
         None
@@ -472,6 +481,15 @@ def _elu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ..
 
 def _celu(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
     return (celu(float(_arguments(args, kwargs, "input", "alpha").get("alpha", 1.0))),)
+
+
+def _piece(func: Callable, x: Tensor, args: tuple, kwargs: dict) -> tuple[Step, ...]:
+    others = [value for value in (*args, *kwargs.values()) if value is not x]
+    turned = name_of(func) == "gt" and args[0] is not x
+    if turned or len(others) > 1 or (others and _constant(others[0], "a comparison").dim()):
+        raise Unreadable(refusal(func))
+    number = float(_constant(others[0], "a comparison")) if others else None
+    return (Piece(name_of(func), number, refusal(func)),)
 
 
 # Branches
@@ -602,6 +620,11 @@ _UNREAD = {
     *("hstack", "vstack", "gather", "take", "vmap", "addcmul", "addcdiv", "lerp"),
     *("masked_fill", "masked_fill_", "__setitem__", "index_put", "scatter", "tril", "triu"),
 }
+# Of decomposed programs: they give the statistics that they used as well.
+_WITH_STATISTICS = (
+    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+    "_native_batch_norm_legit_functional",
+)
 _NEW = set(_called("new_tensor", "new_full", "new_zeros", "new_ones"))
 _ALIKE = set(_called("to", "type_as"))
 _FILLED = set(_called("zeros_like", "ones_like", "full_like"))
@@ -631,7 +654,7 @@ for _reader, _names in {
     _beside: ("cat", "concat", "concatenate", "stack"),
     _averaged: (*(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_")),
                 "mean", "sum", "cumsum"),
-    _batch_norm: ("batch_norm",),
+    _batch_norm: ("batch_norm", *_WITH_STATISTICS),
     _dropped: ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
                "feature_alpha_dropout", "feature_dropout"),
     _softplus: ("softplus",),
@@ -639,6 +662,7 @@ for _reader, _names in {
     _elu: ("elu",),
     _celu: ("celu",),
     _softmax: ("softmax", "log_softmax"),
+    _piece: ("exp", "log1p", "expm1", "abs", "gt", "minimum"),
     _row(ACTIVATIONS["sigmoid"]): ("sigmoid", "expit"),
     _row(ACTIVATIONS["tanh"]): ("tanh",),
     _row(ACTIVATIONS["silu"]): ("silu",),
@@ -694,6 +718,18 @@ def takes_apart(func: Callable) -> bool:
         Whether it does.
     """
     return reader_of(func) is _split
+
+
+def gives_statistics(func: Callable) -> bool:
+    """Whether a function gives what its reader reads, and statistics after it.
+
+    Args:
+        func: the function.
+
+    Returns:
+        Whether it does.
+    """
+    return name_of(func) in _WITH_STATISTICS
 
 
 def multiplies(func: Callable) -> bool:

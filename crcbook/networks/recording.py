@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crcbook.activations import ACTIVATIONS, OTHER_ACTIVATIONS, Activation
+from crcbook.activations import Activation
 from crcbook.networks.affine import Affine
 from crcbook.networks.operations import (
     Head,
+    Piece,
     Step,
     Unreadable,
-    divided_by,
+    gives_statistics,
     join,
     makes_constant,
     may_be_view,
@@ -30,6 +31,7 @@ from crcbook.networks.operations import (
     takes_apart,
     works_in_place,
 )
+from crcbook.networks.written_out import written_out
 
 _BATCH, _OTHER_BATCH = 3, 5  # items that the recorded tensor holds, and a number to compare with
 
@@ -79,8 +81,13 @@ class Recorded(Tensor):
             try:
                 return cls._note(func, args, kwargs or {})
             except Exception as error:
-                for x in _recorded((args, (kwargs or {}).values())):
-                    x.refused.append(error)
+                inputs = list(_recorded((args, (kwargs or {}).values())))
+                # What a piece of no activation came to is not what is wrong.
+                reason = next(_unfinished(inputs), None)
+                for x in inputs:
+                    x.refused.append(reason or error)
+                if reason is not None:
+                    raise reason from error
                 raise
 
     @classmethod
@@ -104,9 +111,6 @@ class Recorded(Tensor):
             like = torch.empty(shape, dtype=inputs[0].dtype, device=inputs[0].device)
             args = tuple(like if one is inputs[0] else one for one in args)
             return func(*args, **{k: like if v is inputs[0] else v for k, v in kwargs.items()})
-        written_out = _activation_written_out(func, inputs)
-        if written_out:
-            return _extended(inputs[0], *written_out)
         if len(inputs) > 1:
             result = _joined(func, inputs, args, kwargs)
             if works_in_place(func, args, kwargs):
@@ -117,6 +121,8 @@ class Recorded(Tensor):
             return _about_shape(func, args, kwargs)
         steps = reader(func, inputs[0], args, kwargs)
         memory = inputs[0].memory if may_be_view(func) else None
+        if gives_statistics(func):
+            return _extended(inputs[0], *steps), None, None
         if takes_apart(func):
             return tuple(_extended(inputs[0], step, memory=memory) for step in steps)
         result = _extended(inputs[0], *steps, memory=memory)
@@ -210,7 +216,15 @@ def record(model: nn.Module, shape: Sequence[int], like: Tensor) -> Recorded:
     if not isinstance(result, Recorded):
         kind = type(result).__name__
         raise ValueError(f"the model must give one tensor of logits that depend on x; got {kind}")
+    for error in _unfinished([result]):
+        raise error
     return result
+
+
+def _unfinished(inputs: Iterable[Recorded]) -> Iterator[Unreadable]:
+    """Why tensors are refused that pieces lead to, of which no activation was made."""
+    steps = (step for x in inputs for step in x.steps)
+    return (Unreadable(step.reason) for step in steps if isinstance(step, Piece))
 
 
 def _recorded(arguments: Iterable) -> Iterator[Recorded]:
@@ -221,51 +235,31 @@ def _recorded(arguments: Iterable) -> Iterator[Recorded]:
             yield from _recorded(argument)
 
 
-def _activation_written_out(func: Callable, inputs: list[Recorded]) -> tuple[Step, ...]:
-    """The steps of an activation that someone wrote out as a product of two branches, or none.
-
-    The branch without it is put first.
-    """
-    if len(inputs) != 2 or name_of(func) != "mul":
-        return ()
-    inputs.sort(key=lambda x: len(x.steps))
-    plain, curved = (x.steps for x in inputs)
-    if not all(first is second for first, second in zip(plain, curved, strict=False)):
-        return ()
-    match curved[len(plain) :]:
-        case [Activation(name="sigmoid")]:
-            return (ACTIVATIONS["silu"],)
-        case [Affine(name="mul", facts=(scale,)) as scaled, Activation(name="sigmoid")]:
-            # z sigmoid(bz) is silu(bz) / b.
-            return (scaled, ACTIVATIONS["silu"], divided_by(scale)) if (scale != 0).all() else ()
-        case [Activation(name="softplus", settings=settings), Activation(name="tanh")]:
-            usual = settings == ACTIVATIONS["softplus"].settings
-            return (OTHER_ACTIVATIONS["mish"],) if usual else ()
-    return ()
-
-
 def _joined(func: Callable, inputs: list[Recorded], args: tuple, kwargs: dict) -> Recorded:
     """What a function makes of several branches, from where they part."""
-    if multiplies(func):
-        raise Unreadable(
-            f"{name_of(func)} multiplies what depends on the input by what depends on it (as a "
-            "gate does): that is neither an affine map nor an activation"
-        )
     same = 0
     for steps in zip(*(x.steps for x in inputs), strict=False):
         if any(step is not steps[0] for step in steps):
             break
         same += 1
-    branches: list[list[Affine | Activation]] = [[] for _ in inputs]
-    for x, branch in zip(inputs, branches, strict=True):
-        for step in x.steps[same:]:
-            if isinstance(step, Head):
-                raise Unreadable(f"{name_of(func)} follows {step.name}, which must be the last")
-            branch.append(step)
     common = inputs[0].steps[:same]
     x = Recorded((len(inputs[0]), *inputs[0].start), inputs[0].dtype, inputs[0].device,
                  refused=inputs[0].refused)  # fmt: skip
     x = _extended(x, *common)
+    in_order = not kwargs and len(args) == len(inputs)
+    if in_order and (one := written_out(name_of(func), [y.steps[same:] for y in inputs])):
+        return _extended(x, *one)
+    if multiplies(func):
+        raise Unreadable(
+            f"{name_of(func)} multiplies what depends on the input by what depends on it (as a "
+            "gate does): that is neither an affine map nor an activation"
+        )
+    branches: list[list[Affine | Activation]] = [[] for _ in inputs]
+    for y, branch in zip(inputs, branches, strict=True):
+        for step in y.steps[same:]:
+            if isinstance(step, Head | Piece):
+                raise Unreadable(f"{name_of(func)} follows {step.name}, which must be the last")
+            branch.append(step)
     return _extended(x, *join(func, inputs, branches, tuple(x.shape[1:]), args, kwargs))
 
 
