@@ -195,12 +195,10 @@ def test_the_spectrums_slider_moves_the_point(unit_model):
 
 
 def test_the_live_guess_breaks_a_claim_until_its_solver_has_converged():
-    _, steps, text, picture = live_guess().children
-    before = picture.value
+    _, steps, text = live_guess().children
     assert ": broken" in text.value
     steps.value = 30
-    assert ": not broken" in text.value and picture.value != before
-    assert plt.get_fignums() == []
+    assert ": not broken" in text.value
 
 
 BOX = (torch.tensor([-1.0, -0.5]), torch.tensor([2.0, 0.5]))

@@ -15,7 +15,6 @@ from crcbook.activations import ACTIVATIONS
 from crcbook.attacks import attack
 from crcbook.book.demos import (
     DualPoint,
-    Guess,
     Spectrum,
     certified_regions,
     dual_at,
@@ -322,38 +321,16 @@ def live_guess() -> ipywidgets.VBox:
     eta = ipywidgets.FloatSlider(0.54, min=0.02, max=0.98, step=0.02, description="η")
     steps = ipywidgets.IntSlider(0, min=0, max=30, description="steps")
 
-    def draw(eta: float, steps: int) -> tuple[str, str]:
+    def draw(eta: float, steps: int) -> tuple[str]:
         guess = radii_of_a_guess(eta, steps)
         boundary = np.log(np.e**2 - 1) / 2
         verdict = "broken" if guess.claimed > boundary else "not broken"
-        text = (
+        return (
             f"Claimed radius {guess.claimed:.4f}: {verdict} (the boundary is at {boundary:.4f}). "
-            f"Proved radius {np.floor(guess.proved * 1e4) / 1e4:.4f}."
+            f"Proved radius {np.floor(guess.proved * 1e4) / 1e4:.4f}.",
         )
-        return text, _guess_picture(guess, boundary, text)
 
     return _live([eta, steps], draw)
-
-
-def _guess_picture(guess: Guess, boundary: float, alt: str) -> str:
-    figure, axes = plt.subplots(figsize=(5.6, 3.4))
-    x = np.linspace(-0.3, 1.7, 101)
-    step = x - guess.point
-    below = guess.value + guess.slope * step + (1 - guess.eta) / 2 * step**2
-    axes.plot(x, x**2 / 2 + guess.eta * (2 - np.logaddexp(0, 2 * x)), label="φ")
-    axes.plot(x, below, ":", label="a parabola below it")
-    axes.plot(guess.point, guess.value, "o", color=PALETTE[3], label="where the solver stands")
-    axes.axvline(boundary, color=plt.rcParams["text.color"], linestyle="--", label="the boundary")
-    low = min(0.0, below.min())
-    for name, radius, place, colour in (
-        ("claimed", guess.claimed, low - 0.1, PALETTE[4]),
-        ("proved", guess.proved, low - 0.2, PALETTE[2]),
-    ):
-        axes.plot([0, radius], [place, place], color=colour, linewidth=6, label=name)
-    axes.set(xlabel="x", xlim=(-0.3, 1.7))
-    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
-    plt.close(figure)
-    return svg(figure, alt)
 
 
 def live_regions(
