@@ -67,7 +67,7 @@ def certify(
             ones of the first layer (:mod:`crcbook.proof.parabolas`), slower; or ``"best"`` of all:
             the dual where it can win, Lipschitz and CROWN where the radius is below 0.8 of the
             distance of the nearest adversarial point found, parabolas where it is then below 0.9
-            of it, if there is one hidden layer, or with local curvature.
+            of it, if there is one hidden layer of moderate width, or several and local curvature.
         deployed: None for the network in real arithmetic; ``"float32"`` for the program that torch
             runs, whatever the order of its sums: no float32 input closer than the radius is
             classified differently by it (:mod:`crcbook.deployed`). For models that apply Linear

@@ -26,6 +26,9 @@ from crcbook.stages.single import Single
 _REFINE_STEPS = 8  # of a search in float32 that goes on from one in few directions
 _WORTH_A_SEARCH = 0.1  # of a radius: what a search must promise to go before the rivals
 _CLOSER = 0.9  # of an adversary's distance: as CLOSE, for what costs more and proves more
+# Classes times units times the order of a matrix. At 4e5 an image took five times what it does
+# without parabolas, at 6.5e6 thirty-five times.
+_CHEAP = 1e6
 _RAISED = 1e-3  # of a radius: what a rival must raise it by to be asked for more
 
 
@@ -78,11 +81,14 @@ class Plan:
     def dear(self) -> list[Stage]:
         """What is tried where all that leaves much open, too: quadratic relaxations.
 
-        With one hidden layer a search for them costs a few times what the rest does; with more of
-        them, where it costs tens of times as much, it is asked along with curvature in balls.
+        With one hidden layer, which is neither wide nor followed by many classes, a search for them
+        costs a few times what the rest does. With more layers, where it costs tens of times as
+        much, it is asked along with curvature in balls.
         """
         layers = self.prover.network.layers
-        cheap = len(layers) == 2 and min(layers[0].weight.shape) <= LARGEST
+        shape = layers[0].weight.shape
+        work = self.prover.network.classes * shape[0] * min(shape)
+        cheap = len(layers) == 2 and min(shape) <= LARGEST and work <= _CHEAP
         asked = self.method == "best" and (cheap or (self.local and len(layers) > 2))
         return [Parabolas(self.prover)] if asked else []
 
