@@ -16,7 +16,7 @@ from crcbook.proof import parabolas as module
 from crcbook.proof.lines import Search, crown_margin, crown_radius
 from crcbook.proof.parabolas import BentBalls, UnitParabolas, Units
 from crcbook.proof.prover import Entries, Prover
-from crcbook.stages.parabola_search import _Guess, good_parabolas
+from crcbook.stages.parabola_search import _Functions, good_parabolas
 from crcbook.stages.parabolas import Parabolas
 
 BENT = partial(BentBalls.of, guess=good_parabolas)
@@ -68,7 +68,7 @@ def test_the_chosen_parabolas_touch(name):
     own = torch.randn(5, 8, generator=generator, dtype=torch.float64)
     u = torch.randn(5, 3, generator=generator, dtype=torch.float64) * 0.3
     z = (units.middle + u @ units.factor.mT).clamp(units.low, units.high)
-    bend, away = _Guess(units, own[:, 0], own)._secants(z), z - units.middle
+    bend, away = _Functions(units, own[:, 0], own)._secants(z), z - units.middle
     tilt = own * units.row.slope(z)
     parabolas = UnitParabolas(bend, tilt + bend * away, own.new_zeros(5))
     at_point = own * units.row.value(z) - tilt * away - bend / 2 * away.square()

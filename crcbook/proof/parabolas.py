@@ -106,12 +106,15 @@ class BentBalls(Balls):
         self, rows: Tensor, offset: Tensor, ball: int, functions: Tensor, goal: float
     ) -> Tensor:
         """``(functions,)`` lower bounds of ``(1, functions, width)`` functions in one ball."""
-        found, units = torch.full_like(offset[0], -torch.inf), Units.of(self, ball)
-        if self.guess is None or not units.few:
+        found = torch.full_like(offset[0], -torch.inf)
+        if self.guess is None:
+            return found
+        units = Units.of(self, ball)
+        if not units.few:
             return found
         rows, offset = self.to_first(rows, offset, slice(ball, ball + 1))
         for part in torch.arange(len(functions)).split(units.chunk):
-            constant, own = units.share(rows[0, part], offset[0, part])
+            constant, own = units.split(rows[0, part], offset[0, part])
             parabolas = self.guess(units, constant, own, functions[part], goal)
             proved = constant + parabolas.lowest(units, own)
             proved = proved - 8 * UNIT * (constant.abs() + proved.abs())
@@ -175,7 +178,7 @@ class Units:
         height, width = self.factor.shape
         return max(1, _CHUNK_VALUES // (max(height * 32, width * width) + 1))
 
-    def share(self, rows: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, rows: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Split linear functions of the activations between the units.
 
         Args:
@@ -186,7 +189,8 @@ class Units:
             ``(functions,)`` lower bounds of the offset and of the units that do not move, and
             ``(functions, moving)`` the rows of the others.
         """
-        # Of the others, and of nothing else: the worst values.
+        # The units that do not move take their worst values. With zeros for the others, and not
+        # by a difference, nothing of these is rounded off.
         still = rows.index_fill(1, self.moving, 0.0)
         lowest, highest = self.ends
         rest = still.clamp(min=0) @ lowest + still.clamp(max=0) @ highest
@@ -208,23 +212,6 @@ class UnitParabolas:
     bend: Tensor
     slope: Tensor
     multiplier: Tensor
-
-    def where(self, chosen: Tensor, others: "UnitParabolas") -> "UnitParabolas":
-        """Others where they are chosen, these elsewhere."""
-        return UnitParabolas(
-            torch.where(chosen[:, None], others.bend, self.bend),
-            torch.where(chosen[:, None], others.slope, self.slope),
-            torch.where(chosen, others.multiplier, self.multiplier),
-        )
-
-    def take(self, functions: Tensor) -> "UnitParabolas":
-        """Those of some functions."""
-        return UnitParabolas(*(column[functions] for column in vars(self).values()))
-
-    def put(self, functions: Tensor, others: "UnitParabolas") -> "UnitParabolas":
-        """Others for some functions, these for the rest."""
-        columns = zip(vars(self).values(), vars(others).values(), strict=True)
-        return UnitParabolas(*(whole.index_copy(0, functions, part) for whole, part in columns))
 
     def offsets(self, units: Units, own: Tensor) -> Tensor:
         r""":math:`\beta`, rounded down, ``(functions, moving)``."""

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from crcbook.certificate.question import Question
-from crcbook.proof.lines import Balls, Search, crown_margin, crown_radius
+from crcbook.proof.lines import Balls, Kind, Search, crown_margin, crown_radius
 from crcbook.proof.prover import Entries, Prover
 
 
@@ -36,10 +36,15 @@ class Crown:
             ``(entries,)`` bounds, and no displacements.
         """
         margins = self.prover, entries.x, entries.label, entries.target
-        search = self._how(entries)
-        in_balls = partial(crown_margin, *margins, kind=search.kind)
-        return question.ask(entries, in_balls, partial(crown_radius, *margins, search=search)), None
+        in_balls = partial(crown_margin, *margins, kind=self._kind)
+        return question.ask(entries, in_balls, partial(self._radii, entries)), None
 
-    def _how(self, entries: Entries) -> Search:
-        """By what the balls are bounded, and how their radii are looked for."""
-        return Search(Balls.of, smallest=True)
+    @property
+    def _kind(self) -> Kind:
+        """By what the balls are bounded."""
+        return Balls.of
+
+    def _radii(self, entries: Entries, limit: Tensor) -> Tensor:
+        """``(entries,)`` radii, which beyond their limits are good enough."""
+        search = Search(smallest=True)
+        return crown_radius(self.prover, entries.x, entries.label, entries.target, limit, search)

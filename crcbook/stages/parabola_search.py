@@ -32,7 +32,7 @@ _IN_THE_WAY = 1.3  # times the smallest root: which other functions might have i
 
 
 @dataclass(frozen=True)
-class Effort:
+class _Effort:
     """How long to look for parabolas: rounds of secants, then steps of ascent.
 
     The steps of one ascent decompose matrices of so many entries at most, all together.
@@ -43,7 +43,7 @@ class Effort:
     entries: float = torch.inf
 
 
-_INSIDE, _AT_THE_END, _MOVING = Effort(2, 8, 2**20), Effort(5, 40), Effort(4, 25)
+_INSIDE, _AT_THE_END, _MOVING = _Effort(2, 8, 2**20), _Effort(5, 40), _Effort(4, 25)
 
 
 def good_parabolas(
@@ -63,17 +63,17 @@ def good_parabolas(
         The parabolas.
     """
     effort = _INSIDE if goal == torch.inf else _AT_THE_END
-    guess = _Guess(units, constant, own)
-    found, best = guess.by_secants(effort.rounds)
+    found, best = _Functions(units, constant, own).by_secants(effort.rounds)
     slack = 1e-6 * own.abs() @ torch.maximum(*(end.abs() for end in units.ends))[units.moving]
     short = (constant + best <= goal + slack).nonzero().squeeze(1)
-    steps = int(
-        min(effort.steps, effort.entries // max(1, len(short) * units.factor.shape[1] ** 2))
-    )
-    if not steps or not len(short):
+    if not len(short):
         return found
-    better, _ = _Guess(units, constant[short], own[short]).ascended(found.take(short), steps)
-    return found.put(short, better)
+    entries = len(short) * units.factor.shape[1] ** 2
+    steps = int(min(effort.steps, effort.entries // entries))
+    if not steps:
+        return found
+    better, _ = _Functions(units, constant[short], own[short]).ascended(_take(found, short), steps)
+    return _put(found, short, better)
 
 
 def largest_ball(
@@ -88,17 +88,38 @@ def largest_ball(
         share: of its radius, where to begin.
 
     Returns:
-        Parabolas, and the share of the radius at which all of them are about to vanish.
+        Parabolas, and the share of the radius at which the first of their bounds seems to vanish,
+        which may lie outside of the ball; 0 where nothing was found.
     """
-    start, _ = _Guess(_at(units, share), constant, own).by_secants(_MOVING.rounds)
-    found, roots = _Guess(units, constant, own).ascended(start, 1, share)
+    start, _ = _Functions(_at(units, share), constant, own).by_secants(_MOVING.rounds)
+    found, roots = _Functions(units, constant, own).ascended(start, 1, share)
     roots = roots.nan_to_num(nan=0.0)  # something overflowed
     short = (roots < _IN_THE_WAY * roots.min()).nonzero().squeeze(1)
     if not len(short):
         return found, 0.0
-    few = _Guess(units, constant[short], own[short])
-    better, roots[short] = few.ascended(found.take(short), _MOVING.steps, share)
-    return found.put(short, better), float(roots.nan_to_num(nan=0.0).min())
+    few = _Functions(units, constant[short], own[short])
+    better, roots[short] = few.ascended(_take(found, short), _MOVING.steps, share)
+    return _put(found, short, better), float(roots.nan_to_num(nan=0.0).min())
+
+
+def _where(chosen: Tensor, ones: UnitParabolas, others: UnitParabolas) -> UnitParabolas:
+    """The ones for the chosen functions, the others elsewhere."""
+    return UnitParabolas(
+        torch.where(chosen[:, None], ones.bend, others.bend),
+        torch.where(chosen[:, None], ones.slope, others.slope),
+        torch.where(chosen, ones.multiplier, others.multiplier),
+    )
+
+
+def _take(found: UnitParabolas, functions: Tensor) -> UnitParabolas:
+    """Those of some functions."""
+    return UnitParabolas(*(column[functions] for column in vars(found).values()))
+
+
+def _put(found: UnitParabolas, functions: Tensor, others: UnitParabolas) -> UnitParabolas:
+    """Others for some functions, those found for the rest."""
+    columns = zip(vars(found).values(), vars(others).values(), strict=True)
+    return UnitParabolas(*(whole.index_copy(0, functions, part) for whole, part in columns))
 
 
 def _at(units: Units, share: float) -> Units:
@@ -109,8 +130,8 @@ def _at(units: Units, share: float) -> Units:
 
 
 @dataclass(frozen=True)
-class _Guess:
-    """Parabolas below linear functions of some units.
+class _Functions:
+    """Linear functions of some units, and the search for parabolas below them.
 
     Attributes:
         units: the units.
@@ -135,11 +156,11 @@ class _Guess:
             z = (middle + u @ matrix.T).clamp(self.units.low, self.units.high)
             bend, away, tilt = self._secants(z), z - middle, own * row.slope(z)
             slope = tilt + bend * away
-            constant = (own * row.value(z) - tilt * away - bend * away.square() / 2).sum(1)
+            touching = (own * row.value(z) - tilt * away - bend * away.square() / 2).sum(1)
             least, multiplier, lowest = _trust_region(self.units, bend, slope)
-            better = constant + least > best
-            best = torch.where(better, constant + least, best)
-            found = found.where(better, UnitParabolas(bend, slope, multiplier))
+            better = touching + least > best
+            best = torch.where(better, touching + least, best)
+            found = _where(better, UnitParabolas(bend, slope, multiplier), found)
             u = lowest if number % 2 == 0 else (u + lowest) / 2
         return found, best
 
@@ -182,7 +203,7 @@ class _Guess:
                 value = (share * (1 + value / fall.clamp(min=TINY))).clamp(0, 2 * share)
             better = value > best
             best = torch.where(better, value, best)
-            found = found.where(better, UnitParabolas(bend, slope, multiplier))
+            found = _where(better, UnitParabolas(bend, slope, multiplier), found)
             if moves:
                 pace = 0.5 * (float(value.min()) / share - 1)
                 share = min(share * (1 + min(max(pace, -_FASTEST), _FASTEST)), 1.0)

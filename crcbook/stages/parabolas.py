@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from crcbook.certificate.question import Question
-from crcbook.proof.lines import Search, crown_margin, crown_radius
+from crcbook.proof.lines import Kind, Search, crown_margin, crown_radius
 from crcbook.proof.parabolas import BentBalls, Guess, UnitParabolas, Units
-from crcbook.proof.prover import Entries, Prover
+from crcbook.proof.prover import Entries
+from crcbook.stages.lines import Crown
 from crcbook.stages.parabola_search import good_parabolas, largest_ball
 
 _TOLERANCE = 1e-2  # of a radius: each trial bounds every layer anew
@@ -19,7 +19,7 @@ _SHARES = (0.998, 0.99, 0.97, 0.9)  # of a radius that parabolas are likely to p
 
 
 @dataclass(frozen=True)
-class Parabolas:
+class Parabolas(Crown):
     """A stage of quadratic relaxations, which goes on from the radii that are proved.
 
     With one hidden layer the functions of the units are the margins themselves, in every ball the
@@ -31,35 +31,23 @@ class Parabolas:
         box: whether the adversary is confined to the table's box; the parabolas know of none.
     """
 
-    prover: Prover
-    box: bool = False
     method: str = "parabolas"
 
-    def __call__(self, question: Question, entries: Entries) -> tuple[Tensor, None]:
-        """Bounds of some entries.
+    @property
+    def _kind(self) -> Kind:
+        return partial(BentBalls.of, guess=good_parabolas)
 
-        Args:
-            question: what they are bounds of.
-            entries: the margins.
-
-        Returns:
-            ``(entries,)`` bounds, and no displacements.
-        """
-        margins = self.prover, entries.x, entries.label, entries.target
-        kind = partial(BentBalls.of, guess=good_parabolas)
-        search = Search(kind, True, _TOLERANCE, entries.bound)
-        radius = partial(crown_radius, *margins, search=search)
+    def _radii(self, entries: Entries, limit: Tensor) -> Tensor:
         if len(self.prover.network.layers) == 2:
-            radius = partial(self._in_one_ascent, entries)
-        return question.ask(entries, partial(crown_margin, *margins, kind=kind), radius), None
+            return self._in_one_ascent(entries, limit)
+        search = Search(self._kind, True, _TOLERANCE, entries.bound)
+        return crown_radius(self.prover, entries.x, entries.label, entries.target, limit, search)
 
     def _in_one_ascent(self, entries: Entries, limit: Tensor) -> Tensor:
         """``(entries,)`` radii, the same for all entries of an image that are raised."""
         found, rows = entries.bound.clone(), (entries.bound <= 0).nonzero().squeeze(1)
-        if len(rows):  # nothing to go on from
-            few = entries.take(rows)
-            pairs = self.prover, few.x, few.label, few.target
-            found[rows] = crown_radius(*pairs, limit[rows], Search(smallest=True))
+        if len(rows):  # nothing to go on from but lines
+            found[rows] = super()._radii(entries.take(rows), limit[rows])
         for image in entries.image.unique():
             rows = (entries.image == image).nonzero().squeeze(1)
             known, enough = found[rows].min(), limit[rows].min()
@@ -71,7 +59,7 @@ class Parabolas:
     def _of_one_image(self, entries: Entries, known: float, enough: float) -> float:
         """A radius at which every margin is proved, if one is found beyond the one known."""
         for _ in range(_SEARCHES):
-            search, outer = _Search(), _LARGER * known
+            search, outer = _OneAscent(), _LARGER * known
             if not self._proved(entries, outer, search.begin):
                 radii = (share * search.share * outer for share in _SHARES)
                 larger = (radius for radius in radii if radius > known)
@@ -88,7 +76,7 @@ class Parabolas:
         return bool((crown_margin(*margins, radius, kind) > 0).all())
 
 
-class _Search:
+class _OneAscent:
     """One ascent over balls, and the parabolas that it ended with.
 
     Attributes:
