@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 
 from crcbook.experiments import load_records
-from crcbook.experiments.controls import ACCURACIES, CONTROLS, by_gamma, comparisons, spread
+from crcbook.experiments.controls import (
+    ACCURACIES,
+    CONTROLS,
+    by_gamma,
+    comparisons,
+    spread,
+    with_deviation,
+)
 
 RECORDS = Path(__file__).parents[1] / "book" / "results"
 
@@ -24,10 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     groups = by_gamma(load_records(options.results), options.prefix)
     print(f"{'gamma':>7}{'seeds':>7}" + "".join(f"{name:>16}" for name in ACCURACIES))
     for gamma, rows in groups.items():
-        cells = (
-            f"{mean:.2f}" if deviation is None else f"{mean:.2f} +- {deviation:.2f}"
-            for mean, deviation in spread(rows).values()
-        )
+        cells = (with_deviation(*both, sign="+-") for both in spread(rows).values())
         print(f"{gamma:7g}{len(rows):7}" + "".join(f"{cell:>16}" for cell in cells))
     for low, high, seed, found in comparisons(groups):
         print(f"seed {seed}: certified at gamma {low:g} alone {found.first}, at {high:g} alone "

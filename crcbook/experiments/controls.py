@@ -48,6 +48,20 @@ def spread(rows: list[dict]) -> dict[str, tuple[float, float | None]]:
     return found
 
 
+def with_deviation(mean: float, deviation: float | None, sign: str = "±") -> str:
+    """A mean and its standard deviation in words of a table.
+
+    Args:
+        mean: in per cent.
+        deviation: of it; None where there is none.
+        sign: what stands between the two.
+
+    Returns:
+        The text.
+    """
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} {sign} {deviation:.2f}"
+
+
 def comparisons(groups: dict[float, list[dict]]) -> list[tuple[float, float, int, Paired]]:
     """Each two gammas at each seed that both have: the certified images of one against the other's.
 
