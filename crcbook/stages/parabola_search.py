@@ -35,15 +35,26 @@ _IN_THE_WAY = 1.3  # times the smallest root: which other functions might have i
 class _Effort:
     """How long to look for parabolas: rounds of secants, then steps of ascent.
 
-    The steps of one ascent decompose matrices of so many entries at most, all together.
+    Attributes:
+        rounds: of secants.
+        least: the number of steps, whatever they cost.
+        most: the number of steps where they are cheap.
+        entries: of the matrices that cheap steps decompose, all together.
     """
 
     rounds: int
-    steps: int
-    entries: float = torch.inf
+    least: int
+    most: int
+    entries: float
+
+    def steps(self, units: Units, functions: Tensor) -> int:
+        """How many steps to take for some functions of the units."""
+        cheap = self.entries // (len(functions) * units.factor.shape[1] ** 2)
+        return int(min(max(cheap, self.least), self.most))
 
 
-_INSIDE, _AT_THE_END, _MOVING = _Effort(2, 8, 2**20), _Effort(5, 40), _Effort(4, 25)
+_INSIDE, _AT_THE_END = _Effort(2, 0, 8, 2**20), _Effort(5, 40, 100, 2**21)
+_MOVING = _Effort(4, 25, 100, 2**21)
 
 
 def good_parabolas(
@@ -68,8 +79,7 @@ def good_parabolas(
     short = (constant + best <= goal + slack).nonzero().squeeze(1)
     if not len(short):
         return found
-    entries = len(short) * units.factor.shape[1] ** 2
-    steps = int(min(effort.steps, effort.entries // entries))
+    steps = effort.steps(units, short)
     if not steps:
         return found
     better, _ = _Functions(units, constant[short], own[short]).ascended(_take(found, short), steps)
@@ -98,7 +108,7 @@ def largest_ball(
     if not len(short):
         return found, 0.0
     few = _Functions(units, constant[short], own[short])
-    better, roots[short] = few.ascended(_take(found, short), _MOVING.steps, share)
+    better, roots[short] = few.ascended(_take(found, short), _MOVING.steps(units, short), share)
     return _put(found, short, better), float(roots.nan_to_num(nan=0.0).min())
 
 
@@ -211,7 +221,7 @@ class _Functions:
             w = u @ units.factor.mT
             rise = (weight * away.square()).sum(0) - w.square(), 2 * (w - (weight * away).sum(0))
             half = (units.high - units.low) / 2 + TINY_NORM
-            scale = torch.stack([size / half.square(), size / half])
+            scale = torch.stack([size / half.square(), size / half / 2])
             rises = torch.stack(rise) / 2 * scale
             mean, square = (
                 memory * past + (1 - memory) * new
