@@ -54,7 +54,7 @@ class _Effort:
 
 
 _INSIDE, _AT_THE_END = _Effort(2, 0, 8, 2**20), _Effort(5, 40, 100, 2**21)
-_MOVING = _Effort(4, 25, 100, 2**21)
+_MOVING = _Effort(4, 25, 60, 2**21)
 
 
 def good_parabolas(
